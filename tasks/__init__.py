@@ -1,0 +1,1 @@
+"""Simulation binaries and the tasks that they run."""

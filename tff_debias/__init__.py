@@ -1,0 +1,1 @@
+"""Debiased personalized federated training in TensorFlow Federated."""
