@@ -1,0 +1,109 @@
+"""The interface of a personalization, and what several of them share."""
+
+import abc
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from tff_debias import models
+
+
+class Result(NamedTuple):
+  """The outcome of a personalized model on a batch.
+
+  Attributes:
+    loss: A scalar, the mean over the examples that count; 0 where none does.
+    labels: The labels of the examples that count.
+    predictions: Their predictions, as the metrics take them.
+  """
+
+  loss: tf.Tensor
+  labels: Any
+  predictions: Any
+
+  @property
+  def num_examples(self) -> tf.Tensor:
+    """The number of examples that count, a float32 scalar."""
+    return tf.cast(tf.shape(tf.nest.flatten(self.labels)[0])[0], tf.float32)
+
+
+class Personalization(abc.ABC):
+  """A personalization T_i, in training and in the personalized test.
+
+  The methods are pure functions of tensors. An implementation is a frozen
+  dataclass of its hyperparameters, in a file of its own.
+  """
+
+  #: Consecutive batches that one local step takes: 1, or 2 for support and
+  #: query.
+  batches_per_step: int = 2
+
+  def check_model(self, model: models.Model) -> None:  # noqa: B027
+    """Raises a `ValueError` if `model` cannot be personalized this way."""
+
+  @abc.abstractmethod
+  def meta_loss(
+    self,
+    model: models.Model,
+    weights: models.ModelWeights,
+    batches: tuple[Any, ...],
+    weight_decay: tf.Tensor,
+  ) -> Result:
+    """The meta-loss f_i(w) = L(T_i(w)) of one local step.
+
+    Args:
+      model: The model.
+      weights: The weights w of this step.
+      batches: `batches_per_step` batches.
+      weight_decay: The weight decay wd, a float32 scalar.
+
+    Returns:
+      The result on the query batch. Its loss is differentiable in `weights`.
+    """
+
+  @abc.abstractmethod
+  def personalize(
+    self,
+    model: models.Model,
+    weights: models.ModelWeights,
+    dataset: tf.data.Dataset,
+    max_grad_norm: float,
+  ) -> Any:
+    """The personalized test, first part: T_i(w) from all of the local data.
+
+    Args:
+      model: The model.
+      weights: The meta-model w.
+      dataset: The device's training data in batches, each example once.
+      max_grad_norm: The bound on the norm of a gradient.
+
+    Returns:
+      A structure of tensors that `evaluate` takes.
+    """
+
+  @abc.abstractmethod
+  def evaluate(
+    self, model: models.Model, personalized: Any, batch: Any
+  ) -> Result:
+    """The personalized test, second part: the result on a batch of test data.
+
+    Args:
+      model: The model.
+      personalized: What `personalize` returned.
+      batch: A batch.
+
+    Returns:
+      The result.
+    """
+
+
+def supervised_result(
+  model: models.Model,
+  weights: models.ModelWeights,
+  batch: Any,
+  training: bool,
+) -> Result:
+  """The result L(w; batch) of the model's own loss and predictions."""
+  x, labels = models.split_batch(batch)
+  predictions = model.apply(weights, x, training).predictions
+  return Result(model.loss(labels, predictions), labels, predictions)

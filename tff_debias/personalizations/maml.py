@@ -1,0 +1,106 @@
+"""MAML: the device takes some steps of gradient descent on its support data."""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from tff_debias import models
+from tff_debias.personalizations import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Maml(base.Personalization):
+  """u_0 = w; u_{j+1} = u_j - a (∇L(u_j; A) + wd u_j); f(w) = L(u_s; B).
+
+  Attributes:
+    num_steps: The number of steps s.
+    learning_rate: The size a of a step.
+    first_order: Whether ∇L(u_j; A) is treated as a constant (first-order MAML)
+      and the second derivatives are left out. By default they are exact.
+
+  Raises:
+    ValueError: If `num_steps` is not a positive integer or `learning_rate` not
+      a positive finite number.
+  """
+
+  num_steps: int = 5
+  learning_rate: float = 0.01
+  first_order: bool = False
+
+  def __post_init__(self):
+    if self.num_steps != int(self.num_steps) or self.num_steps < 1:
+      raise ValueError(
+        "The number of MAML steps must be a positive integer, got"
+        f" {self.num_steps!r}."
+      )
+    if not 0 < self.learning_rate < math.inf:
+      raise ValueError(
+        "The MAML learning rate must be positive and finite, got"
+        f" {self.learning_rate!r}."
+      )
+
+  def meta_loss(self, model, weights, batches, weight_decay):
+    """See base class."""
+    support, query = batches
+    adapted = weights.trainable
+    for _ in range(self.num_steps):
+      with tf.GradientTape() as tape:
+        tape.watch(adapted)
+        loss = base.supervised_result(
+          model,
+          models.ModelWeights(adapted, weights.non_trainable),
+          support,
+          training=True,
+        ).loss
+      gradients = tape.gradient(loss, adapted, unconnected_gradients="zero")
+      if self.first_order:
+        gradients = tf.nest.map_structure(tf.stop_gradient, gradients)
+      adapted = tuple(
+        u - self.learning_rate * (g + weight_decay * u)
+        for u, g in zip(adapted, gradients, strict=True)
+      )
+    adapted = models.ModelWeights(adapted, weights.non_trainable)
+    return base.supervised_result(model, adapted, query, training=True)
+
+  def personalize(self, model, weights, dataset, max_grad_norm):
+    """See base class: full-batch steps, clipped, without weight decay."""
+    adapted = weights.trainable
+    for _ in range(self.num_steps):
+      gradients = _full_batch_gradient(
+        model, models.ModelWeights(adapted, weights.non_trainable), dataset
+      )
+      gradients, _ = tf.clip_by_global_norm(gradients, max_grad_norm)
+      adapted = tuple(
+        u - self.learning_rate * g
+        for u, g in zip(adapted, gradients, strict=True)
+      )
+    return models.ModelWeights(adapted, weights.non_trainable)
+
+  def evaluate(self, model, personalized, batch):
+    """See base class."""
+    return base.supervised_result(model, personalized, batch, training=False)
+
+
+def _full_batch_gradient(
+  model: models.Model,
+  weights: models.ModelWeights,
+  dataset: tf.data.Dataset,
+) -> tuple[tf.Tensor, ...]:
+  """The gradient of the mean loss over all examples, a batch at a time."""
+
+  def add_batch(state, batch):
+    total, num_examples = state
+    with tf.GradientTape() as tape:
+      tape.watch(weights.trainable)
+      result = base.supervised_result(model, weights, batch, training=True)
+      loss = result.loss * result.num_examples
+    gradients = tape.gradient(
+      loss, weights.trainable, unconnected_gradients="zero"
+    )
+    total = tuple(t + g for t, g in zip(total, gradients, strict=True))
+    return total, num_examples + result.num_examples
+
+  zeros = tuple(tf.zeros_like(w) for w in weights.trainable)
+  total, num_examples = dataset.reduce((zeros, 0.0), add_batch)
+  return tuple(tf.math.divide_no_nan(t, num_examples) for t in total)

@@ -1,0 +1,26 @@
+"""No personalization: the device uses the meta-model as it is."""
+
+import dataclasses
+
+from tff_debias.personalizations import base
+
+
+@dataclasses.dataclass(frozen=True)
+class NoPersonalization(base.Personalization):
+  """T_i(w) = w, so that f_i(w) = L(w; A)."""
+
+  batches_per_step = 1
+
+  def meta_loss(self, model, weights, batches, weight_decay):
+    """See base class."""
+    del weight_decay
+    return base.supervised_result(model, weights, batches[0], training=True)
+
+  def personalize(self, model, weights, dataset, max_grad_norm):
+    """See base class."""
+    del model, dataset, max_grad_norm
+    return weights
+
+  def evaluate(self, model, personalized, batch):
+    """See base class."""
+    return base.supervised_result(model, personalized, batch, training=False)

@@ -1,0 +1,143 @@
+"""Proto: the device classifies by the nearest mean feature of its classes."""
+
+import dataclasses
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tff_debias import models
+from tff_debias.personalizations import base
+
+
+class Prototypes(NamedTuple):
+  """The prototypes of a device, and the model that gives the features.
+
+  Attributes:
+    weights: The model's weights.
+    centers: The mean features p_c, `[classes, feature size]`.
+    known: Which classes the device has, a bool tensor `[classes]`.
+  """
+
+  weights: models.ModelWeights
+  centers: tf.Tensor
+  known: tf.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Proto(base.Personalization):
+  """logit_c(x) = -‖feature(x) - p_c‖², p_c the mean feature of class c in A.
+
+  The loss is the cross-entropy over B. A query example whose class A lacks has
+  no prototype and does not count.
+
+  Attributes:
+    num_classes: The number of classes; by default the width of the model's
+      predictions.
+  """
+
+  num_classes: int | None = None
+
+  def check_model(self, model):
+    """See base class."""
+    label_spec = models.split_batch(model.input_spec)[1]
+    is_integer = isinstance(label_spec, tf.TensorSpec) and (
+      label_spec.dtype.is_integer and label_spec.shape.rank == 1
+    )
+    if not is_integer:
+      raise ValueError(
+        "Prototypes need one integer label for each example,"
+        f" tf.TensorSpec([None], tf.int32), but input_spec has {label_spec}."
+      )
+    if model.output_spec.feature is None:
+      raise ValueError(
+        "Prototypes need a feature, and the functional model has none: give"
+        " models.from_functional a feature_fn."
+      )
+    if None in model.output_spec.feature.shape[1:]:
+      raise ValueError(
+        "Prototypes need a feature of fixed size, but its shape is"
+        f" {model.output_spec.feature.shape}."
+      )
+    self._classes(model)
+
+  def meta_loss(self, model, weights, batches, weight_decay):
+    """See base class."""
+    del weight_decay
+    support, query = batches
+    zeros = self._empty_sums(model)
+    sums = self._add_batch(model, weights, zeros, support, training=True)
+    prototypes = _prototypes(weights, *sums)
+    return _nearest(model, prototypes, query, training=True)
+
+  def personalize(self, model, weights, dataset, max_grad_norm):
+    """See base class: the prototypes of all of the training data."""
+    del max_grad_norm
+    sums = dataset.reduce(
+      self._empty_sums(model),
+      lambda sums, batch: self._add_batch(
+        model, weights, sums, batch, training=False
+      ),
+    )
+    return _prototypes(weights, *sums)
+
+  def evaluate(self, model, personalized, batch):
+    """See base class."""
+    return _nearest(model, personalized, batch, training=False)
+
+  def _classes(self, model: models.Model) -> int:
+    if self.num_classes is not None:
+      return self.num_classes
+    predictions = model.output_spec.predictions
+    if not isinstance(predictions, tf.TensorSpec) or not predictions.shape[-1]:
+      raise ValueError(
+        "The number of classes cannot be read off the predictions"
+        f" {predictions}: give Proto its num_classes."
+      )
+    return predictions.shape[-1]
+
+  def _empty_sums(self, model: models.Model) -> tuple[tf.Tensor, tf.Tensor]:
+    classes = self._classes(model)
+    size = model.output_spec.feature.shape[1:].num_elements()
+    return tf.zeros([classes, size]), tf.zeros([classes])
+
+  def _add_batch(self, model, weights, sums, batch, training):
+    """Adds the features and the number of examples of each class."""
+    x, labels = models.split_batch(batch)
+    members = tf.one_hot(labels, self._classes(model))
+    features = _features(model, weights, x, training)
+    return (
+      sums[0] + tf.matmul(members, features, transpose_a=True),
+      sums[1] + tf.reduce_sum(members, axis=0),
+    )
+
+
+def _features(model, weights, x, training) -> tf.Tensor:
+  size = model.output_spec.feature.shape[1:].num_elements()
+  return tf.reshape(model.apply(weights, x, training).feature, [-1, size])
+
+
+def _prototypes(
+  weights: models.ModelWeights, feature_sums: tf.Tensor, counts: tf.Tensor
+) -> Prototypes:
+  centers = tf.math.divide_no_nan(feature_sums, counts[:, tf.newaxis])
+  return Prototypes(weights, centers, counts > 0)
+
+
+def _nearest(model, prototypes, batch, training) -> base.Result:
+  """The cross-entropy of the distances, over examples with a prototype."""
+  x, labels = models.split_batch(batch)
+  features = _features(model, prototypes.weights, x, training)
+  offsets = features[:, tf.newaxis] - prototypes.centers
+  distances = tf.reduce_sum(tf.square(offsets), axis=-1)
+  logits = tf.where(prototypes.known, -distances, distances.dtype.min)
+  losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+  has_prototype = tf.gather(prototypes.known, labels)
+  losses = tf.boolean_mask(losses, has_prototype)
+  loss = tf.math.divide_no_nan(
+    tf.reduce_sum(losses), tf.cast(tf.size(losses), losses.dtype)
+  )
+  return base.Result(
+    loss,
+    tf.boolean_mask(labels, has_prototype),
+    tf.boolean_mask(logits, has_prototype),
+  )
