@@ -1,7 +1,8 @@
-"""The methods as TFF learning processes: broadcast, client work, aggregation."""
+"""The methods as TFF learning processes: broadcast, work, aggregation."""
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Any
@@ -16,8 +17,8 @@ from tff_debias import models
 from tff_debias import personalizations
 from tff_debias import storage as storage_lib
 
-_UPLOADS = ("update", "message", "newest")
-_HPARAMS = ("learning_rate", "weight_decay")
+_UPLOADS = ('update', 'message', 'newest')
+_HPARAMS = ('learning_rate', 'weight_decay')
 
 AggregationFactory = (
   tff.aggregators.WeightedAggregationFactory
@@ -83,25 +84,25 @@ def build_learning_process(
     TypeError: If an argument is of a wrong type.
     ValueError: If an argument is out of range, or missing for this method.
   """
-  _check_type("model", model, models.Model)
+  _check_type('model', model, models.Model)
   _check_type(
-    "personalization", personalization, personalizations.Personalization
+    'personalization', personalization, personalizations.Personalization
   )
-  _check_type("correction", correction, corrections_lib.Correction)
-  _check_number("learning_rate", learning_rate, positive=True)
-  _check_number("weight_decay", weight_decay)
-  _check_number("max_grad_norm", max_grad_norm, positive=True, finite=False)
+  _check_type('correction', correction, corrections_lib.Correction)
+  _check_number('learning_rate', learning_rate, positive=True)
+  _check_number('weight_decay', weight_decay)
+  _check_number('max_grad_norm', max_grad_norm, positive=True, finite=False)
   personalization.check_model(model)
   if server_optimizer is not None:
     _check_type(
-      "server_optimizer",
+      'server_optimizer',
       server_optimizer,
       tff.learning.optimizers.Optimizer,
     )
     if not correction.allows_server_optimizer:
       raise ValueError(
-        f"{correction} has a server step of its own: server_optimizer must be"
-        " None."
+        f'{correction} has a server step of its own: server_optimizer must be'
+        ' None.'
       )
   method = _Method(
     model,
@@ -120,10 +121,10 @@ def build_learning_process(
     _check_population(method)
     storage.claim(
       {
-        "correction": repr(correction),
-        "personalization": repr(personalization),
-        "model": [[w.shape, w.dtype.name] for w in method.weights.trainable],
-        "tracks_all": track_all,
+        'correction': repr(correction),
+        'personalization': repr(personalization),
+        'model': [[w.shape, w.dtype.name] for w in method.weights.trainable],
+        'tracks_all': track_all,
       }
     )
   return _compose(method, aggregator)
@@ -144,14 +145,14 @@ def get_all_model_weights(state: State) -> models.ModelWeights:
   Raises:
     ValueError: If the process does not track the model.
   """
-  tracked = state.finalizer["all"]
+  tracked = state.finalizer['all']
   if not tracked:
     raise ValueError(
-      "This process does not keep the model all: build it with track_all."
+      'This process does not keep the model all: build it with track_all.'
     )
   trainable = tuple(
-    np.asarray(seen + tracked["share_never"] * initial, np.float32)
-    for seen, initial in zip(tracked["seen"], tracked["initial"], strict=True)
+    np.asarray(seen + tracked['share_never'] * initial, np.float32)
+    for seen, initial in zip(tracked['seen'], tracked['initial'], strict=True)
   )
   return models.ModelWeights(
     trainable, state.global_model_weights.non_trainable
@@ -160,7 +161,7 @@ def get_all_model_weights(state: State) -> models.ModelWeights:
 
 def exponential_decay(rate: float) -> Callable[[tf.Tensor], tf.Tensor]:
   """The learning-rate schedule β_t = β · rate^t of the paper."""
-  _check_number("rate", rate, positive=True)
+  _check_number('rate', rate, positive=True)
   return lambda round_num: tf.pow(rate, tf.cast(round_num, tf.float32))
 
 
@@ -231,7 +232,7 @@ class _Method:
     correction_state: Any,
   ) -> collections.OrderedDict[str, Any]:
     """What the server sends to every participant: w^t, and what goes along."""
-    round_num = client_work["round"]
+    round_num = client_work['round']
     factor = tf.cast(self.learning_rate_schedule(round_num), tf.float32)
     return collections.OrderedDict(
       model=models.ModelWeights(
@@ -240,8 +241,8 @@ class _Method:
       ),
       message=self.correction.server_message(correction_state),
       round=round_num + 1,
-      learning_rate=client_work["learning_rate"] * factor,
-      weight_decay=client_work["weight_decay"],
+      learning_rate=client_work['learning_rate'] * factor,
+      weight_decay=client_work['weight_decay'],
     )
 
   def client_work(
@@ -250,13 +251,13 @@ class _Method:
     client: collections.OrderedDict[str, Any],
   ) -> collections.OrderedDict[str, Any]:
     """The device's part: its stored state, its local steps, its new state."""
-    start = received["model"]
+    start = received['model']
     stored = self._initial_stored(start.trainable)
     flat = tf.nest.flatten(stored)
     is_known = tf.constant(False)
     if flat:
       is_known, flat = self.storage.read(
-        client["client_id"], received["round"], flat
+        client['client_id'], received['round'], flat
       )
       stored = tf.nest.pack_sequence_as(stored, flat)
     result = local_training.train(
@@ -264,26 +265,26 @@ class _Method:
       self.personalization,
       self.correction,
       local_training.Hyperparameters(
-        received["learning_rate"],
-        received["weight_decay"],
+        received['learning_rate'],
+        received['weight_decay'],
         tf.constant(self.max_grad_norm),
       ),
       start,
-      received["message"],
-      stored["correction"],
-      client["data"],
+      received['message'],
+      stored['correction'],
+      client['data'],
     )
-    new_stored = {"correction": result.device_state, "newest": ()}
+    new_stored = {'correction': result.device_state, 'newest': ()}
     uploads = collections.OrderedDict(
       update=result.update, message=result.message, newest=()
     )
     if self.track_all:
       newest = tf.nest.map_structure(tf.add, start.trainable, result.update)
-      new_stored["newest"] = newest
-      uploads["newest"] = tf.nest.map_structure(
+      new_stored['newest'] = newest
+      uploads['newest'] = tf.nest.map_structure(
         lambda new, old: tf.where(result.counts, new - old, tf.zeros_like(new)),
         newest,
-        stored["newest"],
+        stored['newest'],
       )
     counts = tf.cast(result.counts, tf.float32)
     report = collections.OrderedDict(
@@ -301,8 +302,8 @@ class _Method:
       written = tf.cond(
         result.counts,
         lambda: self.storage.write(
-          client["client_id"],
-          received["round"],
+          client['client_id'],
+          received['round'],
           tf.nest.flatten(new_stored),
         ),
         lambda: tf.constant(False),
@@ -317,8 +318,8 @@ class _Method:
   def _initial_stored(self, weights: corrections_lib.Weights) -> dict[str, Any]:
     """The stored state of a device that never took part."""
     return {
-      "correction": self.correction.initial_device_state(weights),
-      "newest": (
+      'correction': self.correction.initial_device_state(weights),
+      'newest': (
         tf.nest.map_structure(tf.zeros_like, weights) if self.track_all else ()
       ),
     }
@@ -331,41 +332,41 @@ class _Method:
   ) -> State:
     """The server's part: the next model and h."""
     weights = state.global_model_weights
-    correction_state = state.finalizer["correction"]
+    correction_state = state.finalizer['correction']
     start = self.correction.broadcast_model(weights.trainable, correction_state)
-    optimizer_state = state.finalizer["optimizer"]
+    optimizer_state = state.finalizer['optimizer']
     if self.server_optimizer is None:
-      new_weights = tf.nest.map_structure(tf.add, start, means["update"])
+      new_weights = tf.nest.map_structure(tf.add, start, means['update'])
     else:
       optimizer_state, new_weights = self.server_optimizer.next(
         optimizer_state,
         start,
-        tf.nest.map_structure(tf.negative, means["update"]),
+        tf.nest.map_structure(tf.negative, means['update']),
       )
     num_devices = tf.constant(float(self.num_devices or 1))
-    share = report["participants"] / num_devices
+    share = report['participants'] / num_devices
     finalizer = collections.OrderedDict(
       correction=self.correction.update_server(
-        correction_state, means["update"], means["message"], share
+        correction_state, means['update'], means['message'], share
       ),
       optimizer=optimizer_state,
       all=(),
     )
     if self.track_all:
-      tracked = state.finalizer["all"]
-      finalizer["all"] = collections.OrderedDict(
+      tracked = state.finalizer['all']
+      finalizer['all'] = collections.OrderedDict(
         seen=tf.nest.map_structure(
           lambda seen, change: seen + share * change,
-          tracked["seen"],
-          means["newest"],
+          tracked['seen'],
+          means['newest'],
         ),
-        share_never=tracked["share_never"]
-        - report["new_devices"] / num_devices,
-        initial=tracked["initial"],
+        share_never=tracked['share_never']
+        - report['new_devices'] / num_devices,
+        initial=tracked['initial'],
       )
     # A round in which nobody counts leaves everything as it was.
     new_weights, finalizer = tf.nest.map_structure(
-      lambda new, old: tf.where(report["participants"] > 0, new, old),
+      lambda new, old: tf.where(report['participants'] > 0, new, old),
       (new_weights, finalizer),
       (weights.trainable, state.finalizer),
     )
@@ -394,19 +395,19 @@ class _Method:
       distributor=new_state.distributor,
       client_work=collections.OrderedDict(
         train=collections.OrderedDict(
-          loss=mean("loss_sum", "num_examples"),
-          **self.model.metrics.finalize(report["metrics"]),
-          num_examples=count("num_examples"),
+          loss=mean('loss_sum', 'num_examples'),
+          **self.model.metrics.finalize(report['metrics']),
+          num_examples=count('num_examples'),
         ),
-        participants=count("participants"),
-        left_out=count("devices") - count("participants"),
-        correction_norm=mean("correction_norm", "participants"),
+        participants=count('participants'),
+        left_out=count('devices') - count('participants'),
+        correction_norm=mean('correction_norm', 'participants'),
       ),
-      aggregator=new_state.aggregator["transfer"],
+      aggregator=new_state.aggregator['transfer'],
       finalizer=collections.OrderedDict(
-        update_norm=tf.linalg.global_norm(means["update"]),
+        update_norm=tf.linalg.global_norm(means['update']),
         server_correction_norm=tf.linalg.global_norm(
-          [tf.zeros([]), *new_state.finalizer["correction"]]
+          [tf.zeros([]), *new_state.finalizer['correction']]
         ),
       ),
     )
@@ -429,7 +430,7 @@ def _compose(
     return (
       state.global_model_weights,
       state.client_work,
-      state.finalizer["correction"],
+      state.finalizer['correction'],
     )
 
   @tff.tensorflow.computation(*broadcast_inputs.type_signature.result)
@@ -485,20 +486,20 @@ def _compose(
       (name, means[name] if name in sent else ()) for name in _UPLOADS
     )
     if not is_weighted:
-      scale = tf.math.divide_no_nan(report["devices"], report["participants"])
+      scale = tf.math.divide_no_nan(report['devices'], report['participants'])
       means = tf.nest.map_structure(lambda mean: mean * scale, means)
     new_state = method.server_update(state, means, report)
     model_type = broadcast_type.model.trainable
     down = _transfer(
       state.distributor,
-      report["devices"],
+      report['devices'],
       model_type,
       tff.to_type((model_type, broadcast_type.message)),
       [broadcast_type],
     )
     up = _transfer(
-      state.aggregator["transfer"],
-      report["devices"],
+      state.aggregator['transfer'],
+      report['devices'],
       model_type,
       uploads_type,
       [uploads_type, report_type],
@@ -506,7 +507,7 @@ def _compose(
     new_state = new_state._replace(
       distributor=down,
       client_work=collections.OrderedDict(
-        state.client_work, round=state.client_work["round"] + 1
+        state.client_work, round=state.client_work['round'] + 1
       ),
       aggregator=collections.OrderedDict(process=aggregator_state, transfer=up),
     )
@@ -557,7 +558,7 @@ def _compose(
     finalizer = state.finalizer
     if method.track_all:
       tracked = collections.OrderedDict(
-        finalizer["all"], initial=weights.trainable
+        finalizer['all'], initial=weights.trainable
       )
       finalizer = collections.OrderedDict(finalizer, all=tracked)
     return state._replace(global_model_weights=weights, finalizer=finalizer)
@@ -597,14 +598,14 @@ def _create_aggregator(
     process = factory.create(value_type)
   else:
     raise TypeError(
-      "aggregator must be a tff.aggregators factory, got"
-      f" {type(factory).__name__}."
+      'aggregator must be a tff.aggregators factory, got'
+      f' {type(factory).__name__}.'
     )
   result_type = process.next.type_signature.result.result.member
   if not value_type.is_equivalent_to(result_type):
     raise TypeError(
-      "aggregator must keep the type of what it aggregates, but it makes"
-      f" {result_type} of {value_type}."
+      'aggregator must keep the type of what it aggregates, but it makes'
+      f' {result_type} of {value_type}.'
     )
   return process
 
@@ -637,8 +638,8 @@ def _transfer(
   num_models = _size(models_type)[0] / _size(model_type)[0]
   num_bytes = sum(_size(part)[1] for part in all_types)
   return collections.OrderedDict(
-    models=total["models"] + tf.cast(num_devices, tf.float64) * num_models,
-    bytes=total["bytes"] + tf.cast(num_devices, tf.int64) * num_bytes,
+    models=total['models'] + tf.cast(num_devices, tf.float64) * num_models,
+    bytes=total['bytes'] + tf.cast(num_devices, tf.int64) * num_bytes,
   )
 
 
@@ -654,8 +655,8 @@ def _size(value_type: tff.Type) -> tuple[int, int]:
 def _check_type(name: str, value: Any, expected: type[Any]) -> None:
   if not isinstance(value, expected):
     raise TypeError(
-      f"{name} must be a {expected.__module__}.{expected.__qualname__}, got"
-      f" {value!r}."
+      f'{name} must be a {expected.__module__}.{expected.__qualname__}, got'
+      f' {value!r}.'
     )
 
 
@@ -671,20 +672,20 @@ def _check_number(
     or (finite and math.isinf(value))
   ):
     raise ValueError(
-      f"{name} must be a {'positive' if positive else 'nonnegative'}"
-      f"{' finite' if finite else ''} number, got {value!r}."
+      f'{name} must be a {"positive" if positive else "nonnegative"}'
+      f'{" finite" if finite else ""} number, got {value!r}.'
     )
 
 
 def _check_population(method: _Method) -> None:
-  what = f"{method.correction}" if method.correction_size else "track_all"
+  what = f'{method.correction}' if method.correction_size else 'track_all'
   if not isinstance(method.num_devices, int) or method.num_devices < 1:
     raise ValueError(
-      f"{what} needs num_devices, the number of devices in the population (a"
-      f" positive integer), got {method.num_devices!r}."
+      f'{what} needs num_devices, the number of devices in the population (a'
+      f' positive integer), got {method.num_devices!r}.'
     )
   if not isinstance(method.storage, storage_lib.DeviceStorage):
     raise ValueError(
-      f"{what} keeps a state on every device and needs storage, a"
-      f" DeviceStorage(folder), got {method.storage!r}."
+      f'{what} keeps a state on every device and needs storage, a'
+      f' DeviceStorage(folder), got {method.storage!r}.'
     )

@@ -1,9 +1,9 @@
 """The device's part of a round, as pure functions of tensors (Algorithm 1)."""
 
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from tff_debias import corrections
 from tff_debias import models
@@ -92,7 +92,7 @@ def train(
         model, weights, batches, hyperparameters.weight_decay
       )
     gradient = tape.gradient(
-      result.loss, weights.trainable, unconnected_gradients="zero"
+      result.loss, weights.trainable, unconnected_gradients='zero'
     )
     term = correction.gradient_term(
       server_message, device_state, weights.trainable, start.trainable
@@ -101,11 +101,6 @@ def train(
       gradient = tf.nest.map_structure(tf.add, gradient, term)
     gradient, _ = tf.clip_by_global_norm(
       gradient, hyperparameters.max_grad_norm
-    )
-    output = tff.learning.models.BatchOutput(
-      loss=result.loss,
-      predictions=result.predictions,
-      num_examples=result.num_examples,
     )
     return State(
       weights=tuple(
@@ -116,7 +111,9 @@ def train(
       num_steps=state.num_steps + 1.0,
       loss_sum=state.loss_sum + result.loss * result.num_examples,
       num_examples=state.num_examples + result.num_examples,
-      metrics=model.metrics.update(state.metrics, result.labels, output),
+      metrics=model.metrics.update(
+        state.metrics, result.labels, result.batch_output
+      ),
     )
 
   # A tf.function, because only there an iterator can be made inside a graph. No

@@ -5,11 +5,13 @@ the model as a function of its weights and not as an object that owns them.
 """
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -74,7 +76,7 @@ class Model:
 def split_batch(batch: Any) -> tuple[Any, Any]:
   """The inputs and the labels of a batch, a pair or a mapping with x and y."""
   if isinstance(batch, Mapping):
-    return batch["x"], batch["y"]
+    return batch['x'], batch['y']
   x, y = batch
   return x, y
 
@@ -117,12 +119,12 @@ def from_keras(
   """
   _check_input_spec(input_spec)
   if not callable(loss):
-    raise TypeError(f"loss must be a function or a Keras loss, got {loss!r}.")
+    raise TypeError(f'loss must be a function or a Keras loss, got {loss!r}.')
   if isinstance(keras_model, tf.keras.Model):
     if not keras_model.built:
       raise ValueError(
-        f"The Keras model {keras_model.name!r} has no weights yet: give it an"
-        " Input layer, call build() on it, or pass a function that builds it."
+        f'The Keras model {keras_model.name!r} has no weights yet: give it an'
+        ' Input layer, call build() on it, or pass a function that builds it.'
       )
 
     def build() -> tf.keras.Model:
@@ -133,13 +135,13 @@ def from_keras(
     build, eager_model = keras_model, keras_model()
     if not isinstance(eager_model, tf.keras.Model):
       raise TypeError(
-        "The model function must return a tf.keras.Model, got"
-        f" {type(eager_model).__name__}."
+        'The model function must return a tf.keras.Model, got'
+        f' {type(eager_model).__name__}.'
       )
   else:
     raise TypeError(
-      "keras_model must be a tf.keras.Model or a function that builds one,"
-      f" got {type(keras_model).__name__}."
+      'keras_model must be a tf.keras.Model or a function that builds one,'
+      f' got {type(keras_model).__name__}.'
     )
   _check_layers(eager_model)
   x_spec = split_batch(input_spec)[0]
@@ -152,7 +154,7 @@ def from_keras(
     non_trainable=tuple(v.numpy() for v in eager_model.non_trainable_variables),
   )
   if not initial_weights.trainable:
-    raise ValueError(f"The model {eager_model.name!r} has no trainable weight.")
+    raise ValueError(f'The model {eager_model.name!r} has no trainable weight.')
 
   def apply(weights: ModelWeights, x: Any, training: bool) -> Outputs:
     values = list(weights.trainable) + list(weights.non_trainable)
@@ -189,14 +191,14 @@ def from_functional(
   """
   if not isinstance(functional_model, tff.learning.models.FunctionalModel):
     raise TypeError(
-      "functional_model must be a tff.learning.models.FunctionalModel, got"
-      f" {type(functional_model).__name__}."
+      'functional_model must be a tff.learning.models.FunctionalModel, got'
+      f' {type(functional_model).__name__}.'
     )
   _check_input_spec(functional_model.input_spec)
   # The method and the function that it calls are tf.functions: calling what
   # they wrap keeps the gradient in one graph (DESIGN.md, Speed: 1.8 times).
   predict = functional_model._predict_on_batch_fn
-  predict = getattr(predict, "python_function", predict)
+  predict = getattr(predict, 'python_function', predict)
 
   def apply(weights: ModelWeights, x: Any, training: bool) -> Outputs:
     pair = (tuple(weights.trainable), tuple(weights.non_trainable))
@@ -226,13 +228,13 @@ def _check_input_spec(input_spec: Any) -> None:
   except (KeyError, TypeError, ValueError) as e:
     raise ValueError(
       "input_spec must be a pair (x, y) or a mapping with 'x' and 'y', got"
-      f" {input_spec!r}."
+      f' {input_spec!r}.'
     ) from e
   for spec in tf.nest.flatten((x, y)):
     if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
       raise ValueError(
-        "input_spec must hold a tf.TensorSpec of a batch (rank 1 or more, the"
-        f" first dimension None) for every tensor, got {spec!r}."
+        'input_spec must hold a tf.TensorSpec of a batch (rank 1 or more, the'
+        f' first dimension None) for every tensor, got {spec!r}.'
       )
 
 
@@ -240,21 +242,21 @@ def _check_layers(model: tf.keras.Model) -> None:
   for layer in model.submodules:
     if isinstance(layer, tf.keras.layers.BatchNormalization):
       raise ValueError(
-        f"The layer {layer.name!r} is a BatchNormalization: its moving"
-        " statistics are neither weights nor data, and a device has too few"
-        " examples for them. Use tf.keras.layers.GroupNormalization or"
-        " LayerNormalization instead."
+        f'The layer {layer.name!r} is a BatchNormalization: its moving'
+        ' statistics are neither weights nor data, and a device has too few'
+        ' examples for them. Use tf.keras.layers.GroupNormalization or'
+        ' LayerNormalization instead.'
       )
   if model.losses:
     raise ValueError(
-      f"The model {model.name!r} adds losses of its own (a regularizer or"
-      " add_loss), which the methods do not see. Remove them and set"
-      " weight_decay instead."
+      f'The model {model.name!r} adds losses of its own (a regularizer or'
+      ' add_loss), which the methods do not see. Remove them and set'
+      ' weight_decay instead.'
     )
 
 
 def _feature_layer(model: tf.keras.Model, name: str | None) -> tuple[int, bool]:
-  """The layer to tap (names differ from one build to the next), at its input?"""
+  """The place of the layer to tap (names change), and if at its input."""
   leaves = _leaves(model)
   if name is None:
     weighted = [i for i, leaf in enumerate(leaves) if leaf.trainable_weights]
@@ -262,8 +264,8 @@ def _feature_layer(model: tf.keras.Model, name: str | None) -> tuple[int, bool]:
   names = [leaf.name for leaf in leaves]
   if name not in names:
     raise ValueError(
-      f"There is no layer {name!r} for the feature; the layers are"
-      f" {', '.join(names)}."
+      f'There is no layer {name!r} for the feature; the layers are'
+      f' {", ".join(names)}.'
     )
   return names.index(name), False
 
@@ -272,7 +274,7 @@ def _leaves(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
   """The layers that hold no layers, in the order of the model."""
   leaves = []
   for layer in model.layers:
-    leaves += _leaves(layer) if getattr(layer, "layers", None) else [layer]
+    leaves += _leaves(layer) if getattr(layer, 'layers', None) else [layer]
   return leaves
 
 
@@ -310,24 +312,24 @@ def _creation_order(
     weights = traced.trainable_variables + traced.non_trainable_variables
     places = {id(variable): i for i, variable in enumerate(weights)}
     assignments = [
-      op for op in graph.get_operations() if op.type.startswith("Assign")
+      op for op in graph.get_operations() if op.type.startswith('Assign')
     ]
   expected = [v.shape for v in model.trainable_variables]
   expected += [v.shape for v in model.non_trainable_variables]
   if [v.shape for v in weights] != expected:
     raise ValueError(
-      f"The model {model.name!r} shares weights between layers in a way that"
-      " cloning does not keep: pass a function that builds the model instead."
+      f'The model {model.name!r} shares weights between layers in a way that'
+      ' cloning does not keep: pass a function that builds the model instead.'
     )
   if len(assignments) > len(created) or not all(
     id(v) in places for v in created
   ):
     raise ValueError(
-      f"The model {model.name!r} holds state that is not a weight and that"
-      " changes when it is called (moving statistics, a stateful or"
-      " normalizing layer, a seed generator): it cannot be a function of its"
-      " weights. Use layers without state, for example GroupNormalization"
-      " instead of BatchNormalization, or stateful=False."
+      f'The model {model.name!r} holds state that is not a weight and that'
+      ' changes when it is called (moving statistics, a stateful or'
+      ' normalizing layer, a seed generator): it cannot be a function of its'
+      ' weights. Use layers without state, for example GroupNormalization'
+      ' instead of BatchNormalization, or stateful=False.'
     )
   return [places[id(v)] for v in created]
 

@@ -16,7 +16,8 @@ A round reads the newest version of an earlier round and writes its own: a round
 that is run again reads and writes the same, and counts once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import os
 import re
@@ -28,7 +29,7 @@ import tensorflow_federated as tff
 _FORMAT = 1
 _HASH_KEYS = ([0x7F4A7C15, 0x9E3779B9], [0x1CE4E5B9, 0xBF58476D])
 _NUM_SHARDS = 1000
-_VERSION = re.compile(r"^(\d{9})\.(index|data-\d+-of-\d+)$")
+_VERSION = re.compile(r'^(\d{9})\.(index|data-\d+-of-\d+)$')
 
 
 class DeviceStorageError(ValueError):
@@ -54,16 +55,16 @@ class DeviceStorage:
         folder that already holds states; without it the folder must be new.
 
     Raises:
-      DeviceStorageError: If the path is empty or contains one of `*?[]` or a backslash.
+      DeviceStorageError: If the path is empty, or has a wildcard in it.
     """
     self._folder = os.fspath(folder)
     self._run = run
-    if "://" not in self._folder and self._folder:
+    if '://' not in self._folder and self._folder:
       self._folder = os.path.abspath(self._folder)
-    if not self._folder or re.search(r"[*?\[\]\\]", self._folder):
+    if not self._folder or re.search(r'[*?\[\]\\]', self._folder):
       raise DeviceStorageError(
-        "The folder of the device storage must be a path without any of"
-        f" * ? [ ] \\, got {self._folder!r}."
+        'The folder of the device storage must be a path without any of'
+        f' * ? [ ] \\, got {self._folder!r}.'
       )
 
   @property
@@ -82,35 +83,35 @@ class DeviceStorage:
       DeviceStorageError: If the folder belongs to another run, method or model,
         or cannot be read. Nothing is changed then.
     """
-    wanted = {"format": _FORMAT, "run": self._run, **method}
+    wanted = {'format': _FORMAT, 'run': self._run, **method}
     wanted = json.loads(json.dumps(wanted))
-    path = os.path.join(self._folder, "storage.json")
+    path = os.path.join(self._folder, 'storage.json')
     if tf.io.gfile.exists(path):
       found = self._read_claim(path)
       if self._run is None:
         raise DeviceStorageError(
-          f"The device storage {self._folder} already holds the states of run"
-          f" {found.get('run')!r}. Name that run to go on with it"
-          " (DeviceStorage(folder, run=...)), or take a new folder."
+          f'The device storage {self._folder} already holds the states of run'
+          f' {found.get("run")!r}. Name that run to go on with it'
+          ' (DeviceStorage(folder, run=...)), or take a new folder.'
         )
       for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
           raise DeviceStorageError(
-            f"The device storage {self._folder} belongs to another {key}:"
-            f" it has {found.get(key)!r}, this process has"
-            f" {wanted.get(key)!r}. Take a new folder, or the {key} that the"
-            " folder was made with."
+            f'The device storage {self._folder} belongs to another {key}:'
+            f' it has {found.get(key)!r}, this process has'
+            f' {wanted.get(key)!r}. Take a new folder, or the {key} that the'
+            ' folder was made with.'
           )
       return
     if tf.io.gfile.exists(self._folder) and tf.io.gfile.listdir(self._folder):
       raise DeviceStorageError(
-        f"{self._folder} is not empty and is no device storage (there is no"
-        " storage.json in it). Take a new folder."
+        f'{self._folder} is not empty and is no device storage (there is no'
+        ' storage.json in it). Take a new folder.'
       )
     tf.io.gfile.makedirs(self._folder)
-    with tf.io.gfile.GFile(path + ".new", "w") as file:
+    with tf.io.gfile.GFile(path + '.new', 'w') as file:
       file.write(json.dumps(wanted, indent=1, sort_keys=True))
-    tf.io.gfile.rename(path + ".new", path, overwrite=True)
+    tf.io.gfile.rename(path + '.new', path, overwrite=True)
 
   def _read_claim(self, path: str) -> dict[str, Any]:
     try:
@@ -118,8 +119,8 @@ class DeviceStorage:
         return dict(json.loads(file.read()))
     except (ValueError, TypeError) as e:
       raise DeviceStorageError(
-        f"{path} is damaged ({e}); it says whose states these are. Put it"
-        " back from a copy, or take a new folder."
+        f'{path} is damaged ({e}); it says whose states these are. Put it'
+        ' back from a copy, or take a new folder.'
       ) from e
 
   def read(
@@ -139,10 +140,10 @@ class DeviceStorage:
       Whether there was a state (a bool scalar), and the tensors, like
       `initial`. The graph fails with a `DataLossError` if a file is damaged.
     """
-    folder = self._path("devices", *self._shard_and_name(client_id))
-    files = tf.io.matching_files(tf.strings.join([folder, "*.index"], "/"))
+    folder = self._path('devices', *self._shard_and_name(client_id))
+    files = tf.io.matching_files(tf.strings.join([folder, '*.index'], '/'))
     rounds = tf.strings.to_number(
-      tf.strings.regex_replace(files, r"^.*/(\d+)\.index$", r"\1"), tf.int32
+      tf.strings.regex_replace(files, r'^.*/(\d+)\.index$', r'\1'), tf.int32
     )
     newest = tf.reduce_max(
       tf.concat([[0], tf.boolean_mask(rounds, rounds < round_num)], axis=0)
@@ -150,17 +151,17 @@ class DeviceStorage:
     found = newest > 0
 
     def restore() -> list[tf.Tensor]:
-      names = ["client_id", *_names(initial)]
+      names = ['client_id', *_names(initial)]
       dtypes = [tf.string, *(t.dtype for t in initial)]
       owner, *tensors = tf.raw_ops.RestoreV2(
         prefix=_prefix(folder, newest),
         tensor_names=names,
-        shape_and_slices=[""] * len(names),
+        shape_and_slices=[''] * len(names),
         dtypes=dtypes,
       )
       same = tf.debugging.Assert(
         tf.equal(owner, client_id),
-        ["Two client ids have the same hash:", owner, client_id],
+        ['Two client ids have the same hash:', owner, client_id],
       )
       with _after([same]):
         return [
@@ -188,23 +189,23 @@ class DeviceStorage:
       the graph returns must depend on it.
     """
     shard, name = self._shard_and_name(client_id)
-    folder = self._path("devices", shard, name)
+    folder = self._path('devices', shard, name)
     entry = self._path(
-      "journal", _version(round_num), tf.strings.join([shard, name], "-")
+      'journal', _version(round_num), tf.strings.join([shard, name], '-')
     )
     # The journal comes first: it may name a device that wrote nothing, but no
     # state is ever without its entry, or it could not be rolled back. The other
     # file makes the folder, which SaveV2 does not.
     before = [
-      tf.io.write_file(entry, ""),
-      tf.io.write_file(tf.strings.join([folder, "client_id"], "/"), client_id),
+      tf.io.write_file(entry, ''),
+      tf.io.write_file(tf.strings.join([folder, 'client_id'], '/'), client_id),
     ]
     with _after(before):
-      names = ["client_id", *_names(tensors)]
+      names = ['client_id', *_names(tensors)]
       saved = tf.raw_ops.SaveV2(
         prefix=_prefix(folder, round_num),
         tensor_names=names,
-        shape_and_slices=[""] * len(names),
+        shape_and_slices=[''] * len(names),
         tensors=[client_id, *tensors],
       )
     with _after([saved]):
@@ -241,7 +242,7 @@ class DeviceStorage:
         self._forget(version)
 
   def _path(self, *parts: str | tf.Tensor) -> tf.Tensor:
-    return tf.strings.join([self._folder, *parts], "/")
+    return tf.strings.join([self._folder, *parts], '/')
 
   def _shard_and_name(self, client_id: tf.Tensor) -> list[tf.Tensor]:
     hashes = [
@@ -251,17 +252,17 @@ class DeviceStorage:
     shard = tf.strings.as_string(hashes[0] % _NUM_SHARDS)
     return [
       shard,
-      tf.strings.join([tf.strings.as_string(h) for h in hashes], "_"),
+      tf.strings.join([tf.strings.as_string(h) for h in hashes], '_'),
     ]
 
   def _journal(self) -> list[tuple[int, list[str]]]:
     """The rounds in the journal, and the folders of the devices that wrote."""
-    journal = os.path.join(self._folder, "journal")
+    journal = os.path.join(self._folder, 'journal')
     return [
       (
         int(version),
         [
-          os.path.join(self._folder, "devices", *entry.split("-"))
+          os.path.join(self._folder, 'devices', *entry.split('-'))
           for entry in _list(os.path.join(journal, version))
         ],
       )
@@ -276,11 +277,11 @@ class DeviceStorage:
     for file in _list(device):
       match = _VERSION.match(file)
       # What is no version was left by a process that was killed in a write.
-      if file != "client_id" and (not match or int(match[1]) in versions):
+      if file != 'client_id' and (not match or int(match[1]) in versions):
         tf.io.gfile.remove(os.path.join(device, file))
 
   def _forget(self, version: int) -> None:
-    tf.io.gfile.rmtree(os.path.join(self._folder, "journal", f"{version:09d}"))
+    tf.io.gfile.rmtree(os.path.join(self._folder, 'journal', f'{version:09d}'))
 
 
 class StorageStateManager(tff.program.ProgramStateManager):
@@ -326,18 +327,18 @@ def _after(operations: Sequence[tf.Operation | None]):
 
 
 def _names(tensors: Sequence[tf.Tensor]) -> list[str]:
-  return [f"state/{i}" for i in range(len(tensors))]
+  return [f'state/{i}' for i in range(len(tensors))]
 
 
 def _version(round_num: tf.Tensor) -> tf.Tensor:
-  return tf.strings.as_string(round_num, width=9, fill="0")
+  return tf.strings.as_string(round_num, width=9, fill='0')
 
 
 def _prefix(folder: tf.Tensor, round_num: tf.Tensor) -> tf.Tensor:
-  return tf.strings.join([folder, _version(round_num)], "/")
+  return tf.strings.join([folder, _version(round_num)], '/')
 
 
 def _list(folder: str) -> list[str]:
   if not tf.io.gfile.exists(folder):
     return []
-  return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)]
+  return [name.rstrip('/') for name in tf.io.gfile.listdir(folder)]

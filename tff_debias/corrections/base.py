@@ -1,7 +1,8 @@
-"""The interface of a correction: pure functions, on the device and the server."""
+"""The interface of a correction: pure functions for device and server."""
 
 import abc
-from typing import Any, TypeAlias
+from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
@@ -18,7 +19,7 @@ class Correction(abc.ABC):
 
   A state is a tuple of tensors; `()` is no state. Both start as `initial_*`.
   An implementation is a frozen dataclass of its hyperparameters, in a file of
-  its own. A correction that keeps nothing overrides nothing but `gradient_term`.
+  its own. A correction without state overrides only `gradient_term`.
   """
 
   #: Whether the mathematics leaves the server free to apply the mean update

@@ -29,7 +29,7 @@ class Dyn(base.Correction):
 
   def __post_init__(self):
     if not 0 < self.alpha < math.inf:
-      raise ValueError(f"α must be positive and finite, got {self.alpha!r}.")
+      raise ValueError(f'α must be positive and finite, got {self.alpha!r}.')
 
   def initial_device_state(self, weights):
     """See base class: λ_i = 0."""

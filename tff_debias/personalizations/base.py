@@ -1,9 +1,11 @@
 """The interface of a personalization, and what several of them share."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import tensorflow as tf
+import tensorflow_federated as tff
 
 from tff_debias import models
 
@@ -25,6 +27,15 @@ class Result(NamedTuple):
   def num_examples(self) -> tf.Tensor:
     """The number of examples that count, a float32 scalar."""
     return tf.cast(tf.shape(tf.nest.flatten(self.labels)[0])[0], tf.float32)
+
+  @property
+  def batch_output(self) -> tff.learning.models.BatchOutput:
+    """What the metrics of a model take."""
+    return tff.learning.models.BatchOutput(
+      loss=self.loss,
+      predictions=self.predictions,
+      num_examples=self.num_examples,
+    )
 
 
 class Personalization(abc.ABC):

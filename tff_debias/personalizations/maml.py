@@ -31,13 +31,13 @@ class Maml(base.Personalization):
   def __post_init__(self):
     if self.num_steps != int(self.num_steps) or self.num_steps < 1:
       raise ValueError(
-        "The number of MAML steps must be a positive integer, got"
-        f" {self.num_steps!r}."
+        'The number of MAML steps must be a positive integer, got'
+        f' {self.num_steps!r}.'
       )
     if not 0 < self.learning_rate < math.inf:
       raise ValueError(
-        "The MAML learning rate must be positive and finite, got"
-        f" {self.learning_rate!r}."
+        'The MAML learning rate must be positive and finite, got'
+        f' {self.learning_rate!r}.'
       )
 
   def meta_loss(self, model, weights, batches, weight_decay):
@@ -53,7 +53,7 @@ class Maml(base.Personalization):
           support,
           training=True,
         ).loss
-      gradients = tape.gradient(loss, adapted, unconnected_gradients="zero")
+      gradients = tape.gradient(loss, adapted, unconnected_gradients='zero')
       if self.first_order:
         gradients = tf.nest.map_structure(tf.stop_gradient, gradients)
       adapted = tuple(
@@ -96,7 +96,7 @@ def _full_batch_gradient(
       result = base.supervised_result(model, weights, batch, training=True)
       loss = result.loss * result.num_examples
     gradients = tape.gradient(
-      loss, weights.trainable, unconnected_gradients="zero"
+      loss, weights.trainable, unconnected_gradients='zero'
     )
     total = tuple(t + g for t, g in zip(total, gradients, strict=True))
     return total, num_examples + result.num_examples

@@ -45,18 +45,18 @@ class Proto(base.Personalization):
     )
     if not is_integer:
       raise ValueError(
-        "Prototypes need one integer label for each example,"
-        f" tf.TensorSpec([None], tf.int32), but input_spec has {label_spec}."
+        'Prototypes need one integer label for each example,'
+        f' tf.TensorSpec([None], tf.int32), but input_spec has {label_spec}.'
       )
     if model.output_spec.feature is None:
       raise ValueError(
-        "Prototypes need a feature, and the functional model has none: give"
-        " models.from_functional a feature_fn."
+        'Prototypes need a feature, and the functional model has none: give'
+        ' models.from_functional a feature_fn.'
       )
     if None in model.output_spec.feature.shape[1:]:
       raise ValueError(
-        "Prototypes need a feature of fixed size, but its shape is"
-        f" {model.output_spec.feature.shape}."
+        'Prototypes need a feature of fixed size, but its shape is'
+        f' {model.output_spec.feature.shape}.'
       )
     self._classes(model)
 
@@ -90,8 +90,8 @@ class Proto(base.Personalization):
     predictions = model.output_spec.predictions
     if not isinstance(predictions, tf.TensorSpec) or not predictions.shape[-1]:
       raise ValueError(
-        "The number of classes cannot be read off the predictions"
-        f" {predictions}: give Proto its num_classes."
+        'The number of classes cannot be read off the predictions'
+        f' {predictions}: give Proto its num_classes.'
       )
     return predictions.shape[-1]
 

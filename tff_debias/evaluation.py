@@ -1,0 +1,303 @@
+"""The personalized test, as TFF computations over devices."""
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_debias import models
+from tff_debias import personalizations
+
+_QUANTILES = (0.1, 0.5, 0.9)
+
+
+def build_personalized_evaluation(
+  model: models.Model,
+  personalization: personalizations.Personalization,
+  *,
+  max_grad_norm: float = 10.0,
+) -> tff.Computation:
+  """Builds the personalized test: every device personalizes, then is tested.
+
+  Its type is `(<M@SERVER, {<train=D*,test=D*>}@CLIENTS> -> metrics@SERVER)`,
+  with M the `tff.learning.models.ModelWeights` and D a batch of the model. Both
+  data sets hold each example once, in batches of any size.
+
+  The metrics are an `OrderedDict` of `by_device` (each device weighs the same)
+  and `by_example` (its test examples), each with the loss and every metric of
+  the model, each with `mean`, `min`, `max`, `q10`, `q50` and `q90` (a quantile
+  is the smallest value with at least that share of the weight at or below it),
+  float32; and of `devices`, `left_out` and `num_examples`, int32. A device that
+  has no data to train or to test on, or whose result is not finite, is left
+  out.
+
+  Args:
+    model: The model. Its metrics must be scalars.
+    personalization: T_i.
+    max_grad_norm: The bound on the norm of a gradient.
+
+  Returns:
+    The computation.
+
+  Raises:
+    ValueError: If the model cannot be personalized this way.
+  """
+  test_device = _build_device_test(model, personalization, max_grad_norm)
+  weights_type, client_type = test_device.type_signature.parameter
+  names = list(_metrics_spec(model))
+  table = tff.TensorType(np.float32, [None, len(names) + 2])
+
+  @tff.tensorflow.computation
+  def empty_table():
+    return tf.zeros([0, len(names) + 2])
+
+  @tff.tensorflow.computation(table, test_device.type_signature.result)
+  def add_device(table, result):
+    columns = ['counts', 'num_examples', *names]
+    row = tf.stack([tf.cast(result[name], tf.float32) for name in columns])
+    return tf.concat([table, row[tf.newaxis]], axis=0)
+
+  @tff.tensorflow.computation(table, table)
+  def merge(table, other):
+    return tf.concat([table, other], axis=0)
+
+  @tff.tensorflow.computation(table)
+  def summarize(table):
+    valid = tf.boolean_mask(table, table[:, 0] > 0)
+    num_examples = valid[:, 1]
+
+    def statistics(weights: tf.Tensor):
+      return collections.OrderedDict(
+        (name, _statistics(valid[:, i], weights))
+        for i, name in enumerate(names, start=2)
+      )
+
+    return collections.OrderedDict(
+      by_device=statistics(tf.ones_like(num_examples)),
+      by_example=statistics(num_examples),
+      devices=tf.shape(valid)[0],
+      left_out=tf.shape(table)[0] - tf.shape(valid)[0],
+      num_examples=tf.cast(tf.reduce_sum(num_examples), tf.int32),
+    )
+
+  @tff.federated_computation(
+    tff.FederatedType(weights_type, tff.SERVER),
+    tff.FederatedType(client_type, tff.CLIENTS),
+  )
+  def personalized_evaluation(weights, data):
+    results = tff.federated_map(
+      test_device, (tff.federated_broadcast(weights), data)
+    )
+    return tff.federated_aggregate(
+      results, empty_table(), add_device, merge, summarize
+    )
+
+  return personalized_evaluation
+
+
+def build_device_evaluation(
+  model: models.Model,
+  personalization: personalizations.Personalization,
+  *,
+  max_grad_norm: float = 10.0,
+) -> tff.Computation:
+  """Builds the personalized test with a result for each device.
+
+  Its type is `(<M@SERVER, {<train=D*,test=D*>}@CLIENTS> -> {R}@CLIENTS)`. R is
+  an `OrderedDict` of `counts` (bool, see `build_personalized_evaluation`),
+  `num_examples`, `loss` and the metrics (scalars, 0 where it does not count).
+  Only for simulation: a deployed device keeps its result to itself.
+
+  Args:
+    model: The model. Its metrics must be scalars.
+    personalization: T_i.
+    max_grad_norm: The bound on the norm of a gradient.
+
+  Returns:
+    The computation.
+
+  Raises:
+    ValueError: If the model cannot be personalized this way.
+  """
+  test_device = _build_device_test(model, personalization, max_grad_norm)
+  weights_type, client_type = test_device.type_signature.parameter
+
+  @tff.federated_computation(
+    tff.FederatedType(weights_type, tff.SERVER),
+    tff.FederatedType(client_type, tff.CLIENTS),
+  )
+  def device_evaluation(weights, data):
+    return tff.federated_map(
+      test_device, (tff.federated_broadcast(weights), data)
+    )
+
+  return device_evaluation
+
+
+def build_personalize_fn(
+  model: models.Model,
+  personalization: personalizations.Personalization,
+  batch_size: int,
+  *,
+  max_grad_norm: float = 10.0,
+) -> Callable[[], Callable[..., collections.OrderedDict[str, tf.Tensor]]]:
+  """The personalized test as TFF's own personalization evaluation takes it.
+
+  Args:
+    model: The model of which the `tff.learning.models.VariableModel` is made
+      that is evaluated: the same weights in the same order.
+    personalization: T_i.
+    batch_size: The batch size of both data sets, which TFF hands over
+      unbatched.
+    max_grad_norm: The bound on the norm of a gradient.
+
+  Returns:
+    A value of the `personalize_fn_dict` of
+    `tff.learning.algorithms.build_personalization_eval_computation`. Its
+    metrics are those of `build_device_evaluation`.
+
+  Raises:
+    ValueError: If the model cannot be personalized this way.
+  """
+  personalization.check_model(model)
+
+  def build() -> Callable[..., collections.OrderedDict[str, tf.Tensor]]:
+    def personalize(
+      variable_model: tff.learning.models.VariableModel,
+      train: tf.data.Dataset,
+      test: tf.data.Dataset,
+    ) -> collections.OrderedDict[str, tf.Tensor]:
+      weights = models.ModelWeights(
+        tuple(v.read_value() for v in variable_model.trainable_variables),
+        tuple(v.read_value() for v in variable_model.non_trainable_variables),
+      )
+      return _test(
+        model,
+        personalization,
+        max_grad_norm,
+        weights,
+        train.batch(batch_size),
+        test.batch(batch_size),
+      )
+
+    return personalize
+
+  return build
+
+
+def _metrics_spec(model: models.Model) -> dict[str, tf.TensorSpec]:
+  """The loss and the metrics of the model, by name."""
+  with tf.Graph().as_default():
+    metrics = model.metrics.finalize(model.metrics.initialize())
+    spec = {'loss': tf.TensorSpec([], tf.float32)}
+    for name, value in metrics.items():
+      if name in ('loss', 'counts', 'num_examples') or value.shape.rank != 0:
+        raise ValueError(
+          'The personalized test needs scalar metrics that are not named'
+          f' loss, counts or num_examples, got {name!r} of shape'
+          f' {value.shape}.'
+        )
+      spec[name] = tf.TensorSpec([], value.dtype)
+  return spec
+
+
+def _build_device_test(
+  model: models.Model,
+  personalization: personalizations.Personalization,
+  max_grad_norm: float,
+) -> tff.Computation:
+  personalization.check_model(model)
+  _metrics_spec(model)
+  weights_type = tff.types.tensorflow_to_type(
+    tf.nest.map_structure(
+      lambda w: tf.TensorSpec(w.shape, w.dtype), model.initial_weights
+    )
+  )
+  data_type = tff.SequenceType(tff.types.tensorflow_to_type(model.input_spec))
+
+  @tff.tensorflow.computation(
+    weights_type, collections.OrderedDict(train=data_type, test=data_type)
+  )
+  def test_device(weights, data):
+    return _test(
+      model,
+      personalization,
+      max_grad_norm,
+      weights,
+      data['train'],
+      data['test'],
+    )
+
+  return test_device
+
+
+def _test(
+  model: models.Model,
+  personalization: personalizations.Personalization,
+  max_grad_norm: float,
+  weights: models.ModelWeights,
+  train: tf.data.Dataset,
+  test: tf.data.Dataset,
+) -> collections.OrderedDict[str, tf.Tensor]:
+  """The result of one device, from batches."""
+  personalized = personalization.personalize(
+    model, weights, train, max_grad_norm
+  )
+
+  def add_batch(state: Any, batch: Any) -> Any:
+    loss_sum, num_examples, metrics = state
+    result = personalization.evaluate(model, personalized, batch)
+    return (
+      loss_sum + result.loss * result.num_examples,
+      num_examples + result.num_examples,
+      model.metrics.update(metrics, result.labels, result.batch_output),
+    )
+
+  loss_sum, num_examples, metrics = test.reduce(
+    (0.0, 0.0, model.metrics.initialize()), add_batch
+  )
+  values = collections.OrderedDict(
+    loss=tf.math.divide_no_nan(loss_sum, num_examples),
+    **model.metrics.finalize(metrics),
+  )
+  has_training_data = train.take(1).reduce(False, lambda *_: True)
+  counts = has_training_data & (num_examples > 0)
+  for value in values.values():
+    counts &= tf.math.is_finite(tf.cast(value, tf.float32))
+  return collections.OrderedDict(
+    counts=counts,
+    num_examples=tf.cast(num_examples, tf.int32),
+    **{
+      name: tf.where(counts, value, tf.zeros_like(value))
+      for name, value in values.items()
+    },
+  )
+
+
+def _statistics(
+  values: tf.Tensor, weights: tf.Tensor
+) -> collections.OrderedDict[str, tf.Tensor]:
+  """Weighted statistics of a vector; 0 where it is empty."""
+  order = tf.argsort(values)
+  values, weights = tf.gather(values, order), tf.gather(weights, order)
+  shares = tf.math.divide_no_nan(tf.cumsum(weights), tf.reduce_sum(weights))
+
+  def at(place: tf.Tensor | int) -> tf.Tensor:
+    return tf.reduce_sum(values[place : place + 1])
+
+  def quantile(q: float) -> tf.Tensor:
+    # A share that is q but for rounding counts as q.
+    below = tf.reduce_sum(tf.cast(shares < q - 1e-6, tf.int32))
+    return at(tf.minimum(below, tf.size(values) - 1))
+
+  return collections.OrderedDict(
+    mean=tf.math.divide_no_nan(
+      tf.reduce_sum(values * weights), tf.reduce_sum(weights)
+    ),
+    min=at(0),
+    max=at(tf.size(values) - 1),
+    **{f'q{100 * q:.0f}': quantile(q) for q in _QUANTILES},
+  )
