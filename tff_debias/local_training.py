@@ -116,37 +116,9 @@ def train(
       ),
     )
 
-  # A tf.function, because only there an iterator can be made inside a graph. No
-  # gradient crosses its border: each is taken within a step.
-  @tf.function(autograph=False)
-  def take_steps(dataset: tf.data.Dataset, state: State) -> State:
-    iterator = iter(dataset)
-
-    def body(state: State, is_last: tf.Tensor) -> tuple[State, tf.Tensor]:
-      del is_last
-      batches = [
-        iterator.get_next_as_optional()
-        for _ in range(personalization.batches_per_step)
-      ]
-      is_complete = batches[-1].has_value()
-      state = tf.cond(
-        is_complete,
-        lambda: step(state, tuple(batch.get_value() for batch in batches)),
-        lambda: state,
-      )
-      return state, is_complete
-
-    state, _ = tf.while_loop(
-      lambda state, is_complete: is_complete,
-      body,
-      (state, True),
-      parallel_iterations=1,
-    )
-    return state
-
-  final = take_steps(
-    dataset,
-    State(start.trainable, 0.0, 0.0, 0.0, model.metrics.initialize()),
+  final = _groups(dataset, personalization.batches_per_step).reduce(
+      State(start.trainable, 0.0, 0.0, 0.0, model.metrics.initialize()),
+      step,
   )
   update = tf.nest.map_structure(
     tf.subtract, final.weights, tuple(start.trainable)
@@ -175,4 +147,19 @@ def train(
     loss_sum=if_counts(final.loss_sum),
     num_examples=if_counts(final.num_examples),
     metrics=tf.nest.map_structure(if_counts, final.metrics),
+  )
+
+
+def _groups(dataset: tf.data.Dataset, size: int) -> tf.data.Dataset:
+  """Tuples of consecutive batches, whose shapes may differ."""
+
+  def to_tuple(window: Any) -> tuple[Any, ...]:
+    batches = tf.data.Dataset.zip(window)
+    return tuple(
+        batches.skip(i).take(1).get_single_element() for i in range(size)
+    )
+
+  # `map` hands the parts of a pair to its function one by one.
+  return dataset.window(size, drop_remainder=True).map(
+      lambda *parts: to_tuple(parts if len(parts) > 1 else parts[0])
   )

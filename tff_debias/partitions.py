@@ -1,0 +1,383 @@
+"""Splits a data set over devices that hold different classes.
+
+`acid` and `alid` are the two splits of Acar et al. (ICML 2021), `dirichlet` is
+the usual label skew. They take the training and the test set together, because
+a device is tested on classes (and, in `alid`, on labels) that it was trained on.
+
+Device `i` is the client `device_000i`. Its examples are
+`OrderedDict(x=..., y=...)`, `y` an int32 scalar, in the order of the arrays. The
+arrays are kept by reference and read when a data set is made: do not change
+them.
+"""
+
+import collections
+from collections.abc import Sequence
+import math
+import numbers
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse
+import tensorflow as tf
+import tensorflow_federated as tff
+
+ClientData = tff.simulation.datasets.ClientData
+Examples = tuple[np.ndarray, np.ndarray]
+
+_NUM_FITTING_STEPS = 200
+# Independent streams of random numbers of one seed.
+_TRAIN, _TEST, _MIXTURES, _RELABELLING = range(4)
+
+
+def acid(
+  train: Examples,
+  test: Examples,
+  num_devices: int,
+  classes_per_device: int,
+  seed: int,
+) -> tuple[ClientData, ClientData]:
+  """Splits as ACID: device i holds the classes i, i+1, …, i+n-1, modulo all.
+
+  In both sets every example goes to exactly one device and all devices hold
+  equally many, to within one where the number of examples is no multiple of the
+  number of devices. Within that a device's classes are as balanced as the class
+  counts allow, and none is empty if that is possible.
+
+  Args:
+    train: `(x, y)`: an array `[examples, ...]` and the classes `[examples]`,
+      integers 0, 1, ….
+    test: The same for the test set.
+    num_devices: m.
+    classes_per_device: n.
+    seed: Chooses which examples of a class a device gets.
+
+  Returns:
+    The `tff.simulation.datasets.ClientData` of the training and the test set.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range, `x` is not finite, or no such
+      split exists.
+  """
+  holds = _consecutive(train, test, num_devices, classes_per_device, seed)
+  labels = np.broadcast_to(np.arange(holds.shape[1]), holds.shape)
+  return _split(train, test, holds.astype(float), labels, seed, at_least=1)
+
+
+def alid(
+  train: Examples,
+  test: Examples,
+  num_devices: int,
+  classes_per_device: int,
+  seed: int,
+) -> tuple[ClientData, ClientData]:
+  """Splits as ALID: as `acid`, and every device relabels its n classes 0..n-1.
+
+  The relabelling is a random permutation of the device's own, the same in both
+  sets, so that a label means different things on different devices; the network
+  has n outputs. With the same seed the devices hold the same examples as in
+  `acid`.
+
+  Args:
+    train: As in `acid`.
+    test: As in `acid`.
+    num_devices: m.
+    classes_per_device: n.
+    seed: As in `acid`; chooses the permutations too.
+
+  Returns:
+    As `acid`.
+
+  Raises:
+    TypeError: As `acid`.
+    ValueError: As `acid`.
+  """
+  holds = _consecutive(train, test, num_devices, classes_per_device, seed)
+  labels = np.zeros(holds.shape, np.int32)
+  rng = np.random.default_rng([seed, _RELABELLING])
+  for device in range(num_devices):
+    classes = (device + np.arange(classes_per_device)) % holds.shape[1]
+    labels[device, classes] = rng.permutation(classes_per_device)
+  return _split(train, test, holds.astype(float), labels, seed, at_least=1)
+
+
+def dirichlet(
+  train: Examples,
+  test: Examples,
+  num_devices: int,
+  concentration: float,
+  seed: int,
+) -> tuple[ClientData, ClientData]:
+  """Splits by class mixtures drawn from a symmetric Dirichlet distribution.
+
+  The variant with equally large devices (Hsu et al., 2019, arXiv:1909.06335;
+  Acar et al., FedDyn, ICLR 2021): each device draws its mixture of all classes.
+  There, a device that draws a class that is used up draws again, so that the
+  last ones take what is left. Here the drawn mixtures are fitted to the class
+  counts all at once (iterative proportional fitting, which is as near as
+  possible in relative entropy), so that each example goes to exactly one device
+  and the test set of a device has the mixture of its training set, up to
+  rounding and to a difference of the class counts.
+
+  Args:
+    train: As in `acid`.
+    test: As in `acid`.
+    num_devices: m.
+    concentration: The parameter of the distribution, above 0: near 0 a device
+      has one class, at infinity all devices are alike.
+    seed: Chooses the mixtures, and the examples as in `acid`.
+
+  Returns:
+    As `acid`; sizes differ by one at most.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range, or `x` is not finite.
+  """
+  num_classes = _check(train, test, num_devices, seed)
+  if not isinstance(concentration, numbers.Real):
+    raise TypeError(f'concentration must be a number, got {concentration!r}.')
+  if not 0 < concentration < math.inf:
+    raise ValueError(
+      f'concentration must be a finite number above 0, got {concentration}.'
+    )
+  rng = np.random.default_rng([seed, _MIXTURES])
+  mixtures = rng.dirichlet([concentration] * num_classes, num_devices)
+  # Small concentrations underflow to zeros, which no fitting can fill.
+  mixtures = np.maximum(mixtures, 1e-9)
+  labels = np.broadcast_to(np.arange(num_classes), mixtures.shape)
+  return _split(train, test, mixtures, labels, seed, at_least=0)
+
+
+def _consecutive(
+  train: Examples,
+  test: Examples,
+  num_devices: int,
+  classes_per_device: int,
+  seed: int,
+) -> np.ndarray:
+  """Which classes a device holds, bool `[devices, classes]`, if it can be."""
+  num_classes = _check(train, test, num_devices, seed)
+  _check_integer('classes_per_device', classes_per_device, 1)
+  if classes_per_device > num_classes:
+    raise ValueError(
+      f'classes_per_device must be at most {num_classes}, the number of'
+      f' classes, got {classes_per_device}.'
+    )
+  if num_devices + classes_per_device - 1 < num_classes:
+    raise ValueError(
+      f'With num_devices {num_devices} and classes_per_device'
+      f' {classes_per_device} no device holds the classes from'
+      f' {num_devices + classes_per_device - 1} on: num_devices must be at least'
+      f' {num_classes - classes_per_device + 1}.'
+    )
+
+  def holds(size: int) -> np.ndarray:
+    first = np.arange(num_devices)[:, None]
+    return (np.arange(num_classes) - first) % num_classes < size
+
+  def is_possible(supply: np.ndarray, size: int) -> bool:
+    return _amounts(holds(size).astype(float), supply, 0) is not None
+
+  for name, (_, y) in (('train', train), ('test', test)):
+    supply = np.bincount(y, minlength=num_classes)
+    if not is_possible(supply, classes_per_device):
+      # With all classes everywhere it is always possible.
+      enough = classes_per_device + 1
+      while not is_possible(supply, enough):
+        enough += 1
+      raise ValueError(
+        f'The {name} set has {supply.tolist()} examples of its classes, which'
+        f' {num_devices} equally large devices (num_devices) of'
+        f' {classes_per_device} classes (classes_per_device) cannot share out'
+        f' so that each example goes to one device: classes_per_device must be'
+        f' at least {enough} for this num_devices.'
+      )
+  return holds(classes_per_device)
+
+
+def _split(
+  train: Examples,
+  test: Examples,
+  weights: np.ndarray,
+  labels: np.ndarray,
+  seed: int,
+  at_least: int,
+) -> tuple[ClientData, ClientData]:
+  """Splits both sets by the weights `[devices, classes]`.
+
+  Args:
+    train: The training set.
+    test: The test set.
+    weights: The wanted mixtures, 0 where a device does not hold a class.
+    labels: int `[devices, classes]`, what a class is called on a device.
+    seed: The seed.
+    at_least: How many examples of each of its classes a device should have.
+
+  Returns:
+    The client data of the two sets.
+  """
+  split = []
+  for stream, (x, y) in ((_TRAIN, train), (_TEST, test)):
+    supply = np.bincount(y, minlength=weights.shape[1])
+    amounts = _amounts(weights, supply, at_least)
+    if amounts is None:
+      amounts = _amounts(weights, supply, 0)
+    rng = np.random.default_rng([seed, stream])
+    parts = []
+    for label, ends in enumerate(np.cumsum(amounts, axis=0).T):
+      shuffled = rng.permutation(np.flatnonzero(y == label))
+      parts.append(np.split(shuffled, ends[:-1]))
+    indices = [np.sort(np.concatenate(part)) for part in zip(*parts)]
+    split.append(_client_data(x, y, indices, labels.astype(np.int32)))
+  return tuple(split)
+
+
+def _amounts(
+  weights: np.ndarray, supply: np.ndarray, at_least: int
+) -> np.ndarray | None:
+  """How many examples of each class each device gets: a transportation problem.
+
+  Args:
+    weights: float `[devices, classes]`; none where 0.
+    supply: int `[classes]`, the examples there are.
+    at_least: The smallest amount where the weight is not 0.
+
+  Returns:
+    int `[devices, classes]` whose columns sum to the supply and whose rows are
+    equal to within one; of those the nearest, in the sum of absolute
+    differences, to the weights fitted to these sums. `None` if there is none.
+  """
+  num_devices, num_classes = weights.shape
+  size = supply.sum() / num_devices
+  fitted = weights.copy()
+  for _ in range(_NUM_FITTING_STEPS):
+    fitted *= size / fitted.sum(axis=1, keepdims=True)
+    fitted *= supply / fitted.sum(axis=0)
+  device, label = np.nonzero(weights)
+  wanted = np.maximum(fitted[device, label], at_least)
+  # The distance is convex and linear between integers. So an amount is `whole`,
+  # less `down`, plus `part` (0 or 1), plus `up`, each at its own price.
+  whole = np.floor(wanted)
+  part_price = 1 - 2 * (wanted - whole)
+  num_edges = len(wanted)
+  ones, edge = np.ones(num_edges), np.arange(num_edges)
+  sums = scipy.sparse.vstack([
+    scipy.sparse.csr_array((ones, (device, edge)), (num_devices, num_edges)),
+    scipy.sparse.csr_array((ones, (label, edge)), (num_classes, num_edges)),
+  ])
+  low = np.concatenate([np.full(num_devices, math.floor(size)), supply])
+  high = np.concatenate([np.full(num_devices, math.ceil(size)), supply])
+  result = scipy.optimize.milp(
+    np.concatenate([ones, part_price, ones]),
+    integrality=np.ones(3 * num_edges),
+    bounds=scipy.optimize.Bounds(
+      0, np.concatenate([whole - at_least, ones, np.inf * ones])
+    ),
+    constraints=scipy.optimize.LinearConstraint(
+      scipy.sparse.hstack([-sums, sums, sums]),
+      low - sums @ whole,
+      high - sums @ whole,
+    ),
+  )
+  if result.x is None:
+    return None
+  down, part, up = np.round(result.x).reshape(3, num_edges)
+  amounts = np.zeros(weights.shape, int)
+  amounts[device, label] = whole - down + part + up
+  return amounts
+
+
+def _client_data(
+  x: np.ndarray,
+  y: np.ndarray,
+  indices: Sequence[np.ndarray],
+  labels: np.ndarray,
+) -> ClientData:
+  """The client data of devices that hold the examples at the given indices."""
+  ids = [f'device_{device:04d}' for device in range(len(indices))]
+  devices = {client_id: device for device, client_id in enumerate(ids)}
+
+  def create_dataset(client_id: str | tf.Tensor) -> tf.data.Dataset:
+    if isinstance(client_id, str):
+      device = devices[client_id]
+      chosen = indices[device]
+      device_x, device_y = x[chosen], labels[device][y[chosen]]
+    else:
+      # In a graph any device may be asked for, so that all data are in it.
+      device = tf.where(tf.equal(ids, client_id))[0, 0]
+      lengths = [len(part) for part in indices]
+      chosen = tf.RaggedTensor.from_row_lengths(
+        np.concatenate(indices), lengths
+      )[device]
+      device_x = tf.gather(x, chosen)
+      device_y = tf.gather(tf.gather(labels, device), tf.gather(y, chosen))
+    return tf.data.Dataset.from_tensor_slices(
+      collections.OrderedDict(x=device_x, y=device_y)
+    )
+
+  return ClientData.from_clients_and_tf_fn(ids, create_dataset)
+
+
+def _check(
+  train: Examples, test: Examples, num_devices: int, seed: int
+) -> int:
+  """Checks what all splits have in common, and gives the number of classes."""
+  _check_integer('num_devices', num_devices, 1)
+  _check_integer('seed', seed, 0)
+  for name, examples in (('train', train), ('test', test)):
+    if (
+      not isinstance(examples, tuple)
+      or len(examples) != 2
+      or not all(isinstance(array, np.ndarray) for array in examples)
+    ):
+      raise TypeError(
+        f'{name} must be a pair (x, y) of NumPy arrays, got'
+        f' {type(examples).__name__}.'
+      )
+    x, y = examples
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+      raise ValueError(
+        f'{name} y must be integers of shape [examples], got {y.dtype} of shape'
+        f' {list(y.shape)}.'
+      )
+    if x.ndim < 1 or len(x) != len(y):
+      raise ValueError(
+        f'{name} x must have the {len(y)} examples of y in its first dimension,'
+        f' got the shape {list(x.shape)}.'
+      )
+    if len(y) < num_devices:
+      raise ValueError(
+        f'num_devices must be at most {len(y)}, the number of {name} examples,'
+        f' got {num_devices}: no device may be empty.'
+      )
+    if y.min() < 0:
+      raise ValueError(f'{name} y must not be negative, got {y.min()}.')
+    if np.issubdtype(x.dtype, np.inexact) and not np.isfinite(x).all():
+      raise ValueError(
+        f'{name} x must be finite, but example'
+        f' {np.argwhere(~np.isfinite(x))[0][0]} has a NaN or an infinity.'
+      )
+  if train[0].shape[1:] != test[0].shape[1:] or train[0].dtype != test[0].dtype:
+    raise ValueError(
+      'train x and test x must be alike, got examples of'
+      f' {train[0].dtype}{list(train[0].shape[1:])} and'
+      f' {test[0].dtype}{list(test[0].shape[1:])}.'
+    )
+  num_classes = int(max(train[1].max(), test[1].max())) + 1
+  for name, (_, y) in (('train', train), ('test', test)):
+    missing = np.setdiff1d(np.arange(num_classes), y)
+    if len(missing):
+      raise ValueError(
+        f'{name} y must have examples of all classes 0 to {num_classes - 1}, but'
+        f' there are none of {", ".join(map(str, missing[:10]))}'
+        f'{", …" if len(missing) > 10 else ""}.'
+      )
+  return num_classes
+
+
+def _check_integer(name: str, value: int, minimum: int) -> None:
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    raise TypeError(f'{name} must be an integer, got {value!r}.')
+  if value < minimum:
+    raise ValueError(f'{name} must be at least {minimum}, got {value}.')
