@@ -1,0 +1,1 @@
+"""The tasks by name: one module each, with a function `load`."""
