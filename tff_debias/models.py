@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
+import threading
 from typing import Any
 from typing import NamedTuple
 
@@ -163,6 +164,7 @@ def from_keras(
       model = build()
       taps = _record_calls(_leaves(model)[tapped_layer], is_input)
       predictions = model(x, training=training)
+    _restore_classes(model)
     return Outputs(predictions, taps[-1])
 
   return Model(
@@ -314,6 +316,7 @@ def _creation_order(
     assignments = [
       op for op in graph.get_operations() if op.type.startswith('Assign')
     ]
+  _restore_classes(traced)
   expected = [v.shape for v in model.trainable_variables]
   expected += [v.shape for v in model.non_trainable_variables]
   if [v.shape for v in weights] != expected:
@@ -332,6 +335,24 @@ def _creation_order(
       ' instead of BatchNormalization, or stateful=False.'
     )
   return [places[id(v)] for v in created]
+
+
+def _restore_classes(model: tf.keras.Model) -> None:
+  """Undoes what Keras does to the classes of a model that is made in a graph.
+
+  It exchanges their base classes for those of TensorFlow 1, for all instances,
+  so that the caller's own models no longer work. Making an instance outside of
+  any graph, as a new thread is, changes them back.
+  """
+  classes = {type(module) for module in (model, *model.submodules)}
+
+  def make_instances() -> None:
+    for cls in classes:
+      cls.__new__(cls)
+
+  thread = threading.Thread(target=make_instances)
+  thread.start()
+  thread.join()
 
 
 def _mean_loss(loss: Callable[[Any, Any], tf.Tensor]):

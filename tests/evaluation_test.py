@@ -1,0 +1,188 @@
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import tff_debias
+
+_NUM_DEVICES = 5
+
+
+def _data(seed=0):
+  """Per device `(train_x, train_y, test_x, test_y)`, of different sizes."""
+  rng = np.random.default_rng(seed)
+  devices = []
+  for i in range(_NUM_DEVICES):
+    sizes = (4 + i, 3 + 2 * i)
+    devices.append([
+        array
+        for n in sizes
+        for array in (
+            rng.normal(size=(n, 3)).astype(np.float32),
+            rng.integers(0, 4, n).astype(np.int32),
+        )
+    ])
+  return devices
+
+
+def _client_data(devices, batch_size=2):
+  def dataset(x, y):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
+
+  return [
+      collections.OrderedDict(train=dataset(*d[:2]), test=dataset(*d[2:]))
+      for d in devices
+  ]
+
+
+def _keras_model():
+  tf.keras.utils.set_random_seed(1)
+  return tf.keras.Sequential([
+      tf.keras.layers.Input((3,)),
+      tf.keras.layers.Dense(4, 'tanh'),
+      tf.keras.layers.Dense(4),
+  ])
+
+
+def _model(keras_model, metrics=None):
+  return tff_debias.from_keras(
+      keras_model,
+      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      (tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int32)),
+      metrics or (lambda: [tf.keras.metrics.SparseCategoricalAccuracy('acc')]),
+  )
+
+
+def _expected(keras_model, devices):
+  """Loss and accuracy of each device without personalization, with NumPy."""
+  w0, b0, w1, b1 = (w.astype(np.float64) for w in keras_model.get_weights())
+  losses, accuracies, sizes = [], [], []
+  for *_, x, y in devices:
+    logits = np.tanh(x @ w0 + b0) @ w1 + b1
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    losses.append(-log_p[np.arange(len(y)), y].mean())
+    accuracies.append((logits.argmax(1) == y).mean())
+    sizes.append(len(y))
+  return np.array(losses), np.array(accuracies), np.array(sizes)
+
+
+def _check(statistics, values, weights):
+  """Checks the statistics against values repeated by their weights."""
+  repeated = np.repeat(values, weights)
+  expected = {
+      'mean': repeated.mean(),
+      'min': repeated.min(),
+      'max': repeated.max(),
+      **{
+          f'q{q}': np.quantile(repeated, q / 100, method='inverted_cdf')
+          for q in (10, 50, 90)
+      },
+  }
+  assert list(statistics) == list(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(statistics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_statistics_by_device_and_by_example(runtime):
+  keras_model, devices = _keras_model(), _data()
+  model = _model(keras_model)
+  evaluation = tff_debias.build_personalized_evaluation(
+      model, tff_debias.NoPersonalization()
+  )
+  metrics = evaluation(model.initial_weights, _client_data(devices))
+  losses, accuracies, sizes = _expected(keras_model, devices)
+  ones = np.ones_like(sizes)
+  for weights, group in ((ones, 'by_device'), (sizes, 'by_example')):
+    _check(metrics[group]['loss'], losses, weights)
+    _check(metrics[group]['acc'], accuracies, weights)
+  assert metrics['devices'] == _NUM_DEVICES
+  assert metrics['left_out'] == 0
+  assert metrics['num_examples'] == sizes.sum()
+
+
+def test_leaves_out_devices_without_a_result(runtime):
+  keras_model, devices = _keras_model(), _data()
+  model = _model(keras_model)
+  evaluation = tff_debias.build_personalized_evaluation(
+      model, tff_debias.Maml(1, 0.1)
+  )
+  whole = evaluation(model.initial_weights, _client_data(devices[2:4]))
+  devices[0] = [a[:0] if i < 2 else a for i, a in enumerate(devices[0])]
+  devices[1] = [a[:0] if i >= 2 else a for i, a in enumerate(devices[1])]
+  devices[4][0][0, 0] = np.nan
+  metrics = evaluation(model.initial_weights, _client_data(devices))
+  assert (metrics['devices'], metrics['left_out']) == (2, 3)
+  assert metrics['by_device'] == whole['by_device']
+  nobody = evaluation(model.initial_weights, _client_data(devices[:1]))
+  assert (nobody['devices'], nobody['left_out']) == (0, 1)
+  assert np.isfinite(list(nobody['by_device']['loss'].values())).all()
+
+
+def test_device_results_are_in_the_order_of_the_devices(runtime):
+  keras_model, devices = _keras_model(), _data()
+  model = _model(keras_model)
+  evaluation = tff_debias.build_device_evaluation(
+      model, tff_debias.NoPersonalization()
+  )
+  results = evaluation(model.initial_weights, _client_data(devices))
+  losses, accuracies, sizes = _expected(keras_model, devices)
+  np.testing.assert_allclose([r['loss'] for r in results], losses, rtol=1e-5)
+  np.testing.assert_allclose([r['acc'] for r in results], accuracies)
+  assert [r['num_examples'] for r in results] == list(sizes)
+  assert all(r['counts'] for r in results)
+
+
+@pytest.mark.parametrize(
+    'personalization', [tff_debias.Maml(2, 0.1), tff_debias.Proto()]
+)
+def test_inside_tffs_personalization_evaluation(runtime, personalization):
+  keras_model, devices = _keras_model(), _data()
+  model = _model(keras_model)
+  spec = model.input_spec
+
+  def model_fn():
+    return tff.learning.models.from_keras_model(
+        tf.keras.models.clone_model(keras_model),
+        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        input_spec=spec,
+    )
+
+  @tf.function
+  def baseline(variable_model, dataset):
+    output = variable_model.forward_pass(next(iter(dataset.batch(100))))
+    return collections.OrderedDict(loss=output.loss)
+
+  computation = tff.learning.algorithms.build_personalization_eval_computation(
+      model_fn,
+      collections.OrderedDict(
+          ours=tff_debias.build_personalize_fn(model, personalization, 2)
+      ),
+      baseline,
+  )
+  data = [
+      collections.OrderedDict(
+          train_data=d['train'].unbatch(), test_data=d['test'].unbatch()
+      )
+      for d in _client_data(devices)
+  ]
+  theirs = computation(model.initial_weights, data)['ours']
+  ours = tff_debias.build_device_evaluation(model, personalization)(
+      model.initial_weights, _client_data(devices)
+  )
+  for name in ('loss', 'acc'):
+    np.testing.assert_allclose(
+        sorted(theirs[name]), sorted(r[name] for r in ours), rtol=1e-6
+    )
+
+
+def test_refuses_metrics_that_are_no_scalars():
+  model = _model(
+      _keras_model(),
+      lambda: [tf.keras.metrics.SparseCategoricalAccuracy('loss')],
+  )
+  with pytest.raises(ValueError, match="scalar metrics.*'loss'"):
+    tff_debias.build_personalized_evaluation(
+        model, tff_debias.NoPersonalization()
+    )
