@@ -43,8 +43,8 @@ class Experiment:
     settings = settings.resolve(defaults)
     if settings.participants > settings.num_devices:
       raise settings_lib.SettingsError(
-          f'--participants={settings.participants} must be at most'
-          f' --num_devices={settings.num_devices}.'
+        f'--participants={settings.participants} must be at most'
+        f' --num_devices={settings.num_devices}.'
       )
     self.settings = settings
     self.train_data, self.test_data = self._split()
@@ -54,7 +54,7 @@ class Experiment:
     """A name of the run that tells it from its usual neighbours."""
     s = self.settings
     return '_'.join(
-        (s.task, s.partition, s.method, s.personalization, f'seed{s.seed}')
+      (s.task, s.partition, s.method, s.personalization, f'seed{s.seed}')
     )
 
   @property
@@ -62,13 +62,13 @@ class Experiment:
     """What the experiment is, for people."""
     s = self.settings
     split = {
-        'acid': f'ACID, {s.classes_per_device} classes a device',
-        'alid': f'ALID, {s.classes_per_device} classes a device',
-        'dirichlet': f'Dirichlet({s.concentration:g})',
+      'acid': f'ACID, {s.classes_per_device} classes a device',
+      'alid': f'ALID, {s.classes_per_device} classes a device',
+      'dirichlet': f'Dirichlet({s.concentration:g})',
     }[s.partition]
     return (
-        f'{s.method}, {s.personalization} on {s.task}: {split},'
-        f' {s.participants} of {s.num_devices} devices a round'
+      f'{s.method}, {s.personalization} on {s.task}: {split},'
+      f' {s.participants} of {s.num_devices} devices a round'
     )
 
   def _split(self) -> tuple[Any, Any]:
@@ -78,7 +78,7 @@ class Experiment:
     if s.partition == 'dirichlet':
       parameter = s.concentration
     return split(
-        self.task.train, self.task.test, s.num_devices, parameter, s.seed
+      self.task.train, self.task.test, s.num_devices, parameter, s.seed
     )
 
   @functools.cached_property
@@ -98,13 +98,13 @@ class Experiment:
     """The model with its loss and its metric, the accuracy."""
     x = self.task.train[0]
     return tff_debias.from_keras(
-        self.build_keras_model(),
-        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        collections.OrderedDict(
-            x=tf.TensorSpec([None, *x.shape[1:]], tf.float32),
-            y=tf.TensorSpec([None], tf.int32),
-        ),
-        lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
+      self.build_keras_model(),
+      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      collections.OrderedDict(
+        x=tf.TensorSpec([None, *x.shape[1:]], tf.float32),
+        y=tf.TensorSpec([None], tf.int32),
+      ),
+      lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
     )
 
   @functools.cached_property
@@ -112,66 +112,65 @@ class Experiment:
     """The personalization T_i."""
     s = self.settings
     return {
-        'none': tff_debias.NoPersonalization,
-        'maml': lambda: tff_debias.Maml(
-            s.maml_steps, s.maml_learning_rate, s.maml_first_order
-        ),
-        'proto': tff_debias.Proto,
+      'none': tff_debias.NoPersonalization,
+      'maml': lambda: tff_debias.Maml(
+        s.maml_steps, s.maml_learning_rate, s.maml_first_order
+      ),
+      'proto': tff_debias.Proto,
     }[s.personalization]()
 
   @functools.cached_property
   def correction(self) -> tff_debias.Correction:
     """The correction R_i."""
     return {
-        'none': tff_debias.NoCorrection,
-        'dyn': lambda: tff_debias.Dyn(self.settings.alpha),
-        'scaf': tff_debias.Scaf,
+      'none': tff_debias.NoCorrection,
+      'dyn': lambda: tff_debias.Dyn(self.settings.alpha),
+      'scaf': tff_debias.Scaf,
     }[self.settings.correction]()
 
   def build_process(
-      self, storage: tff_debias.DeviceStorage
+    self, storage: tff_debias.DeviceStorage
   ) -> tff.learning.templates.LearningProcess:
     """The learning process, with the devices' storage."""
     s = self.settings
     return tff_debias.build_learning_process(
-        self.model,
-        self.personalization,
-        self.correction,
-        learning_rate=s.learning_rate,
-        learning_rate_schedule=tff_debias.exponential_decay(
-            s.learning_rate_decay
-        ),
-        weight_decay=s.weight_decay,
-        max_grad_norm=s.max_grad_norm,
-        num_devices=s.num_devices,
-        storage=storage,
-        track_all=s.evaluated_model == 'all',
+      self.model,
+      self.personalization,
+      self.correction,
+      learning_rate=s.learning_rate,
+      learning_rate_schedule=tff_debias.exponential_decay(
+        s.learning_rate_decay
+      ),
+      weight_decay=s.weight_decay,
+      max_grad_norm=s.max_grad_norm,
+      num_devices=s.num_devices,
+      storage=storage,
+      track_all=s.evaluated_model == 'all',
     )
 
   def training_data(
-      self, round_num: int
+    self, round_num: int
   ) -> list[collections.OrderedDict[str, Any]]:
     """The participants of a round and their batches, the same each time."""
     s = self.settings
     return [
-        collections.OrderedDict(
-            client_id=client_id,
-            data=pipeline.training_dataset(
-                self.train_data.create_tf_dataset_for_client(client_id),
-                batch_size=s.batch_size,
-                num_batches=s.local_steps
-                * self.personalization.batches_per_step,
-                seed=(s.seed, round_num, int(client_id.split('_')[1])),
-                augment=self.task.augment,
-            ),
-        )
-        for client_id in self._sample(s.participants, round_num)
+      collections.OrderedDict(
+        client_id=client_id,
+        data=pipeline.training_dataset(
+          self.train_data.create_tf_dataset_for_client(client_id),
+          batch_size=s.batch_size,
+          num_batches=s.local_steps * self.personalization.batches_per_step,
+          seed=(s.seed, round_num, int(client_id.split('_')[1])),
+          augment=self.task.augment,
+        ),
+      )
+      for client_id in self._sample(round_num, s.participants)
     ]
 
   @functools.cached_property
   def _sample(self):
     return tff.simulation.build_uniform_sampling_fn(
-        self.train_data.client_ids, random_seed=self.settings.seed
+      self.train_data.client_ids, random_seed=self.settings.seed
     )
 
   @functools.cached_property
@@ -186,22 +185,25 @@ class Experiment:
     return [self.device_data(client_id) for client_id in client_ids]
 
   def device_data(
-      self, client_id: str
+    self, client_id: str
   ) -> collections.OrderedDict[str, tf.data.Dataset]:
     """The data of a device for the personalized test."""
     return collections.OrderedDict(
-        (name, data.create_tf_dataset_for_client(client_id).batch(
-            _EVALUATION_BATCH_SIZE
-        ))
-        for name, data in (('train', self.train_data), ('test', self.test_data))
+      (
+        name,
+        data.create_tf_dataset_for_client(client_id).batch(
+          _EVALUATION_BATCH_SIZE
+        ),
+      )
+      for name, data in (('train', self.train_data), ('test', self.test_data))
     )
 
   def build_evaluation(self) -> tff.Computation:
     """The personalized test."""
     return tff_debias.build_personalized_evaluation(
-        self.model,
-        self.personalization,
-        max_grad_norm=self.settings.max_grad_norm,
+      self.model,
+      self.personalization,
+      max_grad_norm=self.settings.max_grad_norm,
     )
 
   def evaluated_weights(self, process: Any, state: Any) -> Any:

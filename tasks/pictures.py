@@ -13,7 +13,7 @@ _ACCURACY = 'evaluation/by_device/accuracy'
 
 
 def evaluations(
-    rows: Sequence[Mapping[str, float]],
+  rows: Sequence[Mapping[str, float]],
 ) -> list[dict[str, float]]:
   """The rounds with a personalized test.
 
@@ -25,20 +25,20 @@ def evaluations(
     (mean over devices), and the 10 % and 90 % quantiles `low` and `high`.
   """
   return [
-      {
-          'round': row['round'],
-          'models': sum(row.get(name, 0.0) for name in _MODELS),
-          'accuracy': row[f'{_ACCURACY}/mean'],
-          'low': row[f'{_ACCURACY}/q10'],
-          'high': row[f'{_ACCURACY}/q90'],
-      }
-      for row in rows
-      if f'{_ACCURACY}/mean' in row
+    {
+      'round': row['round'],
+      'models': sum(row.get(name, 0.0) for name in _MODELS),
+      'accuracy': row[f'{_ACCURACY}/mean'],
+      'low': row[f'{_ACCURACY}/q10'],
+      'high': row[f'{_ACCURACY}/q90'],
+    }
+    for row in rows
+    if f'{_ACCURACY}/mean' in row
   ]
 
 
 def save_convergence(
-    rows: Sequence[Mapping[str, float]], title: str, path: str
+  rows: Sequence[Mapping[str, float]], title: str, path: str
 ) -> None:
   """Draws personalized accuracy against rounds and against models transmitted.
 
@@ -49,18 +49,18 @@ def save_convergence(
   """
   points = evaluations(rows)
   figure, axes = plt.subplots(
-      1, 2, figsize=(10, 4), sharey=True, layout='constrained'
+    1, 2, figsize=(10, 4), sharey=True, layout='constrained'
   )
   labels = {'round': 'rounds', 'models': 'models transmitted (down and up)'}
   for axis, (name, label) in zip(axes, labels.items(), strict=True):
     x = [point[name] for point in points]
     axis.plot(x, [point['accuracy'] for point in points], label='mean')
     axis.fill_between(
-        x,
-        [point['low'] for point in points],
-        [point['high'] for point in points],
-        alpha=0.2,
-        label='10 % to 90 % of devices',
+      x,
+      [point['low'] for point in points],
+      [point['high'] for point in points],
+      alpha=0.2,
+      label='10 % to 90 % of devices',
     )
     axis.set_xlabel(label)
     axis.set_ylim(0, 1)

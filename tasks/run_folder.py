@@ -86,8 +86,8 @@ class RunFolder:
       except OSError as e:
         file.seek(0)
         raise RunFolderError(
-            f'Process {file.read().strip()} is running in {self.path}. Wait for'
-            ' it, or name another --output_dir.'
+          f'Process {file.read().strip()} is running in {self.path}. Wait for'
+          ' it, or name another --output_dir.'
         ) from e
       file.truncate(0)
       file.write(str(os.getpid()))
@@ -112,22 +112,22 @@ class RunFolder:
       found, run = self.read()
       found = dataclasses.asdict(found)
       different = [
-          f'--{name}={found[name]} there, {wanted[name]} here'
-          for name in wanted
-          if found[name] != wanted[name]
+        f'--{name}={found[name]} there, {wanted[name]} here'
+        for name in wanted
+        if found[name] != wanted[name]
       ]
       if different:
         raise RunFolderError(
-            f'{self.path} holds a run with other settings:'
-            f' {"; ".join(different)}. Name another --output_dir, or give the'
-            ' settings of that run to go on with it.'
+          f'{self.path} holds a run with other settings:'
+          f' {"; ".join(different)}. Name another --output_dir, or give the'
+          ' settings of that run to go on with it.'
         )
       return run
     others = set(os.listdir(self.path)) - {'lock'}
     if others:
       raise RunFolderError(
-          f'{self.path} holds no run (no settings.json), but'
-          f' {", ".join(sorted(others)[:5])}. Name another --output_dir.'
+        f'{self.path} holds no run (no settings.json), but'
+        f' {", ".join(sorted(others)[:5])}. Name another --output_dir.'
       )
     run = uuid.uuid4().hex
     with open(self.settings + '.new', 'w') as file:
@@ -150,12 +150,12 @@ class RunFolder:
       return settings_lib.Settings(**content['settings']), content['run']
     except FileNotFoundError as e:
       raise RunFolderError(
-          f'{self.path} holds no run: there is no settings.json in it.'
+        f'{self.path} holds no run: there is no settings.json in it.'
       ) from e
     except (ValueError, KeyError, TypeError, OSError) as e:
       raise RunFolderError(
-          f'{self.settings} is damaged or of another version ({e}). Name another'
-          ' --output_dir.'
+        f'{self.settings} is damaged or of another version ({e}). Name another'
+        ' --output_dir.'
       ) from e
 
   def repair_metrics(self) -> None:
@@ -169,8 +169,8 @@ class RunFolder:
     try:
       with open(self.metrics, newline='') as file:
         return [
-            {name: float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
+          {name: float(value) for name, value in row.items() if value}
+          for row in csv.DictReader(file)
         ]
     except FileNotFoundError:
       return []

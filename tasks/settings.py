@@ -18,14 +18,16 @@ from absl import flags
 import tasks.catalog
 
 #: The published methods: their correction, and whether they personalize.
-METHODS = types.MappingProxyType({
+METHODS = types.MappingProxyType(
+  {
     'fed_avg': ('none', False),
     'per_fed_avg': ('none', True),
     'fed_dyn': ('dyn', False),
     'pfl_dyn': ('dyn', True),
     'scaffold': ('scaf', False),
     'pfl_scaf': ('scaf', True),
-})
+  }
+)
 
 #: The tasks are the modules of `tasks.catalog`.
 TASKS = tuple(m.name for m in pkgutil.iter_modules(tasks.catalog.__path__))
@@ -36,21 +38,21 @@ class SettingsError(ValueError):
 
 
 def _setting(
-    default: Any,
-    help_text: str,
-    *,
-    choices: Sequence[str] | None = None,
-    above: float | None = None,
-    at_least: float | None = None,
+  default: Any,
+  help_text: str,
+  *,
+  choices: Sequence[str] | None = None,
+  above: float | None = None,
+  at_least: float | None = None,
 ) -> Any:
   return dataclasses.field(
-      default=default,
-      metadata={
-          'help': help_text,
-          'choices': choices,
-          'above': above,
-          'at_least': at_least,
-      },
+    default=default,
+    metadata={
+      'help': help_text,
+      'choices': choices,
+      'above': above,
+      'at_least': at_least,
+    },
   )
 
 
@@ -63,85 +65,84 @@ class Settings:
 
   task: str = _setting('digits', 'The data and the network.', choices=TASKS)
   method: str = _setting(
-      'pfl_dyn',
-      'The method; fed_avg, fed_dyn and scaffold do not personalize.',
-      choices=tuple(METHODS),
+    'pfl_dyn',
+    'The method; fed_avg, fed_dyn and scaffold do not personalize.',
+    choices=tuple(METHODS),
   )
   personalization: str | None = _setting(
-      None,
-      'How devices personalize: none, maml or proto. By default proto, or none'
-      ' for a method that does not personalize.',
-      choices=('none', 'maml', 'proto'),
+    None,
+    'How devices personalize: none, maml or proto. By default proto, or none'
+    ' for a method that does not personalize.',
+    choices=('none', 'maml', 'proto'),
   )
   partition: str = _setting(
-      'acid',
-      'How the data are split: acid (true labels), alid (each device relabels'
-      ' its classes) or dirichlet.',
-      choices=('acid', 'alid', 'dirichlet'),
+    'acid',
+    'How the data are split: acid (true labels), alid (each device relabels'
+    ' its classes) or dirichlet.',
+    choices=('acid', 'alid', 'dirichlet'),
   )
   num_devices: int | None = _setting(
-      None, 'The number m of devices.', at_least=1
+    None, 'The number m of devices.', at_least=1
   )
   classes_per_device: int | None = _setting(
-      None, 'The classes that a device holds (acid, alid).', at_least=1
+    None, 'The classes that a device holds (acid, alid).', at_least=1
   )
   concentration: float = _setting(
-      0.3, 'The parameter of the Dirichlet distribution.', above=0
+    0.3, 'The parameter of the Dirichlet distribution.', above=0
   )
   participants: int | None = _setting(
-      None, 'The devices that take part in a round.', at_least=1
+    None, 'The devices that take part in a round.', at_least=1
   )
   local_steps: int | None = _setting(
-      None, 'The local steps K of a device in a round.', at_least=1
+    None, 'The local steps K of a device in a round.', at_least=1
   )
   batch_size: int | None = _setting(
-      None, 'The examples in a batch (support and query, each).', at_least=1
+    None, 'The examples in a batch (support and query, each).', at_least=1
   )
   learning_rate: float | None = _setting(
-      None, 'The learning rate β of the local steps.', above=0
+    None, 'The learning rate β of the local steps.', above=0
   )
   learning_rate_decay: float | None = _setting(
-      None, 'The factor on the learning rate, each round.', above=0
+    None, 'The factor on the learning rate, each round.', above=0
   )
   weight_decay: float | None = _setting(
-      None, 'The weight decay of the local steps.', at_least=0
+    None, 'The weight decay of the local steps.', at_least=0
   )
   max_grad_norm: float = _setting(
-      10.0, 'The bound on the norm of a gradient.', above=0
+    10.0, 'The bound on the norm of a gradient.', above=0
   )
   alpha: float | None = _setting(
-      None, 'The strength α of Dyn; its default depends on personalization.',
-      above=0,
+    None,
+    'The strength α of Dyn; its default depends on personalization.',
+    above=0,
   )
-  maml_steps: int | None = _setting(
-      None, 'The steps s of MAML.', at_least=1
-  )
+  maml_steps: int | None = _setting(None, 'The steps s of MAML.', at_least=1)
   maml_learning_rate: float | None = _setting(
-      None, 'The size a of a step of MAML.', above=0
+    None, 'The size a of a step of MAML.', above=0
   )
   maml_first_order: bool = _setting(
-      False, 'Whether MAML leaves out the second derivatives.'
+    False, 'Whether MAML leaves out the second derivatives.'
   )
   evaluated_model: str = _setting(
-      'selected',
-      'The model that is evaluated: selected (the mean over the participants of'
-      ' a round) or all (over all devices; one more model up).',
-      choices=('selected', 'all'),
+    'selected',
+    'The model that is evaluated: selected (the mean over the participants of'
+    ' a round) or all (over all devices; one more model up).',
+    choices=('selected', 'all'),
   )
   evaluation_devices: int | None = _setting(
-      None,
-      'The devices that are tested at each evaluation, the same each time. By'
-      ' default the task decides; 0 for all.',
-      at_least=0,
+    None,
+    'The devices that are tested at each evaluation, the same each time. By'
+    ' default the task decides; 0 for all.',
+    at_least=0,
   )
   rounds_per_evaluation: int | None = _setting(
-      None, 'The rounds from one evaluation to the next.', at_least=1
+    None, 'The rounds from one evaluation to the next.', at_least=1
   )
   data_dir: str | None = _setting(
-      None, 'The folder that holds the data of the task, where it needs one.'
+    None, 'The folder that holds the data of the task, where it needs one.'
   )
   seed: int = _setting(
-      0, 'Chooses the weights, partition, participants, batches.', at_least=0
+    0, 'Chooses the weights, partition, participants, batches.', at_least=0
   )
 
   def __post_init__(self):
@@ -153,14 +154,14 @@ class Settings:
       object.__setattr__(self, 'personalization', default)
     if personalizes != (self.personalization != 'none'):
       right = [
-          name
-          for name, (correction, other) in METHODS.items()
-          if correction == self.correction and other != personalizes
+        name
+        for name, (correction, other) in METHODS.items()
+        if correction == self.correction and other != personalizes
       ]
       raise SettingsError(
-          f'--method={self.method} and --personalization={self.personalization}'
-          f' do not go together: take --method={right[0]}, or'
-          f' --personalization={"maml or proto" if personalizes else "none"}.'
+        f'--method={self.method} and --personalization={self.personalization}'
+        f' do not go together: take --method={right[0]}, or'
+        f' --personalization={"maml or proto" if personalizes else "none"}.'
       )
 
   @property
@@ -171,18 +172,18 @@ class Settings:
   def resolve(self, defaults: Mapping[str, Any]) -> 'Settings':
     """The settings with the task's defaults where they are `None`."""
     return dataclasses.replace(
-        self,
-        **{k: v for k, v in defaults.items() if getattr(self, k) is None},
+      self,
+      **{k: v for k, v in defaults.items() if getattr(self, k, v) is None},
     )
 
 
 def define_flags() -> None:
   """Defines a flag for every setting."""
   define = {
-      int: flags.DEFINE_integer,
-      float: flags.DEFINE_float,
-      bool: flags.DEFINE_boolean,
-      str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    bool: flags.DEFINE_boolean,
+    str: flags.DEFINE_string,
   }
   hints = typing.get_type_hints(Settings)
   for field in dataclasses.fields(Settings):
@@ -214,15 +215,13 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     nearest = difflib.get_close_matches(value, choices, 1, 0.5)
     hint = f' Did you mean {nearest[0]}?' if nearest else ''
     raise SettingsError(
-        f'--{field.name}={value} is not one of {", ".join(choices)}.{hint}'
+      f'--{field.name}={value} is not one of {", ".join(choices)}.{hint}'
     )
   if isinstance(value, float) and not math.isfinite(value):
     raise SettingsError(f'--{field.name}={value} must be a finite number.')
   for bound, wording in (('above', 'above'), ('at_least', 'at least')):
     limit = field.metadata[bound]
     if limit is not None and (
-        value <= limit if bound == 'above' else value < limit
+      value <= limit if bound == 'above' else value < limit
     ):
-      raise SettingsError(
-          f'--{field.name}={value} must be {wording} {limit}.'
-      )
+      raise SettingsError(f'--{field.name}={value} must be {wording} {limit}.')

@@ -9,28 +9,29 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 
 from tasks import run_folder as run_folder_lib
 from tasks import settings as settings_lib
 
 _OUTPUT_DIR = flags.DEFINE_string(
-    'output_dir',
-    None,
-    'The folder of the run, for its results and to go on from. By default'
-    ' runs/ and what the settings say.',
+  'output_dir',
+  None,
+  'The folder of the run, for its results and to go on from. By default'
+  ' runs/ and what the settings say.',
 )
 _ROUNDS = flags.DEFINE_integer(
-    'rounds',
-    None,
-    "The rounds to train; by default the task's. A finished run goes on if it"
-    ' is given more.',
-    lower_bound=1,
+  'rounds',
+  None,
+  "The rounds to train; by default the task's. A finished run goes on if it"
+  ' is given more.',
+  lower_bound=1,
 )
 _ROUNDS_PER_CHECKPOINT = flags.DEFINE_integer(
-    'rounds_per_checkpoint',
-    10,
-    'The rounds from one checkpoint to the next.',
-    lower_bound=1,
+  'rounds_per_checkpoint',
+  10,
+  'The rounds from one checkpoint to the next.',
+  lower_bound=1,
 )
 settings_lib.define_flags()
 
@@ -47,14 +48,14 @@ def main(argv: list[str]) -> None:
     sys.exit(2)
   except KeyboardInterrupt:
     print(
-        'Stopped. The same command goes on from the last checkpoint.',
-        file=sys.stderr,
+      'Stopped. The same command goes on from the last checkpoint.',
+      file=sys.stderr,
     )
     sys.exit(130)
 
 
 def train(
-    settings: settings_lib.Settings, output_dir: str | None, rounds: int | None
+  settings: settings_lib.Settings, output_dir: str | None, rounds: int | None
 ) -> None:
   """Trains to the given round, from the last checkpoint if there is one.
 
@@ -67,6 +68,7 @@ def train(
     ValueError: If a setting is wrong, or the folder holds something else.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  logging.set_verbosity(logging.ERROR)
   # Only now: it takes seconds, and wrong flags should not wait for it.
   from tasks import experiment as experiment_lib
   from tasks import training
@@ -74,7 +76,7 @@ def train(
   experiment = experiment_lib.Experiment(settings)
   rounds = rounds or experiment.task.defaults['rounds']
   folder = run_folder_lib.RunFolder(
-      output_dir or os.path.join('runs', experiment.name)
+    output_dir or os.path.join('runs', experiment.name)
   )
   with folder.lock():
     training.run(experiment, folder, rounds, _ROUNDS_PER_CHECKPOINT.value)

@@ -21,10 +21,10 @@ class RoundFailedError(ValueError):
 
 
 def run(
-    experiment: experiment_lib.Experiment,
-    folder: run_folder_lib.RunFolder,
-    rounds: int,
-    rounds_per_checkpoint: int,
+  experiment: experiment_lib.Experiment,
+  folder: run_folder_lib.RunFolder,
+  rounds: int,
+  rounds_per_checkpoint: int,
 ) -> None:
   """Trains to the given round, from the folder's last checkpoint.
 
@@ -41,10 +41,10 @@ def run(
   folder.repair_metrics()
   storage = tff_debias.DeviceStorage(folder.devices, run=run_name)
   checkpoints = tff_debias.StorageStateManager(
-      tff.program.FileProgramStateManager(
-          folder.checkpoints, keep_total=2, keep_first=False
-      ),
-      storage,
+    tff.program.FileProgramStateManager(
+      folder.checkpoints, keep_total=2, keep_first=False
+    ),
+    storage,
   )
   process = experiment.build_process(storage)
   evaluation = experiment.build_evaluation()
@@ -59,26 +59,26 @@ def run(
     with _Progress(rounds, done) as progress:
       try:
         state = tff.simulation.run_training_process(
-            process,
-            experiment.training_data,
-            rounds,
-            evaluate,
-            lambda round_num: experiment.evaluation_data,
-            experiment.settings.rounds_per_evaluation,
-            checkpoints,
-            rounds_per_checkpoint,
-            [
-                tff.program.CSVFileReleaseManager(
-                    folder.metrics, key_fieldname='round'
-                ),
-                tff.program.TensorBoardReleaseManager(folder.tensorboard),
-                progress,
-            ],
+          process,
+          experiment.training_data,
+          rounds,
+          evaluate,
+          lambda round_num: experiment.evaluation_data,
+          experiment.settings.rounds_per_evaluation,
+          checkpoints,
+          rounds_per_checkpoint,
+          [
+            tff.program.CSVFileReleaseManager(
+              folder.metrics, key_fieldname='round'
+            ),
+            tff.program.TensorBoardReleaseManager(folder.tensorboard),
+            progress,
+          ],
         )
       except grpc.RpcError as e:
         raise RoundFailedError(
-            f'A round failed: {_first_line(e.details())}. Nothing is lost: the'
-            ' same command goes on from the last checkpoint.'
+          f'A round failed: {_first_line(e.details())}. Nothing is lost: the'
+          ' same command goes on from the last checkpoint.'
         ) from e
     if _last_version(checkpoints) < rounds:
       _wait(checkpoints.save(state, rounds))
@@ -87,21 +87,22 @@ def run(
   weights.assign_weights_to(model)
   model.save(folder.meta_model)
   pictures.save_convergence(
-      folder.read_metrics(), experiment.title, folder.picture
+    folder.read_metrics(), experiment.title, folder.picture
   )
 
 
 def summary(
-    experiment: experiment_lib.Experiment, folder: run_folder_lib.RunFolder
+  experiment: experiment_lib.Experiment, folder: run_folder_lib.RunFolder
 ) -> str:
   """The outcome of a run in some lines, from its metrics."""
   rows = folder.read_metrics()
   tests = pictures.evaluations(rows)
   last, best = tests[-1], max(tests, key=lambda test: test['accuracy'])
   megabytes = (
-      rows[-1].get('distributor/bytes', 0) + rows[-1].get('aggregator/bytes', 0)
+    rows[-1].get('distributor/bytes', 0) + rows[-1].get('aggregator/bytes', 0)
   ) / 1e6
-  return '\n'.join((
+  return '\n'.join(
+    (
       experiment.title,
       f'personalized accuracy {last["accuracy"]:.4f} after round'
       f' {last["round"]:.0f} (10 % of devices below {last["low"]:.3f}); best'
@@ -109,7 +110,8 @@ def summary(
       f'transmitted {last["models"]:.0f} models, {megabytes:.1f} MB',
       f'results in {folder.path}: {os.path.basename(folder.picture)},'
       ' metrics.csv, meta_model.keras, tensorboard/',
-  ))
+    )
+  )
 
 
 def _wait(coroutine: Any) -> Any:
@@ -129,7 +131,7 @@ class _Progress(tff.program.ReleaseManager):
 
   def __init__(self, rounds: int, done: int):
     self._bar = tqdm.tqdm(
-        total=rounds, initial=done, unit='round', dynamic_ncols=True
+      total=rounds, initial=done, unit='round', dynamic_ncols=True
     )
 
   def __enter__(self) -> '_Progress':

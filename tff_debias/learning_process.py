@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,13 @@ def build_learning_process(
   _check_number('learning_rate', learning_rate, positive=True)
   _check_number('weight_decay', weight_decay)
   _check_number('max_grad_norm', max_grad_norm, positive=True, finite=False)
+  if learning_rate_schedule is not None and not callable(
+    learning_rate_schedule
+  ):
+    raise TypeError(
+      'learning_rate_schedule must be a function of the number of rounds done,'
+      f' such as exponential_decay(0.997), got {learning_rate_schedule!r}.'
+    )
   personalization.check_model(model)
   if server_optimizer is not None:
     _check_type(
@@ -117,8 +125,12 @@ def build_learning_process(
     track_all,
     server_optimizer,
   )
-  if track_all or method.correction_size:
+  keeps_state = track_all or method.correction_size > 0
+  if keeps_state:
     _check_population(method)
+  process = _compose(method, aggregator)
+  # The last step: a call that fails leaves no folder behind that is claimed.
+  if keeps_state:
     storage.claim(
       {
         'correction': repr(correction),
@@ -127,7 +139,7 @@ def build_learning_process(
         'tracks_all': track_all,
       }
     )
-  return _compose(method, aggregator)
+  return process
 
 
 def get_all_model_weights(state: State) -> models.ModelWeights:
@@ -488,6 +500,15 @@ def _compose(
     if not is_weighted:
       scale = tf.math.divide_no_nan(report['devices'], report['participants'])
       means = tf.nest.map_structure(lambda mean: mean * scale, means)
+    # Where nobody counts, some aggregators divide by zero, in their states too.
+    means, aggregator_state = tf.nest.map_structure(
+      lambda new, old: tf.where(report['participants'] > 0, new, old),
+      (means, aggregator_state),
+      (
+        tf.nest.map_structure(tf.zeros_like, means),
+        state.aggregator['process'],
+      ),
+    )
     new_state = method.server_update(state, means, report)
     model_type = broadcast_type.model.trainable
     down = _transfer(
@@ -557,9 +578,14 @@ def _compose(
   def set_model_weights(state, weights):
     finalizer = state.finalizer
     if method.track_all:
-      tracked = collections.OrderedDict(
-        finalizer['all'], initial=weights.trainable
+      # Once devices have taken part, their first model is what it was.
+      tracked = finalizer['all']
+      initial = tf.nest.map_structure(
+        lambda new, old: tf.where(tracked['share_never'] < 1.0, old, new),
+        weights.trainable,
+        tracked['initial'],
       )
+      tracked = collections.OrderedDict(tracked, initial=initial)
       finalizer = collections.OrderedDict(finalizer, all=tracked)
     return state._replace(global_model_weights=weights, finalizer=finalizer)
 
@@ -663,7 +689,7 @@ def _check_type(name: str, value: Any, expected: type[Any]) -> None:
 def _check_number(
   name: str, value: Any, *, positive: bool = False, finite: bool = True
 ) -> None:
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
   if (
     not is_number
     or math.isnan(value)
@@ -679,7 +705,11 @@ def _check_number(
 
 def _check_population(method: _Method) -> None:
   what = f'{method.correction}' if method.correction_size else 'track_all'
-  if not isinstance(method.num_devices, int) or method.num_devices < 1:
+  if (
+    not isinstance(method.num_devices, numbers.Integral)
+    or isinstance(method.num_devices, bool)
+    or method.num_devices < 1
+  ):
     raise ValueError(
       f'{what} needs num_devices, the number of devices in the population (a'
       f' positive integer), got {method.num_devices!r}.'

@@ -70,7 +70,8 @@ class Model:
       x = tf.nest.map_structure(_placeholder, split_batch(self.input_spec)[0])
       weights = tf.nest.map_structure(tf.constant, self.initial_weights)
       return tf.nest.map_structure(
-        tf.TensorSpec.from_tensor, self.apply(weights, x, False)
+        lambda t: None if t is None else tf.TensorSpec.from_tensor(t),
+        self.apply(weights, x, False),
       )
 
 

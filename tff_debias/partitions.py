@@ -2,11 +2,12 @@
 
 `acid` and `alid` are the two splits of Acar et al. (ICML 2021), `dirichlet` is
 the usual label skew. They take the training and the test set together, because
-a device is tested on classes (and, in `alid`, on labels) that it was trained on.
+a device is tested on the classes (and, in `alid`, on the labels) that it was
+trained on.
 
-Device `i` is the client `device_000i`. Its examples are
-`OrderedDict(x=..., y=...)`, `y` an int32 scalar, in the order of the arrays. The
-arrays are kept by reference and read when a data set is made: do not change
+Device 7 is the client `device_0007`. Its examples are
+`OrderedDict(x=..., y=...)`, `y` an int32 scalar, in the order of the arrays,
+which are kept by reference and read when a data set is made: do not change
 them.
 """
 
@@ -16,8 +17,7 @@ import math
 import numbers
 
 import numpy as np
-import scipy.optimize
-import scipy.sparse
+import scipy.sparse.csgraph
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -168,8 +168,8 @@ def _consecutive(
     raise ValueError(
       f'With num_devices {num_devices} and classes_per_device'
       f' {classes_per_device} no device holds the classes from'
-      f' {num_devices + classes_per_device - 1} on: num_devices must be at least'
-      f' {num_classes - classes_per_device + 1}.'
+      f' {num_devices + classes_per_device - 1} on: num_devices must be at'
+      f' least {num_classes - classes_per_device + 1}.'
     )
 
   def holds(size: int) -> np.ndarray:
@@ -180,7 +180,7 @@ def _consecutive(
     return _amounts(holds(size).astype(float), supply, 0) is not None
 
   for name, (_, y) in (('train', train), ('test', test)):
-    supply = np.bincount(y, minlength=num_classes)
+    supply = np.bincount(y.astype(np.int64), minlength=num_classes)
     if not is_possible(supply, classes_per_device):
       # With all classes everywhere it is always possible.
       enough = classes_per_device + 1
@@ -219,7 +219,7 @@ def _split(
   """
   split = []
   for stream, (x, y) in ((_TRAIN, train), (_TEST, test)):
-    supply = np.bincount(y, minlength=weights.shape[1])
+    supply = np.bincount(y.astype(np.int64), minlength=weights.shape[1])
     amounts = _amounts(weights, supply, at_least)
     if amounts is None:
       amounts = _amounts(weights, supply, 0)
@@ -228,7 +228,9 @@ def _split(
     for label, ends in enumerate(np.cumsum(amounts, axis=0).T):
       shuffled = rng.permutation(np.flatnonzero(y == label))
       parts.append(np.split(shuffled, ends[:-1]))
-    indices = [np.sort(np.concatenate(part)) for part in zip(*parts)]
+    indices = [
+      np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)
+    ]
     split.append(_client_data(x, y, indices, labels.astype(np.int32)))
   return tuple(split)
 
@@ -236,7 +238,11 @@ def _split(
 def _amounts(
   weights: np.ndarray, supply: np.ndarray, at_least: int
 ) -> np.ndarray | None:
-  """How many examples of each class each device gets: a transportation problem.
+  """How many examples of each class each device gets.
+
+  The weights are fitted to the sums (iterative proportional fitting), then
+  rounded up or down. Where zeros or `at_least` leave no such rounding, the
+  allowed distance from the fitted weights is widened as far as needed.
 
   Args:
     weights: float `[devices, classes]`; none where 0.
@@ -245,47 +251,62 @@ def _amounts(
 
   Returns:
     int `[devices, classes]` whose columns sum to the supply and whose rows are
-    equal to within one; of those the nearest, in the sum of absolute
-    differences, to the weights fitted to these sums. `None` if there is none.
+    equal to within one; `None` if there is none.
   """
-  num_devices, num_classes = weights.shape
-  size = supply.sum() / num_devices
+  size = supply.sum() / len(weights)
   fitted = weights.copy()
   for _ in range(_NUM_FITTING_STEPS):
     fitted *= size / fitted.sum(axis=1, keepdims=True)
     fitted *= supply / fitted.sum(axis=0)
-  device, label = np.nonzero(weights)
-  wanted = np.maximum(fitted[device, label], at_least)
-  # The distance is convex and linear between integers. So an amount is `whole`,
-  # less `down`, plus `part` (0 or 1), plus `up`, each at its own price.
-  whole = np.floor(wanted)
-  part_price = 1 - 2 * (wanted - whole)
-  num_edges = len(wanted)
-  ones, edge = np.ones(num_edges), np.arange(num_edges)
-  sums = scipy.sparse.vstack([
-    scipy.sparse.csr_array((ones, (device, edge)), (num_devices, num_edges)),
-    scipy.sparse.csr_array((ones, (label, edge)), (num_classes, num_edges)),
-  ])
-  low = np.concatenate([np.full(num_devices, math.floor(size)), supply])
-  high = np.concatenate([np.full(num_devices, math.ceil(size)), supply])
-  result = scipy.optimize.milp(
-    np.concatenate([ones, part_price, ones]),
-    integrality=np.ones(3 * num_edges),
-    bounds=scipy.optimize.Bounds(
-      0, np.concatenate([whole - at_least, ones, np.inf * ones])
-    ),
-    constraints=scipy.optimize.LinearConstraint(
-      scipy.sparse.hstack([-sums, sums, sums]),
-      low - sums @ whole,
-      high - sums @ whole,
-    ),
-  )
-  if result.x is None:
+  fitted = np.maximum(fitted, at_least)
+  slack = 0
+  while True:
+    low = np.maximum(np.floor(fitted) - slack, at_least)
+    high = np.ceil(fitted) + slack
+    low, high = (np.where(weights > 0, b, 0).astype(int) for b in (low, high))
+    amounts = _flow(low, high, supply)
+    if amounts is not None or slack > supply.sum():
+      return amounts
+    slack = 2 * slack + 1
+
+
+def _flow(
+  low: np.ndarray, high: np.ndarray, supply: np.ndarray
+) -> np.ndarray | None:
+  """Solves the transportation problem within bounds, as a maximum flow.
+
+  Args:
+    low: int `[devices, classes]`, the smallest amounts.
+    high: int `[devices, classes]`, the largest.
+    supply: int `[classes]`, the sums of the columns.
+
+  Returns:
+    As `_amounts`.
+  """
+  num_devices, num_classes = low.shape
+  size, num_larger = divmod(supply.sum(), num_devices)
+  sizes, rest = size - low.sum(axis=1), supply - low.sum(axis=0)
+  if sizes.min() < 0 or rest.min() < 0:
     return None
-  down, part, up = np.round(result.x).reshape(3, num_edges)
-  amounts = np.zeros(weights.shape, int)
-  amounts[device, label] = whole - down + part + up
-  return amounts
+  # What is below the bounds is settled. The rest flows from the source to the
+  # devices, `sizes` to each and one more to some, to the classes, to the sink.
+  ends, some = scipy.sparse.csr_matrix((1, 1)), np.ones(num_devices)
+  capacity = scipy.sparse.bmat(
+    [
+      [ends, [[num_larger]], sizes[None], None, None],
+      [None, ends, some[None], None, None],
+      [None, None, None, high - low, None],
+      [None, None, None, None, rest[:, None]],
+      [None, None, None, None, ends],
+    ]
+  )
+  capacity = capacity.astype(np.int32).tocsr()
+  sink = num_devices + num_classes + 2
+  result = scipy.sparse.csgraph.maximum_flow(capacity, 0, sink)
+  if result.flow_value < rest.sum():
+    return None
+  flow = result.flow[2 : num_devices + 2, num_devices + 2 : sink]
+  return low + flow.toarray()
 
 
 def _client_data(
@@ -297,6 +318,7 @@ def _client_data(
   """The client data of devices that hold the examples at the given indices."""
   ids = [f'device_{device:04d}' for device in range(len(indices))]
   devices = {client_id: device for device, client_id in enumerate(ids)}
+  y = y.astype(np.int32)
 
   def create_dataset(client_id: str | tf.Tensor) -> tf.data.Dataset:
     if isinstance(client_id, str):
@@ -304,7 +326,8 @@ def _client_data(
       chosen = indices[device]
       device_x, device_y = x[chosen], labels[device][y[chosen]]
     else:
-      # In a graph any device may be asked for, so that all data are in it.
+      # In a graph any device may be asked for, so that all data are in it. The
+      # index is out of bounds, an error, where the id is unknown.
       device = tf.where(tf.equal(ids, client_id))[0, 0]
       lengths = [len(part) for part in indices]
       chosen = tf.RaggedTensor.from_row_lengths(
@@ -319,9 +342,7 @@ def _client_data(
   return ClientData.from_clients_and_tf_fn(ids, create_dataset)
 
 
-def _check(
-  train: Examples, test: Examples, num_devices: int, seed: int
-) -> int:
+def _check(train: Examples, test: Examples, num_devices: int, seed: int) -> int:
   """Checks what all splits have in common, and gives the number of classes."""
   _check_integer('num_devices', num_devices, 1)
   _check_integer('seed', seed, 0)
@@ -366,12 +387,12 @@ def _check(
     )
   num_classes = int(max(train[1].max(), test[1].max())) + 1
   for name, (_, y) in (('train', train), ('test', test)):
-    missing = np.setdiff1d(np.arange(num_classes), y)
+    present = np.append(np.unique(y), num_classes)
+    missing = np.flatnonzero(present != np.arange(len(present)))
     if len(missing):
       raise ValueError(
-        f'{name} y must have examples of all classes 0 to {num_classes - 1}, but'
-        f' there are none of {", ".join(map(str, missing[:10]))}'
-        f'{", …" if len(missing) > 10 else ""}.'
+        f'{name} y must have examples of all classes 0 to {num_classes - 1},'
+        f' but there is none of class {missing[0]}.'
       )
   return num_classes
 

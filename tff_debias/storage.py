@@ -81,8 +81,16 @@ class DeviceStorage:
 
     Raises:
       DeviceStorageError: If the folder belongs to another run, method or model,
-        or cannot be read. Nothing is changed then.
+        or cannot be read or made. Nothing is changed then.
     """
+    try:
+      self._claim(method)
+    except tf.errors.OpError as e:
+      raise DeviceStorageError(
+        f'The device storage {self._folder} cannot be used: {e.message}.'
+      ) from e
+
+  def _claim(self, method: Mapping[str, Any]) -> None:
     wanted = {'format': _FORMAT, 'run': self._run, **method}
     wanted = json.loads(json.dumps(wanted))
     path = os.path.join(self._folder, 'storage.json')
@@ -116,8 +124,11 @@ class DeviceStorage:
   def _read_claim(self, path: str) -> dict[str, Any]:
     try:
       with tf.io.gfile.GFile(path) as file:
-        return dict(json.loads(file.read()))
-    except (ValueError, TypeError) as e:
+        found = json.loads(file.read())
+      if not isinstance(found, dict):
+        raise ValueError('it holds no JSON object')
+      return found
+    except ValueError as e:
       raise DeviceStorageError(
         f'{path} is damaged ({e}); it says whose states these are. Put it'
         ' back from a copy, or take a new folder.'
@@ -234,11 +245,17 @@ class DeviceStorage:
     Args:
       round_num: The last round that the loaded checkpoint contains.
     """
+    if round_num == 0:
+      # Also the states that `prune` has taken out of the journal.
+      for name in ('devices', 'journal'):
+        folder = os.path.join(self._folder, name)
+        if tf.io.gfile.exists(folder):
+          tf.io.gfile.rmtree(folder)
     for version, devices in self._journal():
       if version > round_num:
         for device in devices:
           versions = self._versions(device)
-          self._remove(device, [v for v in versions if v > round_num])
+          self._remove(device, [v for v in versions if v > round_num], True)
         self._forget(version)
 
   def _path(self, *parts: str | tf.Tensor) -> tf.Tensor:
@@ -273,11 +290,18 @@ class DeviceStorage:
     matches = map(_VERSION.match, _list(device))
     return {int(match[1]) for match in matches if match}
 
-  def _remove(self, device: str, versions: Sequence[int]) -> None:
+  def _remove(
+    self, device: str, versions: Sequence[int], leftovers: bool = False
+  ) -> None:
+    """Removes versions, and what a process left that was killed in a write.
+
+    Leftovers not while a round may be running, as when a checkpoint is saved:
+    what it is writing looks the same.
+    """
     for file in _list(device):
       match = _VERSION.match(file)
-      # What is no version was left by a process that was killed in a write.
-      if file != 'client_id' and (not match or int(match[1]) in versions):
+      remove = int(match[1]) in versions if match else leftovers
+      if remove and file != 'client_id':
         tf.io.gfile.remove(os.path.join(device, file))
 
   def _forget(self, version: int) -> None:
@@ -313,7 +337,9 @@ class StorageStateManager(tff.program.ProgramStateManager):
   async def save(self, program_state: Any, version: int) -> None:
     """See base class."""
     await self._manager.save(program_state, version)
-    self._storage.prune(min(await self._manager.get_versions()))
+    # The checkpoint of round 0, which managers like to keep, needs no state.
+    versions = await self._manager.get_versions()
+    self._storage.prune(min((v for v in versions if v > 0), default=0))
 
   async def remove_all(self) -> None:
     """See base class."""

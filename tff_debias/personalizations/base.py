@@ -118,3 +118,12 @@ def supervised_result(
   x, labels = models.split_batch(batch)
   predictions = model.apply(weights, x, training).predictions
   return Result(model.loss(labels, predictions), labels, predictions)
+
+
+def clip(gradient: Any, max_norm: float | tf.Tensor) -> list[tf.Tensor]:
+  """G · min(1, max_norm / ‖g‖), all layers together; infinity is no bound."""
+  # An embedding's gradient is a list of rows, some more than once, and
+  # TensorFlow takes the norm of the list.
+  gradient = [tf.convert_to_tensor(g) for g in gradient]
+  # TensorFlow makes NaN of an infinite bound. No norm in float32 is above 2^64.
+  return tf.clip_by_global_norm(gradient, tf.minimum(max_norm, 2.0**100))[0]

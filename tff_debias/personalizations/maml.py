@@ -29,7 +29,7 @@ class Maml(base.Personalization):
   first_order: bool = False
 
   def __post_init__(self):
-    if self.num_steps != int(self.num_steps) or self.num_steps < 1:
+    if not isinstance(self.num_steps, int) or self.num_steps < 1:
       raise ValueError(
         'The number of MAML steps must be a positive integer, got'
         f' {self.num_steps!r}.'
@@ -70,7 +70,7 @@ class Maml(base.Personalization):
       gradients = _full_batch_gradient(
         model, models.ModelWeights(adapted, weights.non_trainable), dataset
       )
-      gradients, _ = tf.clip_by_global_norm(gradients, max_grad_norm)
+      gradients = base.clip(gradients, max_grad_norm)
       adapted = tuple(
         u - self.learning_rate * g
         for u, g in zip(adapted, gradients, strict=True)

@@ -1,0 +1,55 @@
+"""The networks of the tasks, as Keras models."""
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+def mlp(
+  input_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
+) -> tf.keras.Model:
+  """A multilayer perceptron with ReLU.
+
+  Args:
+    input_shape: The shape of an input, without the batch; it is flattened.
+    hidden_sizes: The sizes of the hidden layers; the last is the feature.
+    num_outputs: The number of logits.
+
+  Returns:
+    A new model: float32 `[b, *input_shape]` to float32 `[b, num_outputs]`.
+  """
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.Input(input_shape),
+      tf.keras.layers.Flatten(),
+      *(tf.keras.layers.Dense(size, 'relu') for size in hidden_sizes),
+      tf.keras.layers.Dense(num_outputs),
+    ]
+  )
+
+
+def cnn(input_shape: Sequence[int], num_outputs: int) -> tf.keras.Model:
+  """The network of the published CIFAR experiments (Acar et al., 2021).
+
+  Convolutions are not padded: 797,962 weights for 32×32×3 and 10 outputs.
+
+  Args:
+    input_shape: `(height, width, channels)`, 16×16 at least.
+    num_outputs: The number of logits.
+
+  Returns:
+    A new model: float32 `[b, *input_shape]` to float32 `[b, num_outputs]`.
+  """
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.Input(input_shape),
+      tf.keras.layers.Conv2D(64, 5, activation='relu'),
+      tf.keras.layers.MaxPool2D(),
+      tf.keras.layers.Conv2D(64, 5, activation='relu'),
+      tf.keras.layers.MaxPool2D(),
+      tf.keras.layers.Flatten(),
+      tf.keras.layers.Dense(384, 'relu'),
+      tf.keras.layers.Dense(192, 'relu'),
+      tf.keras.layers.Dense(num_outputs),
+    ]
+  )

@@ -1,0 +1,101 @@
+"""Makes the batches of a round out of a device's examples.
+
+TFF sends a device's data set to a worker as a graph. So that this graph stays
+small and is quickly made, the order of the examples is drawn here, in NumPy, and
+goes along as numbers; and the graph is traced once, not for each device.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+def training_dataset(
+  dataset: tf.data.Dataset,
+  batch_size: int,
+  num_batches: int,
+  seed: int | Sequence[int],
+  augment: Augmentation | None = None,
+) -> tf.data.Dataset:
+  """Shuffles, repeats, augments and batches, always alike for the same seed.
+
+  Every epoch is a new permutation of all examples. The epochs follow each other
+  without a gap, and batches are cut from that sequence, so that all batches have
+  the same size, also where a device has fewer examples than a batch: a batch may
+  begin in one epoch and end in the next, and then may have an example twice.
+  (The authors' loader ends every epoch with a smaller batch instead. Static
+  shapes are faster, and every example counts the same.)
+
+  Args:
+    dataset: The device's examples, as in `tff_debias.partitions`: mappings with
+      `x` and `y`. It must be finite, small enough for memory and not empty.
+    batch_size: The examples in a batch.
+    num_batches: The batches: for personalized methods twice the local steps,
+      consecutive ones being support and query.
+    seed: Nonnegative integers; (run, round, device), for a round that is run
+      again to see the same batches, and no two devices or rounds the same order.
+    augment: As in `task.Task`.
+
+  Returns:
+    A data set of `num_batches` batches `OrderedDict(x=..., y=...)` of the static
+    shape `[batch_size, ...]`. It gives the same batches whenever it is iterated.
+
+  Raises:
+    TypeError: If the examples are not mappings with `x` and `y`.
+    ValueError: If an argument is out of range, or there is no example.
+  """
+  for name, value in (('batch_size', batch_size), ('num_batches', num_batches)):
+    if value < 1:
+      raise ValueError(f'{name} must be at least 1, got {value}.')
+  spec = dataset.element_spec
+  if not isinstance(spec, Mapping) or set(spec) != {'x', 'y'}:
+    raise TypeError(
+      f"The examples must be mappings with the keys 'x' and 'y', got {spec}."
+    )
+  if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+    raise ValueError('The data set must be finite: it is repeated here.')
+  try:
+    # Larger than any device: all examples in one batch.
+    examples = dataset.batch(2**40).get_single_element()
+  except tf.errors.InvalidArgumentError as e:
+    raise ValueError(f'The data set has no example to train on: {e}') from e
+  rng = np.random.default_rng(seed)
+  num_examples = len(examples['y'])
+  num_epochs = -(-batch_size * num_batches // num_examples)
+  order = np.concatenate(
+    [rng.permutation(num_examples) for _ in range(num_epochs)]
+  )
+  order = order[: batch_size * num_batches].astype(np.int32)
+  seeds = rng.integers(2**31, size=(num_batches, 2), dtype=np.int32)
+  return _batching(augment, batch_size)(examples, order, seeds)
+
+
+@functools.lru_cache(maxsize=8)
+def _batching(
+  augment: Augmentation | None, batch_size: int
+) -> Callable[..., tf.data.Dataset]:
+  """A traced function of (examples, order, seeds) that gives the batches."""
+
+  @functools.partial(tf.function, reduce_retracing=True, autograph=False)
+  def batching(
+    examples: Any, order: tf.Tensor, seeds: tf.Tensor
+  ) -> tf.data.Dataset:
+    def batch(indices: tf.Tensor, seed: tf.Tensor) -> Any:
+      chosen = tf.nest.map_structure(
+        lambda tensor: tf.gather(tensor, indices), examples
+      )
+      if augment is not None:
+        chosen['x'] = augment(chosen['x'], seed)
+      return chosen
+
+    batches = tf.reshape(order, [-1, batch_size])
+    return tf.data.Dataset.from_tensor_slices((batches, seeds)).map(batch)
+
+  return batching
