@@ -1,8 +1,8 @@
 """Makes the batches of a round out of a device's examples.
 
 TFF sends a device's data set to a worker as a graph. So that this graph stays
-small and is quickly made, the order of the examples is drawn here, in NumPy, and
-goes along as numbers; and the graph is traced once, not for each device.
+small and is quickly made, the order of the examples is drawn here, in NumPy,
+and goes along as numbers; and the graph is traced once, not for each device.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ def training_dataset(
   """Shuffles, repeats, augments and batches, always alike for the same seed.
 
   Every epoch is a new permutation of all examples. The epochs follow each other
-  without a gap, and batches are cut from that sequence, so that all batches have
-  the same size, also where a device has fewer examples than a batch: a batch may
-  begin in one epoch and end in the next, and then may have an example twice.
-  (The authors' loader ends every epoch with a smaller batch instead. Static
-  shapes are faster, and every example counts the same.)
+  without a gap, and batches are cut from that sequence, so that all batches
+  have the same size, also where a device has fewer examples than a batch: a
+  batch may begin in one epoch and end in the next, and then may have an example
+  twice. (The authors' loader ends every epoch with a smaller batch instead.
+  Static shapes are faster, and every example counts the same.)
 
   Args:
     dataset: The device's examples, as in `tff_debias.partitions`: mappings with
@@ -39,13 +39,14 @@ def training_dataset(
     batch_size: The examples in a batch.
     num_batches: The batches: for personalized methods twice the local steps,
       consecutive ones being support and query.
-    seed: Nonnegative integers; (run, round, device), for a round that is run
-      again to see the same batches, and no two devices or rounds the same order.
+    seed: Nonnegative integers: (run, round, device), so that a round that is
+      run again sees the same batches, and another device or round others.
     augment: As in `task.Task`.
 
   Returns:
-    A data set of `num_batches` batches `OrderedDict(x=..., y=...)` of the static
-    shape `[batch_size, ...]`. It gives the same batches whenever it is iterated.
+    A data set of `num_batches` batches `OrderedDict(x=..., y=...)` of the
+    static shape `[batch_size, ...]`. It gives the same batches whenever it is
+    iterated.
 
   Raises:
     TypeError: If the examples are not mappings with `x` and `y`.

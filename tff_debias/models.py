@@ -120,13 +120,19 @@ def from_keras(
       specification is not that of a batch.
   """
   _check_input_spec(input_spec)
-  if not callable(loss):
+  if not callable(loss) or inspect.isclass(loss):
     raise TypeError(f'loss must be a function or a Keras loss, got {loss!r}.')
   if isinstance(keras_model, tf.keras.Model):
     if not keras_model.built:
       raise ValueError(
         f'The Keras model {keras_model.name!r} has no weights yet: give it an'
         ' Input layer, call build() on it, or pass a function that builds it.'
+      )
+    is_sequential = isinstance(keras_model, tf.keras.Sequential)
+    if not is_sequential and not keras_model._is_graph_network:
+      raise ValueError(
+        f'The Keras model {keras_model.name!r} is subclassed, which Keras'
+        ' cannot clone faithfully: pass a function that builds it.'
       )
 
     def build() -> tf.keras.Model:
@@ -145,18 +151,16 @@ def from_keras(
       'keras_model must be a tf.keras.Model or a function that builds one,'
       f' got {type(keras_model).__name__}.'
     )
-  _check_layers(eager_model)
   x_spec = split_batch(input_spec)[0]
   if not eager_model.built:
     eager_model(tf.nest.map_structure(_zeros, x_spec))
+  _check_layers(eager_model)
   tapped_layer, is_input = _feature_layer(eager_model, feature_layer)
   creation_order = _creation_order(build, eager_model, x_spec)
   initial_weights = ModelWeights(
     trainable=tuple(v.numpy() for v in eager_model.trainable_variables),
     non_trainable=tuple(v.numpy() for v in eager_model.non_trainable_variables),
   )
-  if not initial_weights.trainable:
-    raise ValueError(f'The model {eager_model.name!r} has no trainable weight.')
 
   def apply(weights: ModelWeights, x: Any, training: bool) -> Outputs:
     values = list(weights.trainable) + list(weights.non_trainable)
@@ -166,6 +170,11 @@ def from_keras(
       taps = _record_calls(_leaves(model)[tapped_layer], is_input)
       predictions = model(x, training=training)
     _restore_classes(model)
+    if not taps:
+      raise ValueError(
+        f'The model does not call the layer {feature_layer or tapped_layer!r}'
+        ' of the feature (an Input never is called): name another one.'
+      )
     return Outputs(predictions, taps[-1])
 
   return Model(
@@ -256,13 +265,20 @@ def _check_layers(model: tf.keras.Model) -> None:
       ' add_loss), which the methods do not see. Remove them and set'
       ' weight_decay instead.'
     )
+  if not model.trainable_variables:
+    raise ValueError(f'The model {model.name!r} has no trainable weight.')
 
 
 def _feature_layer(model: tf.keras.Model, name: str | None) -> tuple[int, bool]:
   """The place of the layer to tap (names change), and if at its input."""
   leaves = _leaves(model)
   if name is None:
-    weighted = [i for i, leaf in enumerate(leaves) if leaf.trainable_weights]
+    weighted = [i for i, leaf in enumerate(leaves) if leaf.weights]
+    if not weighted:
+      raise ValueError(
+        f'The weights of the model {model.name!r} are not in layers: put them'
+        ' into a tf.keras.layers.Layer.'
+      )
     return weighted[-1], True
   names = [leaf.name for leaf in leaves]
   if name not in names:
@@ -318,11 +334,9 @@ def _creation_order(
       op for op in graph.get_operations() if op.type.startswith('Assign')
     ]
   _restore_classes(traced)
-  expected = [v.shape for v in model.trainable_variables]
-  expected += [v.shape for v in model.non_trainable_variables]
-  if [v.shape for v in weights] != expected:
+  if _shapes(traced) != _shapes(model):
     raise ValueError(
-      f'The model {model.name!r} shares weights between layers in a way that'
+      f'The model {model.name!r} shares or freezes weights in a way that'
       ' cloning does not keep: pass a function that builds the model instead.'
     )
   if len(assignments) > len(created) or not all(
@@ -336,6 +350,11 @@ def _creation_order(
       ' instead of BatchNormalization, or stateful=False.'
     )
   return [places[id(v)] for v in created]
+
+
+def _shapes(model: tf.keras.Model) -> tuple[list[tf.TensorShape], ...]:
+  groups = (model.trainable_variables, model.non_trainable_variables)
+  return tuple([v.shape for v in variables] for variables in groups)
 
 
 def _restore_classes(model: tf.keras.Model) -> None:
@@ -367,6 +386,11 @@ def _metrics(constructor: Any) -> Metrics:
       lambda state, labels, batch_output: collections.OrderedDict(),
       lambda state: collections.OrderedDict(),
     )
+  if isinstance(constructor, tf.keras.metrics.Metric):
+    raise TypeError(
+      'metrics must be a function that makes the metrics, or their class, and'
+      f' no metric, got {constructor!r}.'
+    )
   if callable(constructor):
     given = constructor
 
@@ -375,7 +399,10 @@ def _metrics(constructor: Any) -> Metrics:
       if isinstance(built, tf.keras.metrics.Metric):
         built = [built]
       if isinstance(built, (list, tuple)):
-        built = collections.OrderedDict((m.name, m) for m in built)
+        names = [m.name for m in built]
+        if len(set(names)) < len(names):
+          raise ValueError(f'The metrics need different names, got {names}.')
+        built = collections.OrderedDict(zip(names, built, strict=True))
       return built
 
   return Metrics(

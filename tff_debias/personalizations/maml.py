@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 
 import tensorflow as tf
 
@@ -29,7 +30,7 @@ class Maml(base.Personalization):
   first_order: bool = False
 
   def __post_init__(self):
-    if not isinstance(self.num_steps, int) or self.num_steps < 1:
+    if not isinstance(self.num_steps, numbers.Integral) or self.num_steps < 1:
       raise ValueError(
         'The number of MAML steps must be a positive integer, got'
         f' {self.num_steps!r}.'

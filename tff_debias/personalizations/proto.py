@@ -103,7 +103,8 @@ class Proto(base.Personalization):
   def _add_batch(self, model, weights, sums, batch, training):
     """Adds the features and the number of examples of each class."""
     x, labels = models.split_batch(batch)
-    members = tf.one_hot(labels, self._classes(model))
+    # Unlike tf.one_hot, this makes an error of a label out of range.
+    members = tf.gather(tf.eye(self._classes(model)), tf.cast(labels, tf.int64))
     features = _features(model, weights, x, training)
     return (
       sums[0] + tf.matmul(members, features, transpose_a=True),
@@ -130,8 +131,9 @@ def _nearest(model, prototypes, batch, training) -> base.Result:
   offsets = features[:, tf.newaxis] - prototypes.centers
   distances = tf.reduce_sum(tf.square(offsets), axis=-1)
   logits = tf.where(prototypes.known, -distances, distances.dtype.min)
-  losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-  has_prototype = tf.gather(prototypes.known, labels)
+  classes = tf.cast(labels, tf.int64)
+  losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)
+  has_prototype = tf.gather(prototypes.known, classes)
   losses = tf.boolean_mask(losses, has_prototype)
   loss = tf.math.divide_no_nan(
     tf.reduce_sum(losses), tf.cast(tf.size(losses), losses.dtype)

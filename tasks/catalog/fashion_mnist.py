@@ -13,17 +13,6 @@ from tasks import task
 _DEBIAN_DIR = '/usr/share/datasets/fashion-mnist'
 _NUM_CLASSES = 10
 _IMAGE_SHAPE = (28, 28, 1)
-_DEFAULTS = task.Defaults(
-  num_devices=100,
-  devices_per_round=10,
-  classes_per_device=5,
-  rounds=1000,
-  local_steps=50,
-  batch_size=50,
-  learning_rate=0.1,
-  learning_rate_decay=0.997,
-  weight_decay=1e-3,
-)
 
 
 def load(data_dir: str | None = None) -> task.Task:
@@ -39,28 +28,40 @@ def load(data_dir: str | None = None) -> task.Task:
       used.
 
   Returns:
-    The `Task`; `train_x` is float32 `[60000, 28, 28, 1]`, `test_x`
-    `[10000, 28, 28, 1]`.
+    The `Task`; there are 60,000 training and 10,000 test images `[28, 28, 1]`.
 
   Raises:
-    FileNotFoundError: If the data set is nowhere, with how to get it.
-    ValueError: If a file is damaged, with what was found and what is right.
+    DataError: If the data set is missing, with how to get it, or damaged, with
+      what was found and what is right.
   """
   if data_dir is None and not os.path.isdir(_DEBIAN_DIR):
     train, test = _load_tfds()
   else:
-    data_dir = data_dir or _DEBIAN_DIR
+    data_dir = _DEBIAN_DIR if data_dir is None else data_dir
     train, test = _load_idx(data_dir, 'train'), _load_idx(data_dir, 't10k')
   train_x, test_x, black = images.normalize(train[0], test[0])
   return task.Task(
-    train_x,
-    train[1].astype(np.int32),
-    test_x,
-    test[1].astype(np.int32),
-    _NUM_CLASSES,
-    _build_model,
-    images.random_crop_and_flip(black),
-    _DEFAULTS,
+    train=(train_x, train[1].astype(np.int32)),
+    test=(test_x, test[1].astype(np.int32)),
+    num_classes=_NUM_CLASSES,
+    build_model=_build_model,
+    augment=images.random_crop_and_flip(black),
+    defaults={
+      'rounds': 1000,
+      'num_devices': 100,
+      'participants': 10,
+      'classes_per_device': 5,
+      'local_steps': 50,
+      'batch_size': 50,
+      'learning_rate': 0.1,
+      'learning_rate_decay': 0.997,
+      'weight_decay': 1e-3,
+      'alpha': {'none': 1e-2, 'maml': 1e-2, 'proto': 1e-1},
+      'maml_steps': 5,
+      'maml_learning_rate': 1e-2,
+      'evaluation_devices': 0,
+      'rounds_per_evaluation': 10,
+    },
   )
 
 
@@ -74,17 +75,17 @@ def _load_idx(data_dir: str, prefix: str) -> tuple[np.ndarray, np.ndarray]:
   y_path = _find(data_dir, f'{prefix}-labels-idx1-ubyte')
   x, y = idx.read(x_path, rank=3), idx.read(y_path, rank=1)
   if x.shape[1:] != _IMAGE_SHAPE[:2]:
-    raise ValueError(
+    raise task.DataError(
       f'{x_path} must have images of {list(_IMAGE_SHAPE[:2])}, got'
       f' {list(x.shape[1:])}.'
     )
   if not len(x) or len(x) != len(y):
-    raise ValueError(
+    raise task.DataError(
       f'{y_path} must have one label for each image in {x_path} (and there must'
       f' be some), got {len(y)} labels and {len(x)} images.'
     )
   if y.max() >= _NUM_CLASSES:
-    raise ValueError(
+    raise task.DataError(
       f'{y_path} must have labels of 0 to {_NUM_CLASSES - 1}, got {y.max()}.'
     )
   return x[..., None], y
@@ -95,7 +96,7 @@ def _find(data_dir: str, name: str) -> str:
     path = os.path.join(data_dir, path)
     if os.path.isfile(path):
       return path
-  raise FileNotFoundError(
+  raise task.DataError(
     f'There is neither {name}.gz nor {name} in {data_dir}. {_how_to_get()}'
   )
 
@@ -117,15 +118,14 @@ def _load_tfds() -> list[tuple[np.ndarray, np.ndarray]]:
     import tensorflow_datasets as tfds
 
     sets = tfds.load(
-      'fashion_mnist',
-      split=['train', 'test'],
-      batch_size=-1,
-      as_supervised=True,
+      'fashion_mnist', split=['train', 'test'], as_supervised=True
     )
-    return [(x.numpy(), y.numpy()) for x, y in sets]
+    # Larger than the sets: all examples in one batch.
+    batches = [dataset.batch(10**6).get_single_element() for dataset in sets]
+    return [(x.numpy(), y.numpy()) for x, y in batches]
   # Without internet this ends in any of a dozen exceptions of as many packages.
   except Exception as e:
-    raise FileNotFoundError(
+    raise task.DataError(
       f'Fashion-MNIST is not in {_DEBIAN_DIR}, and tensorflow-datasets could'
       f' not provide it ({type(e).__name__}: {e}). {_how_to_get()}'
     ) from e

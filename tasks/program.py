@@ -1,0 +1,58 @@
+"""How a binary starts and ends: flags first, TensorFlow later, clear errors."""
+
+from collections.abc import Callable
+import os
+import signal
+import sys
+
+from absl import app
+from absl import logging
+
+
+def run(main: Callable[[], None], check_flags: Callable[[], object]) -> None:
+  """Parses and checks the flags, imports TensorFlow, and runs `main`.
+
+  The import takes seconds, which `--help` and wrong flags should not wait for.
+  It must come before absl has finished: Keras is of no use when it is first
+  imported under `app.run`.
+
+  Args:
+    main: The program. A `ValueError` is its message to the user and ends the
+      process with 2, an interrupt with 130.
+    check_flags: Raises a `ValueError` if a flag is wrong.
+  """
+
+  def parse(argv: list[str]) -> list[str]:
+    arguments = app.parse_flags_with_usage(argv)
+    if len(arguments) > 1:
+      _fail(f'unexpected argument {arguments[1]!r}; see --help')
+    try:
+      check_flags()
+    except ValueError as e:
+      _fail(e)
+    logging.set_verbosity(logging.ERROR)
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    import tensorflow as tf
+
+    assert tf.keras.Sequential
+    return arguments
+
+  def guarded_main(unused_argv: list[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+      main()
+    except ValueError as e:
+      _fail(e)
+    except KeyboardInterrupt:
+      print(
+        '\nStopped. The same command goes on from the last checkpoint.',
+        file=sys.stderr,
+      )
+      sys.exit(130)
+
+  app.run(guarded_main, flags_parser=parse)
+
+
+def _fail(message: object) -> None:
+  print(f'Error: {message}', file=sys.stderr)
+  sys.exit(2)

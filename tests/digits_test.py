@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from sklearn import datasets
+
+from tasks import settings as settings_lib
+from tasks import task
+from tasks.catalog import digits
+
+
+def test_all_digits_are_split_once_in_equal_shares():
+  loaded = digits.load()
+  (train_x, train_y), (test_x, test_y) = loaded.train, loaded.test
+  assert train_x.shape == (1198, 8, 8) and test_x.shape == (599, 8, 8)
+  assert train_x.dtype == test_x.dtype == np.float32
+  assert train_y.dtype == test_y.dtype == np.int32
+  assert train_x.min() == 0 and train_x.max() == 1
+  bunch = datasets.load_digits()
+
+  def as_multiset(x, y):
+    rows = np.concatenate([x.reshape(len(y), -1), y[:, None]], axis=1)
+    return sorted(map(tuple, rows.tolist()))
+
+  assert as_multiset(
+    np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
+  ) == as_multiset(bunch.images / 16, bunch.target)
+  shares = np.bincount(test_y) / np.bincount(bunch.target)
+  np.testing.assert_allclose(shares, 1 / 3, atol=0.01)
+
+
+def test_loads_the_same_every_time():
+  first, again = digits.load(), digits.load(None)
+  for one, other in zip(
+    first.train + first.test, again.train + again.test, strict=True
+  ):
+    assert np.array_equal(one, other)
+
+
+def test_network_and_augmentation():
+  loaded = digits.load()
+  assert loaded.augment is None
+  assert loaded.num_classes == 10
+  assert loaded.build_model(3)(loaded.train[0][:5]).shape == (5, 3)
+
+
+@pytest.mark.parametrize('method', settings_lib.METHODS)
+def test_defaults_complete_the_settings(method):
+  settings = settings_lib.Settings(method=method)
+  defaults = dict(digits.load().defaults)
+  assert defaults['rounds'] >= 1
+  defaults['alpha'] = defaults['alpha'][settings.personalization]
+  resolved = vars(settings.resolve(defaults))
+  assert {k for k, v in resolved.items() if v is None} == {'data_dir'}
+
+
+def test_a_folder_is_refused():
+  with pytest.raises(task.DataError, match="data_dir .* got '/tmp'"):
+    digits.load('/tmp')

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tasks import images
+
+
+def random_images(shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_normalize_gives_mean_0_and_deviation_1_in_training(channels):
+  train = random_images((500, 12, 8, channels))
+  # Channels that differ from each other.
+  train[..., 0] //= 3
+  test = random_images((50, 12, 8, channels), seed=1)
+  new_train, new_test, black = images.normalize(train, test)
+  scaled = train / 255.0
+  mean, deviation = scaled.mean(axis=(0, 1, 2)), scaled.std(axis=(0, 1, 2))
+  for new, old in ((new_train, train), (new_test, test)):
+    assert new.dtype == np.float32
+    np.testing.assert_allclose(
+      new, (old / 255.0 - mean) / deviation, rtol=1e-4, atol=1e-5
+    )
+  np.testing.assert_allclose(black, -mean / deviation, rtol=1e-5)
+  exact = new_train.astype(float)
+  np.testing.assert_allclose(exact.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+  np.testing.assert_allclose(exact.std(axis=(0, 1, 2)), 1, atol=1e-5)
+
+
+def crops(image, black, padding):
+  """All that the augmentation may make of an image, by its definition."""
+  height, width, channels = image.shape
+  padded = np.empty(
+    (height + 2 * padding, width + 2 * padding, channels), np.float32
+  )
+  padded[:] = black
+  padded[padding : padding + height, padding : padding + width] = image
+  found = {}
+  for down in range(2 * padding + 1):
+    for right in range(2 * padding + 1):
+      crop = padded[down : down + height, right : right + width]
+      found[down, right, False] = crop
+      found[down, right, True] = crop[:, ::-1]
+  return found
+
+
+@pytest.mark.parametrize(
+  'shape, padding', [((28, 28, 1), 4), ((8, 10, 3), 4), ((5, 6, 1), 1)]
+)
+def test_augmentation_is_a_crop_of_the_padded_image_mirrored_or_not(
+  shape, padding
+):
+  x = np.random.default_rng(0).normal(size=(60, *shape)).astype(np.float32)
+  black = np.linspace(-1, -2, shape[-1], dtype=np.float32)
+  augment = images.random_crop_and_flip(black, padding)
+  seen = []
+  for seed in range(4):
+    augmented = augment(x, [seed, 7])
+    assert augmented.shape == x.shape and augmented.dtype == tf.float32
+    for image, result in zip(x, augmented.numpy(), strict=True):
+      matches = [
+        choice
+        for choice, crop in crops(image, black, padding).items()
+        if np.allclose(crop, result, atol=1e-6)
+      ]
+      assert len(matches) == 1
+      seen += matches
+  # All offsets in both directions, and both ways round.
+  for i, values in enumerate((range(2 * padding + 1),) * 2 + ((0, 1),)):
+    counts = np.bincount(np.array(seen)[:, i].astype(int))
+    assert len(counts) == len(values)
+    expected = len(seen) / len(values)
+    assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected))
+
+
+def test_augmentation_is_decided_by_the_seed():
+  x = np.random.default_rng(0).normal(size=(20, 8, 8, 1)).astype(np.float32)
+  augment = images.random_crop_and_flip(np.zeros(1, np.float32))
+  first = augment(x, [1, 2])
+  assert np.array_equal(first, augment(x, [1, 2]))
+  assert np.array_equal(first, tf.function(augment)(x, tf.constant([1, 2])))
+  assert not np.array_equal(first, augment(x, [2, 2]))
+  assert not np.array_equal(first, augment(x, [1, 3]))
