@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-import tff_debias
-from tff_debias import partitions
 from tasks import pipeline
 from tasks import settings as settings_lib
+import tff_debias
+from tff_debias import partitions
 
 _EVALUATION_BATCH_SIZE = 500
 

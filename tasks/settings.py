@@ -10,8 +10,8 @@ import difflib
 import math
 import pkgutil
 import types
-from typing import Any
 import typing
+from typing import Any
 
 from absl import flags
 

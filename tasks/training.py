@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow_federated as tff
 import tqdm
 
-import tff_debias
-from tff_debias import runtime
 from tasks import experiment as experiment_lib
 from tasks import pictures
 from tasks import run_folder as run_folder_lib
+import tff_debias
+from tff_debias import runtime
 
 
 class RoundFailedError(ValueError):

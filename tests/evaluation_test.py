@@ -16,14 +16,16 @@ def _data(seed=0):
   devices = []
   for i in range(_NUM_DEVICES):
     sizes = (4 + i, 3 + 2 * i)
-    devices.append([
+    devices.append(
+      [
         array
         for n in sizes
         for array in (
-            rng.normal(size=(n, 3)).astype(np.float32),
-            rng.integers(0, 4, n).astype(np.int32),
+          rng.normal(size=(n, 3)).astype(np.float32),
+          rng.integers(0, 4, n).astype(np.int32),
         )
-    ])
+      ]
+    )
   return devices
 
 
@@ -32,26 +34,28 @@ def _client_data(devices, batch_size=2):
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
 
   return [
-      collections.OrderedDict(train=dataset(*d[:2]), test=dataset(*d[2:]))
-      for d in devices
+    collections.OrderedDict(train=dataset(*d[:2]), test=dataset(*d[2:]))
+    for d in devices
   ]
 
 
 def _keras_model():
   tf.keras.utils.set_random_seed(1)
-  return tf.keras.Sequential([
+  return tf.keras.Sequential(
+    [
       tf.keras.layers.Input((3,)),
       tf.keras.layers.Dense(4, 'tanh'),
       tf.keras.layers.Dense(4),
-  ])
+    ]
+  )
 
 
 def _model(keras_model, metrics=None):
   return tff_debias.from_keras(
-      keras_model,
-      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      (tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int32)),
-      metrics or (lambda: [tf.keras.metrics.SparseCategoricalAccuracy('acc')]),
+    keras_model,
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    (tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int32)),
+    metrics or (lambda: [tf.keras.metrics.SparseCategoricalAccuracy('acc')]),
   )
 
 
@@ -72,13 +76,13 @@ def _check(statistics, values, weights):
   """Checks the statistics against values repeated by their weights."""
   repeated = np.repeat(values, weights)
   expected = {
-      'mean': repeated.mean(),
-      'min': repeated.min(),
-      'max': repeated.max(),
-      **{
-          f'q{q}': np.quantile(repeated, q / 100, method='inverted_cdf')
-          for q in (10, 50, 90)
-      },
+    'mean': repeated.mean(),
+    'min': repeated.min(),
+    'max': repeated.max(),
+    **{
+      f'q{q}': np.quantile(repeated, q / 100, method='inverted_cdf')
+      for q in (10, 50, 90)
+    },
   }
   assert list(statistics) == list(expected)
   for name, value in expected.items():
@@ -89,7 +93,7 @@ def test_statistics_by_device_and_by_example(runtime):
   keras_model, devices = _keras_model(), _data()
   model = _model(keras_model)
   evaluation = tff_debias.build_personalized_evaluation(
-      model, tff_debias.NoPersonalization()
+    model, tff_debias.NoPersonalization()
   )
   metrics = evaluation(model.initial_weights, _client_data(devices))
   losses, accuracies, sizes = _expected(keras_model, devices)
@@ -106,7 +110,7 @@ def test_leaves_out_devices_without_a_result(runtime):
   keras_model, devices = _keras_model(), _data()
   model = _model(keras_model)
   evaluation = tff_debias.build_personalized_evaluation(
-      model, tff_debias.Maml(1, 0.1)
+    model, tff_debias.Maml(1, 0.1)
   )
   whole = evaluation(model.initial_weights, _client_data(devices[2:4]))
   devices[0] = [a[:0] if i < 2 else a for i, a in enumerate(devices[0])]
@@ -124,7 +128,7 @@ def test_device_results_are_in_the_order_of_the_devices(runtime):
   keras_model, devices = _keras_model(), _data()
   model = _model(keras_model)
   evaluation = tff_debias.build_device_evaluation(
-      model, tff_debias.NoPersonalization()
+    model, tff_debias.NoPersonalization()
   )
   results = evaluation(model.initial_weights, _client_data(devices))
   losses, accuracies, sizes = _expected(keras_model, devices)
@@ -135,7 +139,7 @@ def test_device_results_are_in_the_order_of_the_devices(runtime):
 
 
 @pytest.mark.parametrize(
-    'personalization', [tff_debias.Maml(2, 0.1), tff_debias.Proto()]
+  'personalization', [tff_debias.Maml(2, 0.1), tff_debias.Proto()]
 )
 def test_inside_tffs_personalization_evaluation(runtime, personalization):
   keras_model, devices = _keras_model(), _data()
@@ -144,9 +148,9 @@ def test_inside_tffs_personalization_evaluation(runtime, personalization):
 
   def model_fn():
     return tff.learning.models.from_keras_model(
-        tf.keras.models.clone_model(keras_model),
-        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        input_spec=spec,
+      tf.keras.models.clone_model(keras_model),
+      loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      input_spec=spec,
     )
 
   @tf.function
@@ -155,34 +159,44 @@ def test_inside_tffs_personalization_evaluation(runtime, personalization):
     return collections.OrderedDict(loss=output.loss)
 
   computation = tff.learning.algorithms.build_personalization_eval_computation(
-      model_fn,
-      collections.OrderedDict(
-          ours=tff_debias.build_personalize_fn(model, personalization, 2)
-      ),
-      baseline,
+    model_fn,
+    collections.OrderedDict(
+      ours=tff_debias.build_personalize_fn(model, personalization, 2)
+    ),
+    baseline,
   )
   data = [
-      collections.OrderedDict(
-          train_data=d['train'].unbatch(), test_data=d['test'].unbatch()
-      )
-      for d in _client_data(devices)
+    collections.OrderedDict(
+      train_data=d['train'].unbatch(), test_data=d['test'].unbatch()
+    )
+    for d in _client_data(devices)
   ]
   theirs = computation(model.initial_weights, data)['ours']
   ours = tff_debias.build_device_evaluation(model, personalization)(
-      model.initial_weights, _client_data(devices)
+    model.initial_weights, _client_data(devices)
   )
   for name in ('loss', 'acc'):
     np.testing.assert_allclose(
-        sorted(theirs[name]), sorted(r[name] for r in ours), rtol=1e-6
+      sorted(theirs[name]), sorted(r[name] for r in ours), rtol=1e-6
     )
 
 
+class _Labels(tf.keras.metrics.Metric):
+  """The sum of the labels, as a vector."""
+
+  def __init__(self):
+    super().__init__(name='labels')
+    self.total = self.add_weight('total', shape=[2], initializer='zeros')
+
+  def update_state(self, y_true, y_pred, sample_weight=None):
+    self.total.assign_add(tf.cast(tf.reduce_sum(y_true), tf.float32) * [1, 2])
+
+  def result(self):
+    return tf.identity(self.total)
+
+
 def test_refuses_metrics_that_are_no_scalars():
-  model = _model(
-      _keras_model(),
-      lambda: [tf.keras.metrics.SparseCategoricalAccuracy('loss')],
-  )
-  with pytest.raises(ValueError, match="scalar metrics.*'loss'"):
+  with pytest.raises(ValueError, match="scalars.*'labels'"):
     tff_debias.build_personalized_evaluation(
-        model, tff_debias.NoPersonalization()
+      _model(_keras_model(), _Labels), tff_debias.NoPersonalization()
     )

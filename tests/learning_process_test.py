@@ -14,6 +14,7 @@ from tff_debias import corrections
 from tff_debias import learning_process
 from tff_debias import models
 from tff_debias import personalizations
+from tff_debias import runtime as runtime_lib
 from tff_debias import storage as storage_lib
 
 pytestmark = pytest.mark.usefixtures('runtime')
@@ -741,20 +742,6 @@ class _Source(tff.program.FederatedDataSource):
     return _Iterator()
 
 
-class _ProgramContext(tff.program.FederatedContext):
-  """Calls the runtime at once.
-
-  `tff.program.NativeFederatedContext` takes no structures placed at clients: it
-  looks for their members in the list of clients.
-  """
-
-  def __init__(self, context):
-    self._context = context
-
-  def invoke(self, comp, arg):
-    return self._context.invoke(comp, arg)
-
-
 def test_train_model_of_tff_runs_it_and_resumes_it(tmp_path):
   expected = build(DYN, tmp_path / 'other')
   state = expected.initialize()
@@ -782,7 +769,7 @@ def test_train_model_of_tff_runs_it_and_resumes_it(tmp_path):
     )
     stack = tff.framework.get_context_stack()
     with (
-      stack.install(_ProgramContext(stack.current)),
+      stack.install(runtime_lib.ProgramContext()),
       asyncio.Runner() as runner,
     ):
       runner.run(program)

@@ -194,11 +194,10 @@ def _metrics_spec(model: models.Model) -> dict[str, tf.TensorSpec]:
     metrics = model.metrics.finalize(model.metrics.initialize())
     spec = {'loss': tf.TensorSpec([], tf.float32)}
     for name, value in metrics.items():
-      if name in ('loss', 'counts', 'num_examples') or value.shape.rank != 0:
+      if value.shape.rank != 0:
         raise ValueError(
-          'The personalized test needs scalar metrics that are not named'
-          f' loss, counts or num_examples, got {name!r} of shape'
-          f' {value.shape}.'
+          'The personalized test needs metrics that are scalars, but'
+          f' {name!r} is of shape {value.shape}.'
         )
       spec[name] = tf.TensorSpec([], value.dtype)
   return spec

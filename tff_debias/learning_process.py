@@ -47,7 +47,8 @@ def build_learning_process(
 
   `next` takes the state and, for each participant, an `OrderedDict` of its
   `client_id` (a string) and its `data` (batches, shuffled and repeated by the
-  caller; consecutive ones are support and query, and one local step). Its
+  caller; consecutive ones are support and query, and one local step). A device
+  is given once a round. Ids are bytes, or ASCII without a NUL at the end. Its
   metrics are an `OrderedDict` of scalars, see the README.
 
   `get_model_weights` gives the *selected* model, mean_S w_i, as
@@ -58,7 +59,8 @@ def build_learning_process(
   Args:
     model: The model, see `models.from_keras`.
     personalization: T_i.
-    correction: R_i.
+    correction: R_i. What distinguishes one of your own must be in its `repr`,
+      as in a dataclass: with it the device storage knows its own.
     learning_rate: β, of the local steps.
     learning_rate_schedule: A function of the number of rounds done (an int32
       scalar, 0 in the first round) that gives a factor (a float32 scalar):
@@ -72,7 +74,7 @@ def build_learning_process(
     track_all: Whether the model *all* is kept: the mean over all devices of
       each one's newest w_i. It costs a second state per device and a second
       model up.
-    aggregator: How updates become a mean, by default
+    aggregator: How updates become a mean (not a sum), by default
       `tff.aggregators.MeanFactory`. An unweighted factory sees zeros from a
       device that is left out; its result is scaled to the mean of the others.
     server_optimizer: Applies the mean update to the model, by default by adding
@@ -125,9 +127,8 @@ def build_learning_process(
     track_all,
     server_optimizer,
   )
-  keeps_state = track_all or method.correction_size > 0
-  if keeps_state:
-    _check_population(method)
+  keeps_state = track_all or method.device_state_size > 0
+  _check_population(method, keeps_state)
   process = _compose(method, aggregator)
   # The last step: a call that fails leaves no folder behind that is claimed.
   if keeps_state:
@@ -137,6 +138,7 @@ def build_learning_process(
         'personalization': repr(personalization),
         'model': [[w.shape, w.dtype.name] for w in method.weights.trainable],
         'tracks_all': track_all,
+        'num_devices': int(num_devices),
       }
     )
   return process
@@ -198,11 +200,19 @@ class _Method:
     return self.model.initial_weights
 
   @property
-  def correction_size(self) -> int:
+  def device_state_size(self) -> int:
     """The number of tensors in the correction's device state."""
+    return self._state_size(self.correction.initial_device_state)
+
+  @property
+  def server_state_size(self) -> int:
+    """The number of tensors in the correction's server state."""
+    return self._state_size(self.correction.initial_server_state)
+
+  def _state_size(self, initial_state: Callable[..., Any]) -> int:
     with tf.Graph().as_default():
       weights = tf.nest.map_structure(tf.constant, self.weights.trainable)
-      return len(self.correction.initial_device_state(weights))
+      return len(initial_state(weights))
 
   def initial_state(self, aggregator_state: Any) -> State:
     """The state before the first round."""
@@ -703,9 +713,9 @@ def _check_number(
     )
 
 
-def _check_population(method: _Method) -> None:
-  what = f'{method.correction}' if method.correction_size else 'track_all'
-  if (
+def _check_population(method: _Method, keeps_state: bool) -> None:
+  what = 'track_all' if method.track_all else f'{method.correction}'
+  if (keeps_state or method.server_state_size) and (
     not isinstance(method.num_devices, numbers.Integral)
     or isinstance(method.num_devices, bool)
     or method.num_devices < 1
@@ -714,7 +724,7 @@ def _check_population(method: _Method) -> None:
       f'{what} needs num_devices, the number of devices in the population (a'
       f' positive integer), got {method.num_devices!r}.'
     )
-  if not isinstance(method.storage, storage_lib.DeviceStorage):
+  if keeps_state and not isinstance(method.storage, storage_lib.DeviceStorage):
     raise ValueError(
       f'{what} keeps a state on every device and needs storage, a'
       f' DeviceStorage(folder), got {method.storage!r}.'

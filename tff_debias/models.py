@@ -63,6 +63,16 @@ class Model:
   loss: Callable[[Any, Any], tf.Tensor]
   metrics: Metrics
 
+  def __post_init__(self):
+    with tf.Graph().as_default():
+      names = self.metrics.finalize(self.metrics.initialize())
+    reserved = {'loss', 'num_examples', 'counts'}.intersection(names)
+    if reserved:
+      raise ValueError(
+        f'A metric must not be named {", ".join(sorted(reserved))}: that is'
+        ' reported for every model.'
+      )
+
   @functools.cached_property
   def output_spec(self) -> Outputs:
     """The `tf.TensorSpec`s of the predictions and of the feature."""

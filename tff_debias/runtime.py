@@ -38,9 +38,9 @@ _BINARY = os.path.join(os.path.dirname(tff.__file__), 'data', 'worker_binary')
 _READY_WITHIN_SECONDS = 60
 _MAX_MESSAGE_BYTES = 2 * 1000 * 1000 * 1000
 
-# Runs in the child before the worker: a preexec_fn could deadlock, as the parent
-# has threads. The signal comes when the parent's thread ends; the comparison is
-# for a parent that ended before the call. Only Linux has it.
+# Runs in the child before the worker: a preexec_fn could deadlock, because the
+# parent has threads. The signal comes when the parent's thread ends; the
+# comparison is for a parent that ended before the call. Only Linux has it.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 if sys.platform == 'linux':
@@ -195,6 +195,22 @@ def start_local_context(
     WorkerError: As `local_context`.
   """
   _until_exit.enter_context(local_context(max_concurrency, log_file))
+
+
+class ProgramContext(tff.program.FederatedContext):
+  """The present context, for TFF's program logic such as `train_model`.
+
+  `tff.program.NativeFederatedContext` takes no structures placed at clients,
+  such as an id with its data. Install it inside of `local_context`:
+  `tff.framework.get_context_stack().install(ProgramContext())`.
+  """
+
+  def __init__(self):
+    self._context = tff.framework.get_context_stack().current
+
+  def invoke(self, comp, arg):
+    """See base class."""
+    return self._context.invoke(comp, arg)
 
 
 @contextlib.contextmanager

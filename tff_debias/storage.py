@@ -222,6 +222,10 @@ class DeviceStorage:
     with _after([saved]):
       return tf.constant(True)
 
+  def is_empty(self) -> bool:
+    """Whether no device has a state."""
+    return not _list(os.path.join(self._folder, 'devices'))
+
   def prune(self, round_num: int) -> None:
     """Removes what a checkpoint made after `round_num` can no longer need.
 
@@ -311,8 +315,9 @@ class DeviceStorage:
 class StorageStateManager(tff.program.ProgramStateManager):
   """A program state manager that keeps the device storage in step with it.
 
-  Loading a version rolls the device storage back to it; saving one prunes the
-  storage down to what the oldest version that is still kept can need. Versions
+  Loading the latest version, as a run that goes on does, rolls the device
+  storage back to it; saving one prunes the storage down to what the oldest
+  version that is still kept can need. Versions
   are rounds, as `tff.simulation.run_training_process` and
   `tff.learning.programs.train_model` number them.
   """
@@ -329,10 +334,30 @@ class StorageStateManager(tff.program.ProgramStateManager):
     return await self._manager.get_versions()
 
   async def load(self, version: int, structure: Any) -> Any:
-    """See base class."""
-    state = await self._manager.load(version, structure)
+    """See base class. To go on from there, call the storage's `rollback`."""
+    return await self._manager.load(version, structure)
+
+  async def load_latest(self, structure: Any) -> tuple[Any, int]:
+    """See base class; for a run that goes on from there.
+
+    Args:
+      structure: See base class.
+
+    Returns:
+      See base class.
+
+    Raises:
+      DeviceStorageError: If there is no version, but devices have states.
+    """
+    state, version = await self._manager.load_latest(structure)
+    if state is None and not self._storage.is_empty():
+      raise DeviceStorageError(
+        f'{self._storage.folder} holds states of devices, but there is no'
+        ' checkpoint that they belong to. Put the checkpoints back, or take a'
+        ' new folder for the devices.'
+      )
     self._storage.rollback(version)
-    return state
+    return state, version
 
   async def save(self, program_state: Any, version: int) -> None:
     """See base class."""
