@@ -1,6 +1,7 @@
 """The training of an experiment in its folder, with TFF's own loop."""
 
 import asyncio
+import collections
 import os
 from typing import Any
 
@@ -49,9 +50,14 @@ def run(
   process = experiment.build_process(storage)
   evaluation = experiment.build_evaluation()
 
+  def evaluation_data(round_num: int) -> Any:
+    is_due = round_num % experiment.settings.rounds_per_evaluation == 0
+    return experiment.evaluation_data if is_due or round_num == rounds else None
+
   def evaluate(state: Any, data: Any) -> Any:
-    weights = experiment.evaluated_weights(process, state)
-    return evaluation(weights, data)
+    if data is None:
+      return collections.OrderedDict()
+    return evaluation(experiment.evaluated_weights(process, state), data)
 
   asyncio.set_event_loop(asyncio.new_event_loop())
   with runtime.local_context(log_file=folder.worker_log):
@@ -63,11 +69,10 @@ def run(
           experiment.training_data,
           rounds,
           evaluate,
-          lambda round_num: experiment.evaluation_data,
-          experiment.settings.rounds_per_evaluation,
-          checkpoints,
-          rounds_per_checkpoint,
-          [
+          evaluation_data,
+          program_state_manager=checkpoints,
+          rounds_per_saving_program_state=rounds_per_checkpoint,
+          metrics_managers=[
             tff.program.CSVFileReleaseManager(
               folder.metrics, key_fieldname='round'
             ),
