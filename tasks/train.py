@@ -31,6 +31,7 @@ _ROUNDS_PER_CHECKPOINT = flags.DEFINE_integer(
   lower_bound=1,
 )
 settings_lib.define_flags()
+flags.adopt_module_key_flags(settings_lib)
 
 
 def main() -> None:

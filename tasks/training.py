@@ -13,6 +13,7 @@ import tqdm
 from tasks import experiment as experiment_lib
 from tasks import pictures
 from tasks import run_folder as run_folder_lib
+from tasks import settings as settings_lib
 import tff_debias
 from tff_debias import runtime
 
@@ -62,6 +63,11 @@ def run(
   asyncio.set_event_loop(asyncio.new_event_loop())
   with runtime.local_context(log_file=folder.worker_log):
     done = _last_version(checkpoints)
+    if done > rounds:
+      raise settings_lib.SettingsError(
+        f'--rounds={rounds} must be at least {done}: so many rounds are done in'
+        f' {folder.path}.'
+      )
     with _Progress(rounds, done) as progress:
       try:
         state = tff.simulation.run_training_process(

@@ -464,6 +464,17 @@ def frozen_layers_of_one_shape():
   return model
 
 
+class Counter(layers.Layer):
+  """A layer with a weight that changes when it is called."""
+
+  def build(self, shape):
+    self.count = self.add_weight('count', (), trainable=False)
+
+  def call(self, x):
+    self.count.assign_add(1.0)
+    return x
+
+
 class OwnWeight(keras.Model):
   def __init__(self):
     super().__init__()
@@ -483,10 +494,13 @@ def subclassed(called=True):
 @pytest.mark.parametrize(
   'keras_model, advice',
   [
-    (lambda: sequential(dense(2), batch_normalization()), 'GroupNorm'),
+    (
+      lambda: sequential(dense(2), batch_normalization()),
+      'is a BatchNormalization.* Use tf.keras.layers.GroupNorm',
+    ),
     (
       lambda: sequential(sequential(dense(2), batch_normalization())),
-      'GroupNorm',
+      'is a BatchNormalization.* Use tf.keras.layers.GroupNorm',
     ),
     (
       lambda: sequential(
@@ -495,9 +509,10 @@ def subclassed(called=True):
         layers.Flatten(),
         dense(2),
       ),
-      'GroupNorm',
+      'is a BatchNormalization.* Use tf.keras.layers.GroupNorm',
     ),
     (stateful, 'stateful=False'),
+    (lambda: sequential(Counter(), dense(2)), 'layers without state'),
     (lambda: sequential(dense(2, kernel_regularizer='l2')), 'weight_decay'),
     (lambda: sequential(dense(2, activity_regularizer='l2')), 'weight_decay'),
     (
@@ -521,12 +536,16 @@ def test_a_keras_model_that_is_refused(keras_model, advice):
 @pytest.mark.parametrize(
   'build, advice',
   [
-    (lambda: keras.Sequential([dense(2), batch_normalization()]), 'GroupNorm'),
+    (
+      lambda: keras.Sequential([dense(2), batch_normalization()]),
+      'is a BatchNormalization.* Use tf.keras.layers.GroupNorm',
+    ),
     (
       lambda: keras.Sequential([dense(2, kernel_regularizer='l2')]),
       'weight_decay',
     ),
     (stateful, 'stateful=False'),
+    (lambda: sequential(Counter(), dense(2)), 'layers without state'),
     (OwnWeight, 'put them into a tf.keras.layers.Layer'),
   ],
 )

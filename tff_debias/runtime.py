@@ -47,7 +47,10 @@ if sys.platform == 'linux':
   ctypes.CDLL(None).prctl(1, signal.SIGKILL)
   if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+try:
+  os.execv(sys.argv[2], sys.argv[2:])
+except OSError as e:
+  sys.exit(str(e))
 """
 
 # Its only thread lives as long as the interpreter, and so do the workers that
