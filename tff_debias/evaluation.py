@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
 
@@ -255,14 +256,14 @@ def _test(
       model.metrics.update(metrics, result.labels, result.batch_output),
     )
 
-  loss_sum, num_examples, metrics = test.reduce(
-    (0.0, 0.0, model.metrics.initialize()), add_batch
+  loss_sum, num_examples, metrics = loops.reduce(
+    test, (0.0, 0.0, model.metrics.initialize()), add_batch
   )
   values = collections.OrderedDict(
     loss=tf.math.divide_no_nan(loss_sum, num_examples),
     **model.metrics.finalize(metrics),
   )
-  has_training_data = train.take(1).reduce(False, lambda *_: True)
+  has_training_data = loops.reduce(train.take(1), False, lambda *_: True)
   counts = has_training_data & (num_examples > 0)
   for value in values.values():
     counts &= tf.math.is_finite(tf.cast(value, tf.float32))

@@ -4,9 +4,9 @@ from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
 
 from tff_debias import corrections
+from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
 
@@ -85,7 +85,7 @@ def train(
     A `LocalResult`.
   """
 
-  def step(state: State, batches: tuple[Any, ...]) -> State:
+  def step(state: State, *batches: Any) -> State:
     weights = models.ModelWeights(state.weights, start.non_trainable)
     with tf.GradientTape() as tape:
       tape.watch(weights.trainable)
@@ -115,33 +115,11 @@ def train(
       ),
     )
 
-  # A tf.function, because only there an iterator can be made inside a graph. No
-  # gradient crosses its border: each is taken within a step.
-  @tf.function(autograph=False)
-  def take_steps(dataset: tf.data.Dataset, state: State) -> State:
-    iterator = iter(dataset.with_options(_as_it_is()))
-
-    def next_batches() -> list[tf.experimental.Optional]:
-      return [
-        iterator.get_next_as_optional()
-        for _ in range(personalization.batches_per_step)
-      ]
-
-    state, _ = tf.while_loop(
-      lambda state, batches: batches[-1].has_value(),
-      lambda state, batches: (
-        step(state, tuple(batch.get_value() for batch in batches)),
-        next_batches(),
-      ),
-      (state, next_batches()),
-      parallel_iterations=1,
-    )
-    _keep_loops_functional(tf.compat.v1.get_default_graph())
-    return state
-
-  final = take_steps(
+  final = loops.reduce(
     dataset,
     State(start.trainable, 0.0, 0.0, 0.0, model.metrics.initialize()),
+    step,
+    personalization.batches_per_step,
   )
   update = tf.nest.map_structure(
     tf.subtract, final.weights, tuple(start.trainable)
@@ -171,31 +149,3 @@ def train(
     num_examples=if_counts(final.num_examples),
     metrics=tf.nest.map_structure(if_counts, final.metrics),
   )
-
-
-def _as_it_is() -> tf.data.Options:
-  """Options that spare rewriting the input pipeline at every call.
-
-  A device's data set is small and new in every round: the rewriting costs more
-  time than it saves.
-  """
-  options = tf.data.Options()
-  options.autotune.enabled = False
-  options.experimental_optimization.apply_default_optimizations = False
-  options.experimental_optimization.inject_prefetch = False
-  return options
-
-
-def _keep_loops_functional(graph: tf.Graph) -> None:
-  """Keeps TensorFlow from dissolving the loops of a graph into its nodes.
-
-  Grappler's dependency optimizer makes a cycle of some dissolved loops with a
-  second derivative of a convolution in them ("235 nodes in a cycle"). Unlike
-  `dataset.reduce`, which does not dissolve either, a loop is made ready once
-  and not at every call, which took most of the time of a small model.
-  """
-  for op in graph.get_operations():
-    if op.type in ('While', 'StatelessWhile'):
-      op._set_attr(
-        '_lower_using_switch_merge', attr_value_pb2.AttrValue(b=False)
-      )

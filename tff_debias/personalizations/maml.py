@@ -6,6 +6,7 @@ import numbers
 
 import tensorflow as tf
 
+from tff_debias import loops
 from tff_debias import models
 from tff_debias.personalizations import base
 
@@ -103,5 +104,5 @@ def _full_batch_gradient(
     return total, num_examples + result.num_examples
 
   zeros = tuple(tf.zeros_like(w) for w in weights.trainable)
-  total, num_examples = dataset.reduce((zeros, 0.0), add_batch)
+  total, num_examples = loops.reduce(dataset, (zeros, 0.0), add_batch)
   return tuple(tf.math.divide_no_nan(t, num_examples) for t in total)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tff_debias import loops
 from tff_debias import models
 from tff_debias.personalizations import base
 
@@ -72,7 +73,8 @@ class Proto(base.Personalization):
   def personalize(self, model, weights, dataset, max_grad_norm):
     """See base class: the prototypes of all of the training data."""
     del max_grad_norm
-    sums = dataset.reduce(
+    sums = loops.reduce(
+      dataset,
       self._empty_sums(model),
       lambda sums, batch: self._add_batch(
         model, weights, sums, batch, training=False

@@ -1,0 +1,72 @@
+import pytest
+import tensorflow as tf
+
+from tff_debias import loops
+
+
+@pytest.mark.parametrize('sizes', [[], [2], [2, 3], [2, 2, 1], [1, 4, 2, 3, 3]])
+@pytest.mark.parametrize('batches_per_step', [1, 2, 3])
+def test_folds_groups_of_batches_and_drops_the_rest(sizes, batches_per_step):
+  dataset = tf.data.Dataset.from_generator(
+    lambda: ([i + 1] * size for i, size in enumerate(sizes)),
+    output_signature=tf.TensorSpec([None], tf.int32),
+  )
+
+  def step(state, *group):
+    assert len(group) == batches_per_step
+    digits = sum(
+      tf.reduce_max(batch) * 10**i for i, batch in enumerate(reversed(group))
+    )
+    return state[0] + 1, tf.concat([state[1], [digits]], 0)[1:]
+
+  steps, (last,) = loops.reduce(
+    dataset, (0, tf.zeros([1], tf.int32)), step, batches_per_step
+  )
+  expected = len(sizes) // batches_per_step
+  assert steps == expected
+  group = range((expected - 1) * batches_per_step, expected * batches_per_step)
+  assert last == (int(''.join(str(i + 1) for i in group)) if expected else 0)
+
+
+def test_a_second_derivative_of_a_convolution_is_no_cycle():
+  # With the loop dissolved, Grappler finds "nodes in a cycle" here.
+  from tff_debias import models
+  from tff_debias import personalizations
+
+  layers = tf.keras.layers
+  model = models.from_keras(
+    tf.keras.Sequential(
+      [
+        layers.Input((14, 14, 1)),
+        layers.Conv2D(4, 5, activation='relu'),
+        layers.MaxPool2D(2),
+        layers.Conv2D(4, 5, activation='relu'),
+        layers.Flatten(),
+        layers.Dense(10),
+      ]
+    ),
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    (tf.TensorSpec([None, 14, 14, 1]), tf.TensorSpec([None], tf.int32)),
+  )
+  maml = personalizations.Maml(1, 0.01)
+
+  @tf.function
+  def train(dataset, weights):
+    def step(trainable, batch):
+      with tf.GradientTape() as tape:
+        tape.watch(trainable)
+        result = maml.meta_loss(
+          model, models.ModelWeights(trainable, ()), (batch, batch), 1e-3
+        )
+      gradient = tape.gradient(result.loss, trainable)
+      return tuple(
+        w - 0.1 * g for w, g in zip(trainable, gradient, strict=True)
+      )
+
+    return loops.reduce(dataset, weights, step)
+
+  x = tf.random.stateless_uniform([20, 14, 14, 1], [0, 1])
+  dataset = tf.data.Dataset.from_tensor_slices((x, tf.range(20) % 10)).batch(10)
+  weights = tuple(map(tf.constant, model.initial_weights.trainable))
+  new_weights = train(dataset, weights)
+  assert all(tf.reduce_all(tf.math.is_finite(w)) for w in new_weights)
