@@ -6,6 +6,7 @@ import signal
 import sys
 
 from absl import app
+from absl import flags
 from absl import logging
 
 
@@ -23,6 +24,9 @@ def run(main: Callable[[], None], check_flags: Callable[[], object]) -> None:
   """
 
   def parse(argv: list[str]) -> list[str]:
+    # A console script is its own main module, and --help is of its flags.
+    for flag in flags.FLAGS.get_key_flags_for_module(main.__module__):
+      flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     arguments = app.parse_flags_with_usage(argv)
     if len(arguments) > 1:
       _fail(f'unexpected argument {arguments[1]!r}; see --help')
