@@ -1,5 +1,6 @@
 """The mathematics: against the authors' figures, and against a plain loop."""
 
+import collections
 import functools
 import json
 import pathlib
@@ -10,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tff_debias import corrections
+from tff_debias import evaluation
 from tff_debias import learning_process
 from tff_debias import models
 from tff_debias import personalizations
@@ -41,7 +43,12 @@ def golden_model():
   )
   network.set_weights([arrays[f'init/{i}'] for i in range(6)])
   spec = (tf.TensorSpec([None, 8, 8]), tf.TensorSpec([None], tf.int32))
-  return models.from_keras(network, problems.CLASSIFIER_LOSS, spec)
+  return models.from_keras(
+    network,
+    problems.CLASSIFIER_LOSS,
+    spec,
+    lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
+  )
 
 
 def golden_method(name):
@@ -61,6 +68,13 @@ def golden_method(name):
     'pfl_scaf_maml': (maml, scaf),
     'pfl_scaf_proto': (PROTO, scaf),
   }[name]
+
+
+def golden_dataset(arrays, part, device):
+  """The test batches are no divisor of the data: the last one is smaller."""
+  return tf.data.Dataset.from_tensor_slices(
+    (arrays[f'{part}_x'][device], arrays[f'{part}_y'][device])
+  ).batch(7)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +109,17 @@ def test_every_round_is_that_of_the_authors(tmp_path, name):
   # has no gradient there (ALGORITHMS.md).
   num_compared = 4 if name == 'per_fed_avg_proto' else 6
   num_batches = config['local_steps'] * personalization.batches_per_step
+  evaluate = evaluation.build_personalized_evaluation(
+    golden_model(),
+    personalization,
+    max_grad_norm=config['max_grad_norm'],
+  )
+  devices = [
+    collections.OrderedDict(
+      (part, golden_dataset(arrays, part, i)) for part in ('train', 'test')
+    )
+    for i in range(config['num_clients'])
+  ]
   state = process.initialize()
   for t, selected in enumerate(arrays['selected']):
     participants = [
@@ -105,13 +130,24 @@ def test_every_round_is_that_of_the_authors(tmp_path, name):
     ]
     state, _ = process.next(state, participants)
     for key, weights in {
-      'selected_average': process.get_model_weights(state),
-      'all_average': learning_process.get_all_model_weights(state),
+      'selected': process.get_model_weights(state),
+      'all': learning_process.get_all_model_weights(state),
     }.items():
       for i, weight in enumerate(weights.trainable[:num_compared]):
         np.testing.assert_allclose(
-          weight, arrays[f'{name}/{key}/{t}/{i}'], rtol=0, atol=1e-5
+          weight, arrays[f'{name}/{key}_average/{t}/{i}'], rtol=0, atol=1e-5
         )
+      metrics = evaluate(weights, devices)['by_device']
+      accuracy = metrics['accuracy']
+      np.testing.assert_allclose(
+        [
+          metrics['loss']['mean'],
+          *(accuracy[s] for s in ('mean', 'max', 'min')),
+        ],
+        arrays[f'{name}/test_{key}'][t],
+        rtol=0,
+        atol=1e-5,
+      )
 
 
 class PlainLoop:
