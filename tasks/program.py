@@ -42,11 +42,18 @@ def run(main: Callable[[], None], check_flags: Callable[[], object]) -> None:
     return arguments
 
   def guarded_main(unused_argv: list[str]) -> None:
+    import tensorflow as tf
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
       main()
     except ValueError as e:
       _fail(e)
+    except (OSError, tf.errors.OpError) as e:
+      _fail(
+        f'{getattr(e, "message", e)}. What is saved stays: the same command'
+        ' goes on from the last checkpoint.'
+      )
     except KeyboardInterrupt:
       print(
         '\nStopped. The same command goes on from the last checkpoint.',

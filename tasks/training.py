@@ -88,7 +88,7 @@ def run(
         )
       except grpc.RpcError as e:
         raise RoundFailedError(
-          f'A round failed: {_first_line(e.details())}. Nothing is lost: the'
+          f'A round failed: {_reason(e.details())}. Nothing is lost: the'
           ' same command goes on from the last checkpoint.'
         ) from e
     if _last_version(checkpoints) < rounds:
@@ -133,8 +133,9 @@ def _last_version(manager: tff.program.ProgramStateManager) -> int:
   return max(_wait(manager.get_versions()) or [0])
 
 
-def _first_line(details: str) -> str:
-  return details.split('\n')[0].split('; ')[0]
+def _reason(details: str) -> str:
+  """The first line: what follows says where in TFF's and TensorFlow's graphs."""
+  return details.split('\n')[0].removeprefix('Failed to run computation: ')
 
 
 class _Progress(tff.program.ReleaseManager):
