@@ -134,7 +134,7 @@ def _last_version(manager: tff.program.ProgramStateManager) -> int:
 
 
 def _reason(details: str) -> str:
-  """The first line: what follows says where in TFF's and TensorFlow's graphs."""
+  """The first line: what follows says where in the graphs it was."""
   return details.split('\n')[0].removeprefix('Failed to run computation: ')
 
 
