@@ -511,8 +511,7 @@ def test_an_embedding_is_clipped_like_any_layer(correction):
   assert_close(result.update, [-g for g in reference.clip(gradient, 1.0)[0]])
 
 
-def test_second_derivatives_of_a_convolution_in_the_loop():
-  # TensorFlow's optimizer of graphs breaks some loops of this kind.
+def test_second_derivatives_of_a_convolution():
   random = np.random.RandomState(0)
   keras_model = tf.keras.Sequential(
     [

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_debias import models
+from tff_debias import personalizations
 
 keras = tf.keras
 layers = tf.keras.layers
@@ -424,12 +425,18 @@ def test_a_layer_that_is_not_there():
 def test_a_layer_that_is_not_called():
   x = layers.Input((3,), name='start')
   keras_model = keras.Model(x, dense(2)(x))
-  for model in (
-    models.from_keras(keras_model, MSE, (VECTOR, Y), None, 'start'),
-    models.from_keras(Declared, MSE, (VECTOR, Y), None, 'unused'),
-  ):
+  for model, layer in ((keras_model, 'start'), (Declared, 'unused')):
     with pytest.raises(ValueError, match='name another one'):
-      run(model, inputs(VECTOR))
+      models.from_keras(model, MSE, (VECTOR, Y), None, layer)
+
+
+def test_a_subclassed_model_has_no_feature_but_a_named_one():
+  model = models.from_keras(Declared, MSE, (VECTOR, Y))
+  assert model.output_spec.feature is None
+  with pytest.raises(ValueError, match='feature_layer'):
+    personalizations.Proto(2).check_model(
+      models.from_keras(Declared, MSE, (VECTOR, INTEGER_Y))
+    )
 
 
 # What is refused.
@@ -475,13 +482,8 @@ class Counter(layers.Layer):
     return x
 
 
-class OwnWeight(keras.Model):
-  def __init__(self):
-    super().__init__()
-    self.kernel = self.add_weight('kernel', (3, 2))
-
-  def call(self, x):
-    return x @ self.kernel
+OUTSIDE = keras.Sequential([layers.Input((3,)), layers.Dense(2)])
+INTEGER_Y = tf.TensorSpec([None], tf.int32)
 
 
 def subclassed(called=True):
@@ -546,7 +548,8 @@ def test_a_keras_model_that_is_refused(keras_model, advice):
     ),
     (stateful, 'stateful=False'),
     (lambda: sequential(Counter(), dense(2)), 'layers without state'),
-    (OwnWeight, 'put them into a tf.keras.layers.Layer'),
+    (lambda: OUTSIDE, 'make all its layers anew'),
+    (lambda: sequential(dense(2, kernel_constraint='non_neg')), 'constraint'),
   ],
 )
 def test_a_function_that_is_refused(build, advice):
@@ -849,3 +852,17 @@ def test_derivatives_of_any_order_are_in_one_graph(make):
   kinds = {op.type for op in graph.get_operations()}
   assert 'MatMul' in kinds
   assert not {kind for kind in kinds if kind.endswith('PartitionedCall')}
+
+
+def test_a_loss_that_is_a_sum_is_refused():
+  loss = keras.losses.MeanSquaredError(keras.losses.Reduction.SUM)
+  with pytest.raises(ValueError, match='mean over the batch.*SUM'):
+    models.from_keras(sequential(dense(2)), loss, (VECTOR, Y))
+
+
+def test_weights_of_another_type_are_refused():
+  keras_model = keras.Sequential(
+    [layers.Input((3,)), layers.Dense(2, dtype='float64')]
+  )
+  with pytest.raises(ValueError, match='must be float32 arrays, got float64'):
+    models.from_keras(keras_model, MSE, (VECTOR, Y))

@@ -7,6 +7,7 @@ the model as a function of its weights and not as an object that owns them.
 import collections
 from collections.abc import Callable
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -64,6 +65,12 @@ class Model:
   metrics: Metrics
 
   def __post_init__(self):
+    for weight in tf.nest.flatten(self.initial_weights.trainable):
+      if weight.dtype != np.float32:
+        raise ValueError(
+          f'Weights must be float32 arrays, got {weight.dtype} of shape'
+          f' {list(weight.shape)}.'
+        )
     with tf.Graph().as_default():
       names = self.metrics.finalize(self.metrics.initialize())
     reserved = {'loss', 'num_examples', 'counts'}.intersection(names)
@@ -118,7 +125,8 @@ def from_keras(
       `OrderedDict` of metric constructors. By default none: only the loss.
     feature_layer: The name of the layer whose output is the feature of the
       prototypes. By default the feature is the input of the last layer that has
-      weights (ALGORITHMS: the activations before the last layer).
+      weights. A subclassed model does not say which layer is its last: there
+      the feature is `None` by default.
 
   Returns:
     A `Model`.
@@ -132,14 +140,17 @@ def from_keras(
   _check_input_spec(input_spec)
   if not callable(loss) or inspect.isclass(loss):
     raise TypeError(f'loss must be a function or a Keras loss, got {loss!r}.')
+  if getattr(loss, 'reduction', None) == tf.keras.losses.Reduction.SUM:
+    raise ValueError(
+      'loss must be a mean over the batch, but its reduction is SUM.'
+    )
   if isinstance(keras_model, tf.keras.Model):
     if not keras_model.built:
       raise ValueError(
         f'The Keras model {keras_model.name!r} has no weights yet: give it an'
         ' Input layer, call build() on it, or pass a function that builds it.'
       )
-    is_sequential = isinstance(keras_model, tf.keras.Sequential)
-    if not is_sequential and not keras_model._is_graph_network:
+    if _is_subclassed(keras_model):
       raise ValueError(
         f'The Keras model {keras_model.name!r} is subclassed, which Keras'
         ' cannot clone faithfully: pass a function that builds it.'
@@ -165,7 +176,7 @@ def from_keras(
   if not eager_model.built:
     eager_model(tf.nest.map_structure(_zeros, x_spec))
   _check_layers(eager_model)
-  tapped_layer, is_input = _feature_layer(eager_model, feature_layer)
+  tapped = _feature_layer(eager_model, feature_layer)
   creation_order = _creation_order(build, eager_model, x_spec)
   initial_weights = ModelWeights(
     trainable=tuple(v.numpy() for v in eager_model.trainable_variables),
@@ -177,19 +188,25 @@ def from_keras(
     ordered = iter([values[i] for i in creation_order])
     with tf.variable_creator_scope(lambda _, **kwargs: next(ordered)):
       model = build()
-      taps = _record_calls(_leaves(model)[tapped_layer], is_input)
+      taps = []
+      if tapped is not None:
+        place, is_input = tapped
+        taps = _record_calls(_leaves(model)[place], is_input)
       predictions = model(x, training=training)
     _restore_classes(model)
-    if not taps:
+    if tapped is not None and not taps:
       raise ValueError(
-        f'The model does not call the layer {feature_layer or tapped_layer!r}'
-        ' of the feature (an Input never is called): name another one.'
+        f'The model does not call the layer {feature_layer or place!r} of the'
+        ' feature (an Input never is called): name another one.'
       )
-    return Outputs(predictions, taps[-1])
+    return Outputs(predictions, taps[-1] if taps else None)
 
-  return Model(
+  model = Model(
     initial_weights, input_spec, apply, _mean_loss(loss), _metrics(metrics)
   )
+  with _explained(eager_model):
+    assert model.output_spec
+  return model
 
 
 def from_functional(
@@ -235,7 +252,9 @@ def from_functional(
     ),
     functional_model.input_spec,
     apply,
-    lambda labels, predictions: functional_model.loss(predictions, labels),
+    _mean_loss(
+      lambda labels, predictions: functional_model.loss(predictions, labels)
+    ),
     Metrics(
       functional_model.initialize_metrics_state,
       functional_model.update_metrics_state,
@@ -269,6 +288,12 @@ def _check_layers(model: tf.keras.Model) -> None:
         ' examples for them. Use tf.keras.layers.GroupNormalization or'
         ' LayerNormalization instead.'
       )
+    for name in ('kernel_constraint', 'bias_constraint'):
+      if getattr(layer, name, None) is not None:
+        raise ValueError(
+          f'The layer {layer.name!r} has a {name}, which the methods do not'
+          ' keep: remove it.'
+        )
   if model.losses:
     raise ValueError(
       f'The model {model.name!r} adds losses of its own (a regularizer or'
@@ -279,16 +304,33 @@ def _check_layers(model: tf.keras.Model) -> None:
     raise ValueError(f'The model {model.name!r} has no trainable weight.')
 
 
-def _feature_layer(model: tf.keras.Model, name: str | None) -> tuple[int, bool]:
+def _is_subclassed(model: tf.keras.Model) -> bool:
+  is_sequential = isinstance(model, tf.keras.Sequential)
+  return not is_sequential and not model._is_graph_network
+
+
+@contextlib.contextmanager
+def _explained(model: tf.keras.Model):
+  """Says what is wrong where Keras or TensorFlow fail in building a model."""
+  try:
+    yield
+  except (AttributeError, RuntimeError, TypeError) as e:
+    raise ValueError(
+      f'The model {model.name!r} cannot be made a function of its weights. A'
+      ' function that builds it must make all its layers anew, and no layer may'
+      f' change variables when it is called. Keras said: {e}'
+    ) from e
+
+
+def _feature_layer(
+  model: tf.keras.Model, name: str | None
+) -> tuple[int, bool] | None:
   """The place of the layer to tap (names change), and if at its input."""
   leaves = _leaves(model)
   if name is None:
+    if _is_subclassed(model):
+      return None
     weighted = [i for i, leaf in enumerate(leaves) if leaf.weights]
-    if not weighted:
-      raise ValueError(
-        f'The weights of the model {model.name!r} are not in layers: put them'
-        ' into a tf.keras.layers.Layer.'
-      )
     return weighted[-1], True
   names = [leaf.name for leaf in leaves]
   if name not in names:
@@ -335,7 +377,7 @@ def _creation_order(
     return created[-1]
 
   with tf.Graph().as_default() as graph:
-    with tf.variable_creator_scope(record):
+    with _explained(model), tf.variable_creator_scope(record):
       traced = build()
       traced(tf.nest.map_structure(_placeholder, x_spec), training=True)
     weights = traced.trainable_variables + traced.non_trainable_variables
@@ -396,7 +438,10 @@ def _metrics(constructor: Any) -> Metrics:
       lambda state, labels, batch_output: collections.OrderedDict(),
       lambda state: collections.OrderedDict(),
     )
-  if isinstance(constructor, tf.keras.metrics.Metric):
+  if any(
+    isinstance(metric, tf.keras.metrics.Metric)
+    for metric in tf.nest.flatten(constructor)
+  ):
     raise TypeError(
       'metrics must be a function that makes the metrics, or their class, and'
       f' no metric, got {constructor!r}.'
@@ -409,6 +454,8 @@ def _metrics(constructor: Any) -> Metrics:
       if isinstance(built, tf.keras.metrics.Metric):
         built = [built]
       if isinstance(built, (list, tuple)):
+        if not all(isinstance(m, tf.keras.metrics.Metric) for m in built):
+          raise TypeError(f'metrics must make Keras metrics, got {built!r}.')
         names = [m.name for m in built]
         if len(set(names)) < len(names):
           raise ValueError(f'The metrics need different names, got {names}.')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 
 import tensorflow as tf
 
@@ -28,7 +29,8 @@ class Dyn(base.Correction):
   allows_server_optimizer = False
 
   def __post_init__(self):
-    if not 0 < self.alpha < math.inf:
+    is_number = isinstance(self.alpha, numbers.Real)
+    if not is_number or not 0 < self.alpha < math.inf:
       raise ValueError(f'α must be positive and finite, got {self.alpha!r}.')
 
   def initial_device_state(self, weights):

@@ -36,7 +36,8 @@ class Maml(base.Personalization):
         'The number of MAML steps must be a positive integer, got'
         f' {self.num_steps!r}.'
       )
-    if not 0 < self.learning_rate < math.inf:
+    is_number = isinstance(self.learning_rate, numbers.Real)
+    if not is_number or not 0 < self.learning_rate < math.inf:
       raise ValueError(
         'The MAML learning rate must be positive and finite, got'
         f' {self.learning_rate!r}.'

@@ -1,6 +1,7 @@
 """Proto: the device classifies by the nearest mean feature of its classes."""
 
 import dataclasses
+import numbers
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -38,6 +39,15 @@ class Proto(base.Personalization):
 
   num_classes: int | None = None
 
+  def __post_init__(self):
+    if self.num_classes is not None and (
+      not isinstance(self.num_classes, numbers.Integral) or self.num_classes < 1
+    ):
+      raise ValueError(
+        'The number of classes must be a positive integer, got'
+        f' {self.num_classes!r}.'
+      )
+
   def check_model(self, model):
     """See base class."""
     label_spec = models.split_batch(model.input_spec)[1]
@@ -51,8 +61,8 @@ class Proto(base.Personalization):
       )
     if model.output_spec.feature is None:
       raise ValueError(
-        'Prototypes need a feature, and the functional model has none: give'
-        ' models.from_functional a feature_fn.'
+        'Prototypes need a feature, and the model has none: give from_keras'
+        ' its feature_layer, or from_functional a feature_fn.'
       )
     if None in model.output_spec.feature.shape[1:]:
       raise ValueError(
