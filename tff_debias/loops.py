@@ -35,6 +35,10 @@ def reduce(
   options.experimental_optimization.apply_default_optimizations = False
   options.experimental_optimization.inject_prefetch = False
 
+  # TensorFlow does not optimize the body of a loop that is not dissolved, but
+  # what the body calls: 1.8 times as fast for a convolution.
+  step = tf.function(step, autograph=False)
+
   # A tf.function, because only there an iterator can be made inside a graph.
   @tf.function(autograph=False)
   def loop(dataset: tf.data.Dataset, state: Any) -> Any:
