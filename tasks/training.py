@@ -86,10 +86,10 @@ def run(
             progress,
           ],
         )
-      except grpc.RpcError as e:
+      except (grpc.RpcError, runtime.WorkerError) as e:
         raise RoundFailedError(
-          f'A round failed: {_reason(e.details())}. Nothing is lost: the'
-          ' same command goes on from the last checkpoint.'
+          f'A round failed: {_reason(e)}. Nothing is lost: the same command'
+          ' goes on from the last checkpoint.'
         ) from e
     if _last_version(checkpoints) < rounds:
       _wait(checkpoints.save(state, rounds))
@@ -133,9 +133,12 @@ def _last_version(manager: tff.program.ProgramStateManager) -> int:
   return max(_wait(manager.get_versions()) or [0])
 
 
-def _reason(details: str) -> str:
-  """The first line: what follows says where in the graphs it was."""
-  return details.split('\n')[0].removeprefix('Failed to run computation: ')
+def _reason(error: grpc.RpcError | runtime.WorkerError) -> str:
+  if isinstance(error, runtime.WorkerError):
+    return str(error)
+  # What follows the first line says where in the graphs it was.
+  first_line = error.details().split('\n')[0]
+  return first_line.removeprefix('Failed to run computation: ')
 
 
 class _Progress(tff.program.ReleaseManager):

@@ -2,29 +2,42 @@
 
 TFF's own context starts the same worker, but stops it only if Python still can:
 as a rule it stays behind and holds the program's standard output, so that
-`program | tail` never ends.
+`program | tail` never ends. On Linux nothing is left however the program ends;
+elsewhere a worker outlives a program that is killed.
 
 **A worker listens on all interfaces, without authentication, and runs any graph
 that it is sent: who reaches its port runs code as you.** It has no option to
-listen on one address only. On a machine that others can reach, close its ports
-with a firewall (for example `nft add rule inet filter input iifname != lo tcp
-dport 1024-65535 drop`), or run the program in a container or a network
-namespace of its own (`unshare --net`, with `ip link set lo up`).
+listen on one address only, and an unusual port is no protection. Where others
+reach the machine or log in to it, run the program without a network (no root is
+needed, but the data have to be there): `unshare -rn sh -c 'ip link set lo up &&
+exec "$@"' - python program.py`, or a container with `--network none`. Against
+other machines, not other users, a firewall is enough:
+
+    nft add table inet tff
+    nft add chain inet tff input '{ type filter hook input priority 0; }'
+    nft add rule inet tff input iifname != lo tcp dport 1024-65535 \
+      ct state new drop
+
+TensorFlow in the worker heeds TF_NUM_INTRAOP_THREADS and
+TF_NUM_INTEROP_THREADS of the program's environment, not OMP_NUM_THREADS.
 """
 
 import atexit
+from collections.abc import Iterator
 from collections.abc import Sequence
 import concurrent.futures
 import contextlib
 import os
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from typing import Any
 
+from absl import logging
 import grpc
-import portpicker
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.backends.native import compiler
 from tensorflow_federated.python.core.environments.tensorflow_frontend import (
@@ -37,6 +50,7 @@ from tensorflow_federated.python.core.impl.context_stack import (
 _BINARY = os.path.join(os.path.dirname(tff.__file__), 'data', 'worker_binary')
 _READY_WITHIN_SECONDS = 60
 _MAX_MESSAGE_BYTES = 2 * 1000 * 1000 * 1000
+_MAX_DEATHS_IN_A_CALL = 3
 
 # Runs in the child before the worker: a preexec_fn could deadlock, because the
 # parent has threads. The signal comes when the parent's thread ends; the
@@ -53,16 +67,18 @@ except OSError as e:
   sys.exit(str(e))
 """
 
-# Its only thread lives as long as the interpreter, and so do the workers that
-# it starts.
-_starter = concurrent.futures.ThreadPoolExecutor(1)
+_COMPILATION = dict(
+  compiler_fn=compiler.desugar_and_transform_to_native,
+  transform_args=tensorflow_computation.transform_args,
+  transform_result=tensorflow_computation.transform_result,
+)
 
 _until_exit = contextlib.ExitStack()
 atexit.register(_until_exit.close)
 
 
 class WorkerError(RuntimeError):
-  """A worker does not start, and what it said."""
+  """A worker does not start or does not live, and what it said."""
 
 
 class Worker:
@@ -70,6 +86,7 @@ class Worker:
 
   Attributes:
     address: Where it listens, `localhost:PORT`.
+    stub: TFF's connection to it.
   """
 
   def __init__(
@@ -77,111 +94,140 @@ class Worker:
     max_concurrency: int | None = None,
     log_file: str | os.PathLike[str] | None = None,
   ):
-    """Starts the worker and waits until it is ready, about a second.
+    """Starts the worker and waits until it is ready, about 0.1 seconds.
 
     Args:
       max_concurrency: How many devices it simulates at a time: memory grows
         with it. By default the number of cores.
-      log_file: Where its output goes; by default a temporary file.
+      log_file: What its output is appended to; by default a temporary file.
 
     Raises:
       WorkerError: If it cannot be started.
     """
-    port = portpicker.pick_unused_port()
-    self.address = f'localhost:{port}'
-    command = [
-      *(sys.executable, '-E', '-S', '-c', _LAUNCHER),
-      *(str(os.getpid()), _BINARY, f'--port={port}'),
-      f'--max_concurrent_computation_calls={max_concurrency or os.cpu_count()}',
-    ]
-    self._log = (
-      open(log_file, 'w+b') if log_file else tempfile.TemporaryFile('w+b')
-    )
-    # A session of its own: Ctrl-C is for the program, which then ends it.
-    self._process = _starter.submit(
-      subprocess.Popen,
-      command,
-      stdin=subprocess.DEVNULL,
-      stdout=self._log,
-      stderr=subprocess.STDOUT,
-      start_new_session=True,
-    ).result()
-    self._channel, self.stub = _connect(self.address)
-    try:
-      self._wait_until_ready()
-    except BaseException:
-      self.close()
-      raise
+    with contextlib.ExitStack() as resources:
+      # Workers share a port without complaint (SO_REUSEPORT), and would get
+      # each other's calls: this keeps the port from everybody but our worker.
+      is_ipv6 = socket.has_dualstack_ipv6()
+      port = resources.enter_context(
+        socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET)
+      )
+      port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+      port.bind(('', 0))
+      self.address = f'localhost:{port.getsockname()[1]}'
+      self._log = resources.enter_context(
+        open(log_file, 'ab+') if log_file else tempfile.TemporaryFile()
+      )
+      self._log_start = self._log.seek(0, os.SEEK_END)
+      self._process = _start(
+        [
+          *(sys.executable, '-I', '-S', '-c', _LAUNCHER, str(os.getpid())),
+          *(_BINARY, f'--port={port.getsockname()[1]}'),
+          '--max_concurrent_computation_calls='
+          f'{max_concurrency or os.cpu_count()}',
+        ],
+        self._log,
+      )
+      resources.callback(self._process.wait)
+      resources.callback(self._process.kill)
+      channel, self.stub = _connect(self.address)
+      # Closed before the process is killed, or TFF would try the call again.
+      resources.callback(channel.close)
+      deadline = time.monotonic() + _READY_WITHIN_SECONDS
+      while not self.stub.is_ready:
+        if not self.is_alive or time.monotonic() > deadline:
+          raise WorkerError(self.condition)
+        time.sleep(0.02)
+      self._resources = resources.pop_all()
 
   @property
   def is_alive(self) -> bool:
     """Whether the process runs."""
     return self._process.poll() is None
 
+  @property
+  def condition(self) -> str:
+    """How the process is, and what it said last."""
+    state = (
+      f'is not ready after {_READY_WITHIN_SECONDS} seconds'
+      if self.is_alive
+      else f'ended with {self._process.returncode}'
+    )
+    self._log.seek(self._log_start)
+    said = self._log.read()[-1000:].decode(errors='replace').strip()
+    return f"TFF's worker {_BINARY} {state}. It said: {said or 'nothing'}"
+
   def close(self) -> None:
     """Ends the process; again does nothing."""
-    self._channel.close()
-    if self.is_alive:
-      self._process.send_signal(signal.SIGKILL)
-    self._process.wait()
-    self._log.close()
+    self._resources.close()
 
-  def _wait_until_ready(self) -> None:
-    deadline = time.monotonic() + _READY_WITHIN_SECONDS
-    while not self.stub.is_ready:
-      if not self.is_alive or time.monotonic() > deadline:
-        self._log.seek(0)
-        said = self._log.read()[-1000:].decode(errors='replace').strip()
-        raise WorkerError(
-          f"TFF's worker {_BINARY} "
-          + (
-            'is not ready after a minute'
-            if self.is_alive
-            else f'ended with {self._process.returncode}'
+
+class _LocalContext(tff.framework.SyncExecutionContext):
+  """A context with a worker of its own, which is replaced if it dies."""
+
+  def __init__(self, *args: Any):
+    super().__init__(
+      tff.framework.ResourceManagingExecutorFactory(self._create_executor),
+      **_COMPILATION,
+    )
+    self._args = args
+    self._deaths = 0
+    # TFF creates executors in a thread of its own, also while a Ctrl-C closes.
+    self._lock = threading.Lock()
+    self._worker = Worker(*args)
+
+  def invoke(self, comp: Any, arg: Any) -> Any:
+    """See base class."""
+    self._deaths = 0
+    return super().invoke(comp, arg)
+
+  def close(self) -> None:
+    """Ends the worker; again does nothing."""
+    with self._lock:
+      if self._worker is not None:
+        self._worker.close()
+      self._worker = None
+
+  def _create_executor(self, cardinalities) -> tff.framework.RemoteExecutor:
+    with self._lock:
+      if self._worker is None:
+        raise WorkerError('The context is closed.')
+      if not self._worker.is_alive:
+        self._deaths += 1
+        # TFF tries a call again without end, also one that fills the memory.
+        if self._deaths >= _MAX_DEATHS_IN_A_CALL:
+          raise WorkerError(
+            f'A call ended {self._deaths} workers; with -9 as a rule because'
+            f' memory ran out. {self._worker.condition}'
           )
-          + f'. It said: {said or "nothing"}'
-        )
-      time.sleep(0.02)
+        logging.warning("TFF's worker ended; the call runs again in another.")
+        dead, self._worker = self._worker, Worker(*self._args)
+        dead.close()
+      return _executor(self._worker.stub, cardinalities)
 
 
 @contextlib.contextmanager
 def local_context(
   max_concurrency: int | None = None,
   log_file: str | os.PathLike[str] | None = None,
-):
+) -> Iterator[tff.framework.SyncExecutionContext]:
   """Makes a worker of its own the default context of this thread.
 
-  If the worker dies, the call under way fails and the next starts another.
+  If the worker dies, another is started and TFF runs the call again; a call
+  that ends three workers fails.
 
   Args:
     max_concurrency: As in `Worker`.
     log_file: As in `Worker`.
 
   Yields:
-    The `tff.framework.SyncExecutionContext`.
+    The context.
 
   Raises:
     WorkerError: If the worker cannot be started.
   """
-  workers = [Worker(max_concurrency, log_file)]
-
-  def create_executor(cardinalities):
-    if not workers[-1].is_alive:
-      workers.append(Worker(max_concurrency, log_file))
-    return _executor(workers[-1].stub, cardinalities)
-
-  context = tff.framework.SyncExecutionContext(
-    tff.framework.ResourceManagingExecutorFactory(create_executor),
-    compiler.desugar_and_transform_to_native,
-    transform_args=tensorflow_computation.transform_args,
-    transform_result=tensorflow_computation.transform_result,
-  )
-  try:
+  with contextlib.closing(_LocalContext(max_concurrency, log_file)) as context:
     with tff.framework.get_context_stack().install(context):
       yield context
-  finally:
-    for worker in workers:
-      worker.close()
 
 
 def start_local_context(
@@ -190,6 +236,8 @@ def start_local_context(
 ) -> None:
   """As `local_context`, until the interpreter ends: for notebooks.
 
+  Called again it replaces the worker, so that a cell can be run twice.
+
   Args:
     max_concurrency: As in `Worker`.
     log_file: As in `Worker`.
@@ -197,7 +245,10 @@ def start_local_context(
   Raises:
     WorkerError: As `local_context`.
   """
-  _until_exit.enter_context(local_context(max_concurrency, log_file))
+  context = _LocalContext(max_concurrency, log_file)
+  _until_exit.close()
+  _until_exit.callback(context.close)
+  tff.framework.set_default_context(context)
 
 
 class ProgramContext(tff.program.FederatedContext):
@@ -211,47 +262,81 @@ class ProgramContext(tff.program.FederatedContext):
   def __init__(self):
     self._context = tff.framework.get_context_stack().current
 
-  def invoke(self, comp, arg):
+  def invoke(self, comp: Any, arg: Any) -> Any:
     """See base class."""
     return self._context.invoke(comp, arg)
 
 
 @contextlib.contextmanager
-def remote_context(addresses: Sequence[str]):
+def remote_context(
+  addresses: Sequence[str],
+) -> Iterator[tff.framework.MergeableCompExecutionContext]:
   """Makes workers that run already, also elsewhere, this thread's default.
 
   Each simulates its share of the devices. A computation has to be mergeable:
-  all communication between two aggregations is within a share.
+  all communication between two aggregations is within a share. A worker that
+  does not answer, now or later, has a minute to come back.
 
   Args:
     addresses: Where they listen, `HOST:PORT` each.
 
   Yields:
     The context.
+
+  Raises:
+    WorkerError: If one does not answer.
   """
-  channels, contexts = [], []
-  for address in addresses:
-    channel, stub = _connect(address)
-    channels.append(channel)
-    contexts.append(
-      tff.framework.AsyncExecutionContext(
-        tff.framework.ResourceManagingExecutorFactory(
-          lambda cardinalities, stub=stub: _executor(stub, cardinalities)
-        ),
-        compiler.desugar_and_transform_to_native,
-        transform_args=tensorflow_computation.transform_args,
-        transform_result=tensorflow_computation.transform_result,
+  with contextlib.ExitStack() as channels:
+    contexts = []
+    for address in addresses:
+      channel, stub = _connect(address)
+      channels.callback(channel.close)
+      _wait_for(address, channel)
+
+      def create_executor(
+        cardinalities, address=address, channel=channel, stub=stub
+      ):
+        _wait_for(address, channel)
+        return _executor(stub, cardinalities)
+
+      contexts.append(
+        tff.framework.AsyncExecutionContext(
+          tff.framework.ResourceManagingExecutorFactory(create_executor),
+          **_COMPILATION,
+        )
       )
+    context = tff.backends.native.create_mergeable_comp_execution_context(
+      contexts
     )
-  context = tff.backends.native.create_mergeable_comp_execution_context(
-    contexts
-  )
-  try:
     with tff.framework.get_context_stack().install(context):
       yield context
-  finally:
-    for channel in channels:
-      channel.close()
+
+
+def _start(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
+  started = concurrent.futures.Future()
+
+  def run():
+    try:
+      process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        # In a file it is 1 KB that no one has to see, and says what happened.
+        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '0'},
+        # Ctrl-C is for the program, which then ends it.
+        start_new_session=True,
+      )
+    except BaseException as e:
+      started.set_exception(e)
+      return
+    started.set_result(process)
+    process.wait()
+
+  # The child ends with the thread that started it, so each has its own; as a
+  # daemon it lives on while atexit handlers and other threads still call.
+  threading.Thread(target=run, daemon=True).start()
+  return started.result()
 
 
 def _connect(
@@ -260,11 +345,25 @@ def _connect(
   channel = grpc.insecure_channel(
     address,
     [
-      (f'grpc.max_{kind}message_length', _MAX_MESSAGE_BYTES)
-      for kind in ('', 'receive_', 'send_')
+      *(
+        (f'grpc.max_{kind}message_length', _MAX_MESSAGE_BYTES)
+        for kind in ('', 'receive_', 'send_')
+      ),
+      # A new worker listens before gRPC's default of a second has passed.
+      ('grpc.initial_reconnect_backoff_ms', 50),
+      ('grpc.max_reconnect_backoff_ms', 1000),
+      # With http_proxy set, gRPC asks the proxy for localhost too.
+      ('grpc.enable_http_proxy', int(not address.startswith('localhost:'))),
     ],
   )
   return channel, tff.framework.RemoteExecutorGrpcStub(channel)
+
+
+def _wait_for(address: str, channel: grpc.Channel) -> None:
+  try:
+    grpc.channel_ready_future(channel).result(_READY_WITHIN_SECONDS)
+  except grpc.FutureTimeoutError as e:
+    raise WorkerError(f'No worker answers at {address}.') from e
 
 
 def _executor(stub, cardinalities) -> tff.framework.RemoteExecutor:
