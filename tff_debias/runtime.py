@@ -156,6 +156,11 @@ class Worker:
     said = self._log.read()[-1000:].decode(errors='replace').strip()
     return f"TFF's worker {_BINARY} {state}. It said: {said or 'nothing'}"
 
+  @property
+  def pid(self) -> int:
+    """The process."""
+    return self._process.pid
+
   def close(self) -> None:
     """Ends the process; again does nothing."""
     self._resources.close()
@@ -174,6 +179,11 @@ class _LocalContext(tff.framework.SyncExecutionContext):
     # TFF creates executors in a thread of its own, also while a Ctrl-C closes.
     self._lock = threading.Lock()
     self._worker = Worker(*args)
+
+  @property
+  def worker_pid(self) -> int:
+    """The worker's process."""
+    return self._worker.pid
 
   def invoke(self, comp: Any, arg: Any) -> Any:
     """See base class."""

@@ -1,0 +1,1 @@
+"""What `tasks.benchmark` measures, and against what."""
