@@ -38,8 +38,12 @@ from typing import Any
 
 from absl import logging
 import grpc
+import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.backends.native import compiler
+from tensorflow_federated.python.core.environments.tensorflow_backend import (
+  tensorflow_tree_transformations,
+)
 from tensorflow_federated.python.core.environments.tensorflow_frontend import (
   tensorflow_computation,
 )
@@ -67,8 +71,31 @@ except OSError as e:
   sys.exit(str(e))
 """
 
+
+def _compile(comp: tff.framework.ConcreteComputation) -> Any:
+  """As TFF's `desugar_and_transform_to_native`, but functions stay functions.
+
+  A local step that is inlined into its loop is not optimized by TensorFlow: it
+  took 1.6 to 2 times as long for a convolutional network.
+  """
+  config = tf.compat.v1.ConfigProto()
+  options = config.graph_options.rewrite_options
+  options.function_optimization = options.OFF
+  options.memory_optimization = options.AGGRESSIVE
+  options.constant_folding = options.AGGRESSIVE
+  options.arithmetic_optimization = options.AGGRESSIVE
+  options.loop_optimization = options.AGGRESSIVE
+  block, _ = tensorflow_tree_transformations.replace_intrinsics_with_bodies(
+    comp.to_building_block()
+  )
+  return compiler.transform_to_native_form(
+    tff.framework.ConcreteComputation.from_building_block(block),
+    grappler_config=config,
+  )
+
+
 _COMPILATION = dict(
-  compiler_fn=compiler.desugar_and_transform_to_native,
+  compiler_fn=_compile,
   transform_args=tensorflow_computation.transform_args,
   transform_result=tensorflow_computation.transform_result,
 )
