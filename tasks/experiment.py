@@ -61,14 +61,19 @@ class Experiment:
   def title(self) -> str:
     """What the experiment is, for people."""
     s = self.settings
+    return f'{s.method}, {s.personalization} on {self.data_title}'
+
+  @property
+  def data_title(self) -> str:
+    """The task and how it is split, for people."""
+    s = self.settings
     split = {
       'acid': f'ACID, {s.classes_per_device} classes a device',
       'alid': f'ALID, {s.classes_per_device} classes a device',
       'dirichlet': f'Dirichlet({s.concentration:g})',
     }[s.partition]
     return (
-      f'{s.method}, {s.personalization} on {s.task}: {split},'
-      f' {s.participants} of {s.num_devices} devices a round'
+      f'{s.task}: {split}, {s.participants} of {s.num_devices} devices a round'
     )
 
   def _split(self) -> tuple[Any, Any]:

@@ -1,9 +1,13 @@
 """The pictures of a run, from its metrics."""
 
+import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
+
+from tasks import comparison
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -69,5 +73,55 @@ def save_convergence(
   axes[0].set_ylabel('personalized test accuracy')
   axes[0].legend(loc='lower right')
   figure.suptitle(title)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def save_comparison(
+  curves: Sequence[comparison.Curve], title: str, path: str
+) -> None:
+  """Draws personalized accuracy against models transmitted, by method.
+
+  Args:
+    curves: The runs, smoothed or not. A line is the mean over the seeds of a
+      method, its band their range.
+    title: The title.
+    path: The PNG file to write.
+  """
+  groups = collections.defaultdict(lambda: collections.defaultdict(list))
+  for curve in curves:
+    groups[curve.personalization][curve.method].append(curve)
+  figure, axes = plt.subplots(
+    1,
+    len(groups),
+    figsize=(5.5 * len(groups), 4),
+    sharey=True,
+    squeeze=False,
+    layout='constrained',
+  )
+  for axis, (personalization, methods) in zip(
+    axes[0], groups.items(), strict=True
+  ):
+    for method, runs in methods.items():
+      # Runs under way have different lengths; a test is at the same round.
+      length = min(len(run.models) for run in runs)
+      x = np.mean([run.models[:length] for run in runs], axis=0)
+      y = np.array([run.accuracy[:length] for run in runs])
+      (line,) = axis.plot(x, y.mean(axis=0), label=method)
+      axis.fill_between(
+        x, y.min(axis=0), y.max(axis=0), color=line.get_color(), alpha=0.2
+      )
+    axis.set_title(personalization)
+    axis.set_xlabel('models transmitted (down and up)')
+    axis.set_xlim(left=0)
+    axis.grid(alpha=0.3)
+    axis.legend(loc='lower right', title='mean and range over seeds')
+  # The beginning is steep, and the differences are at the end.
+  ends = [curve.accuracy[-1] for curve in curves]
+  starts = [curve.accuracy[: len(curve.accuracy) // 4 + 1] for curve in curves]
+  low = min(ends + [float(np.median(start)) for start in starts])
+  axes[0, 0].set_ylim(low - 0.1 * (1 - low), None)
+  axes[0, 0].set_ylabel('personalized test accuracy')
+  figure.suptitle(title, fontsize='medium')
   figure.savefig(path, dpi=120)
   plt.close(figure)

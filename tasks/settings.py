@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow: `--help` and wrong flags are answered at once.
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -177,25 +178,31 @@ class Settings:
     )
 
 
-def define_flags() -> None:
-  """Defines a flag for every setting."""
+def define_flags(without: Collection[str] = ()) -> None:
+  """Defines a flag for every setting.
+
+  Args:
+    without: The settings that get none.
+  """
   define = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     bool: flags.DEFINE_boolean,
     str: flags.DEFINE_string,
   }
-  hints = typing.get_type_hints(Settings)
   for field in dataclasses.fields(Settings):
-    kind = (typing.get_args(hints[field.name]) or [hints[field.name]])[0]
-    help_text = field.metadata['help']
-    if field.metadata['choices']:
-      help_text = f'<{"|".join(field.metadata["choices"])}>: {help_text}'
-    define[kind](field.name, field.default, help_text)
+    if field.name not in without:
+      help_text = field.metadata['help']
+      if field.metadata['choices']:
+        help_text = f'<{"|".join(field.metadata["choices"])}>: {help_text}'
+      define[_type(field.name)](field.name, field.default, help_text)
 
 
-def from_flags() -> Settings:
+def from_flags(**given: Any) -> Settings:
   """The settings that the parsed flags give.
+
+  Args:
+    **given: Settings that have no flag.
 
   Returns:
     The settings.
@@ -203,8 +210,43 @@ def from_flags() -> Settings:
   Raises:
     SettingsError: If a flag is wrong.
   """
+  names = {field.name for field in dataclasses.fields(Settings)} - given.keys()
+  return Settings(**given, **{n: flags.FLAGS[n].value for n in names})
+
+
+def parse(name: str, text: str) -> Any:
+  """The value of a setting that is given as text.
+
+  Args:
+    name: The setting.
+    text: Its value, as a flag has it.
+
+  Returns:
+    The value, of the setting's type.
+
+  Raises:
+    SettingsError: If there is no such setting, or the text is no such value.
+  """
   names = [field.name for field in dataclasses.fields(Settings)]
-  return Settings(**{name: flags.FLAGS[name].value for name in names})
+  if name not in names:
+    raise SettingsError(f'There is no setting {name!r}.{_nearest(name, names)}')
+  kind = _type(name)
+  try:
+    if kind is bool:
+      return {'true': True, 'false': False}[text.lower()]
+    return kind(text)
+  except (ValueError, KeyError) as e:
+    raise SettingsError(f'--{name}={text} must be of {kind.__name__}.') from e
+
+
+def _type(name: str) -> type:
+  hint = typing.get_type_hints(Settings)[name]
+  return (typing.get_args(hint) or [hint])[0]
+
+
+def _nearest(value: str, choices: Sequence[str]) -> str:
+  nearest = difflib.get_close_matches(value, choices, 1, 0.5)
+  return f' Did you mean {nearest[0]}?' if nearest else ''
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
@@ -212,10 +254,9 @@ def _check(field: dataclasses.Field, value: Any) -> None:
   if value is None:
     return
   if choices and value not in choices:
-    nearest = difflib.get_close_matches(value, choices, 1, 0.5)
-    hint = f' Did you mean {nearest[0]}?' if nearest else ''
     raise SettingsError(
-      f'--{field.name}={value} is not one of {", ".join(choices)}.{hint}'
+      f'--{field.name}={value} is not one of {", ".join(choices)}.'
+      + _nearest(value, choices)
     )
   if isinstance(value, float) and not math.isfinite(value):
     raise SettingsError(f'--{field.name}={value} must be a finite number.')

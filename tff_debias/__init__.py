@@ -1,5 +1,6 @@
 """Debiased personalized federated training in TensorFlow Federated."""
 
+from tff_debias import runtime
 from tff_debias.corrections import Correction
 from tff_debias.corrections import Dyn
 from tff_debias.corrections import NoCorrection
