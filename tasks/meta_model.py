@@ -1,0 +1,151 @@
+"""Reads the meta-model of a run that is finished or that still goes on.
+
+Nothing of the run is written, and its lock is neither needed nor taken.
+"""
+
+import asyncio
+import os
+import tempfile
+from typing import Any
+import zipfile
+
+import google.protobuf.message
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tasks import experiment as experiment_lib
+from tasks import run_folder as run_folder_lib
+import tff_debias
+
+
+class MetaModelError(ValueError):
+  """There is no such model, or it cannot be read, and why."""
+
+
+# What TensorFlow and Keras raise for a file that is missing, cut or changed.
+_UNREADABLE = (
+  AssertionError,
+  KeyError,
+  OSError,
+  ValueError,
+  google.protobuf.message.DecodeError,
+  tf.errors.OpError,
+  tff.program.ProgramStateNotFoundError,
+  zipfile.BadZipFile,
+)
+
+
+def load(
+  experiment: experiment_lib.Experiment,
+  folder: run_folder_lib.RunFolder,
+  round_num: int | None = None,
+) -> tuple[tff.learning.models.ModelWeights, int]:
+  """The model that the settings say is evaluated.
+
+  Args:
+    experiment: The experiment of the run.
+    folder: The folder of the run.
+    round_num: The round; by default that of the newest checkpoint, or, where
+      only the final model is left, the last one.
+
+  Returns:
+    The `tff.learning.models.ModelWeights`, and the round.
+
+  Raises:
+    MetaModelError: If there is no such model, or it is damaged or another
+      network's.
+  """
+  if _versions(folder):
+    return _load_checkpoint(experiment, folder, round_num)
+  if not os.path.exists(folder.meta_model):
+    raise MetaModelError(
+      f'There is no checkpoint in {folder.path} yet. Wait until the run has'
+      ' saved one, or train it: python -m tasks.train.'
+    )
+  rows = folder.read_metrics()
+  if not rows:
+    raise MetaModelError(
+      f'It is not known of which round {folder.meta_model} is: there is no'
+      f' {folder.metrics}, and no checkpoint. Put one of them back.'
+    )
+  last = int(rows[-1]['round'])
+  if round_num not in (None, last):
+    raise MetaModelError(
+      f'--round={round_num} must be {last}: only the final model is left in'
+      f' {folder.path}.'
+    )
+  try:
+    keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
+  except _UNREADABLE as e:
+    raise MetaModelError(f'{folder.meta_model} is damaged: {e}.') from e
+  weights = tff.learning.models.ModelWeights.from_model(keras_model)
+  weights = tf.nest.map_structure(np.asarray, weights)
+  return _checked(weights, experiment, folder.meta_model), last
+
+
+def _load_checkpoint(
+  experiment: experiment_lib.Experiment,
+  folder: run_folder_lib.RunFolder,
+  round_num: int | None,
+) -> tuple[tff.learning.models.ModelWeights, int]:
+  with tempfile.TemporaryDirectory() as storage:
+    # Only for the structure of its state, so with a storage of its own.
+    process = experiment.build_process(tff_debias.DeviceStorage(storage))
+    structure = process.initialize()
+  while True:
+    versions = _versions(folder)
+    chosen = versions[-1] if round_num is None else round_num
+    if chosen not in versions:
+      kept = ', '.join(map(str, versions))
+      raise MetaModelError(
+        f'--round={chosen} is not among the checkpoints that are kept in'
+        f' {folder.path}: {kept}.'
+      )
+    try:
+      state = asyncio.run(_manager(folder).load(chosen, structure))
+      break
+    except _UNREADABLE as e:
+      # A run that goes on removes old ones, also while they are being read.
+      if _versions(folder)[-1] > versions[-1]:
+        continue
+      others = [f'--round={v}' for v in versions if v != chosen]
+      raise MetaModelError(
+        f'The checkpoint of round {chosen} in {folder.checkpoints} is damaged'
+        f' or of another task: {_first_line(e)}.'
+        + (f' Another one is {others[-1]}.' if others else '')
+      ) from e
+  weights = experiment.evaluated_weights(process, state)
+  return _checked(weights, experiment, folder.checkpoints), chosen
+
+
+def _versions(folder: run_folder_lib.RunFolder) -> list[int]:
+  # The manager would make the folder.
+  if not os.path.isdir(folder.checkpoints):
+    return []
+  return asyncio.run(_manager(folder).get_versions()) or []
+
+
+def _manager(
+  folder: run_folder_lib.RunFolder,
+) -> tff.program.FileProgramStateManager:
+  return tff.program.FileProgramStateManager(folder.checkpoints)
+
+
+def _checked(
+  weights: Any, experiment: experiment_lib.Experiment, path: str
+) -> Any:
+  found, wanted = (
+    [w.shape for w in tf.nest.flatten(w)]
+    for w in (weights, experiment.model.initial_weights)
+  )
+  if found != wanted:
+    raise MetaModelError(
+      f'{path} is of another network: its weights are of the shapes {found},'
+      f' those of the run of {wanted}.'
+    )
+  return weights
+
+
+def _first_line(error: BaseException) -> str:
+  return str(error).split('\n')[0].rstrip('.') or type(error).__name__
