@@ -324,9 +324,8 @@ class _Population:
       )
     if has_few_shot:
       notes.append(
-        'A point of the few-shot curve is of the devices that have so many'
-        ' examples. These are a random choice, and part of that of the next'
-        ' point.'
+        'A point of the few-shot curve takes so many random examples of every'
+        ' device that has as many, among them those of the point before.'
       )
     return notes
 

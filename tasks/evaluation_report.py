@@ -136,13 +136,14 @@ def _draw_histogram(evaluation: evaluation_lib.Evaluation, path: str) -> None:
   figure, axis = _figure(evaluation)
   groups = _groups(evaluation)
   accuracies = [_column(evaluation, 'accuracy', group) for group in groups]
-  accuracies = [values[np.isfinite(values)] for values in accuracies]
+  # So that in float32, too, 0.9 is in the bin from 0.9 on.
+  accuracies = [v[np.isfinite(v)] + 1e-6 for v in accuracies]
   meta = np.array([row['meta_accuracy'] for row in evaluation.devices])
-  meta = meta[np.isfinite(meta)]
+  meta = meta[np.isfinite(meta)] + 1e-6
   lowest = min(np.concatenate([*accuracies, meta]), default=0)
-  bins = np.linspace(np.floor(10 * lowest) / 10, 1, 21)
-  if lowest > 0.9:
-    bins = np.linspace(0.9, 1, 21)
+  start = min(np.floor(10 * lowest) / 10, 0.9)
+  bins = np.arange(start, 1 + 2e-6, 0.01 if start == 0.9 else 0.05)
+  bins[-1] = 1 + 2e-6
   axis.hist(
     accuracies,
     bins,

@@ -10,7 +10,6 @@ from typing import Any
 import zipfile
 
 import google.protobuf.message
-import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -79,8 +78,10 @@ def load(
     keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
   except _UNREADABLE as e:
     raise MetaModelError(f'{folder.meta_model} is damaged: {e}.') from e
-  weights = tff.learning.models.ModelWeights.from_model(keras_model)
-  weights = tf.nest.map_structure(np.asarray, weights)
+  weights = tff.learning.models.ModelWeights(
+    tuple(v.numpy() for v in keras_model.trainable_variables),
+    tuple(v.numpy() for v in keras_model.non_trainable_variables),
+  )
   return _checked(weights, experiment, folder.meta_model), last
 
 
