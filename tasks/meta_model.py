@@ -7,9 +7,7 @@ import asyncio
 import os
 import tempfile
 from typing import Any
-import zipfile
 
-import google.protobuf.message
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -20,19 +18,6 @@ import tff_debias
 
 class MetaModelError(ValueError):
   """There is no such model, or it cannot be read, and why."""
-
-
-# What TensorFlow and Keras raise for a file that is missing, cut or changed.
-_UNREADABLE = (
-  AssertionError,
-  KeyError,
-  OSError,
-  ValueError,
-  google.protobuf.message.DecodeError,
-  tf.errors.OpError,
-  tff.program.ProgramStateNotFoundError,
-  zipfile.BadZipFile,
-)
 
 
 def load(
@@ -74,15 +59,19 @@ def load(
       f'--round={round_num} must be {last}: only the final model is left in'
       f' {folder.path}.'
     )
+  # A damaged file ends in any of a dozen exceptions of as many packages.
   try:
     keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
-  except _UNREADABLE as e:
-    raise MetaModelError(f'{folder.meta_model} is damaged: {e}.') from e
+  except Exception as e:
+    raise MetaModelError(
+      f'{folder.meta_model} is damaged: {_first_line(e)}.'
+    ) from e
   weights = tff.learning.models.ModelWeights(
     tuple(v.numpy() for v in keras_model.trainable_variables),
     tuple(v.numpy() for v in keras_model.non_trainable_variables),
   )
-  return _checked(weights, experiment, folder.meta_model), last
+  _check_shapes(weights, experiment, folder.meta_model)
+  return weights, last
 
 
 def _load_checkpoint(
@@ -106,9 +95,9 @@ def _load_checkpoint(
     try:
       state = asyncio.run(_manager(folder).load(chosen, structure))
       break
-    except _UNREADABLE as e:
+    except Exception as e:
       # A run that goes on removes old ones, also while they are being read.
-      if _versions(folder)[-1] > versions[-1]:
+      if max(_versions(folder), default=0) > versions[-1]:
         continue
       others = [f'--round={v}' for v in versions if v != chosen]
       raise MetaModelError(
@@ -116,8 +105,8 @@ def _load_checkpoint(
         f' or of another task: {_first_line(e)}.'
         + (f' Another one is {others[-1]}.' if others else '')
       ) from e
-  weights = experiment.evaluated_weights(process, state)
-  return _checked(weights, experiment, folder.checkpoints), chosen
+  _check_shapes(state.global_model_weights, experiment, folder.checkpoints)
+  return experiment.evaluated_weights(process, state), chosen
 
 
 def _versions(folder: run_folder_lib.RunFolder) -> list[int]:
@@ -133,9 +122,9 @@ def _manager(
   return tff.program.FileProgramStateManager(folder.checkpoints)
 
 
-def _checked(
+def _check_shapes(
   weights: Any, experiment: experiment_lib.Experiment, path: str
-) -> Any:
+) -> None:
   found, wanted = (
     [w.shape for w in tf.nest.flatten(w)]
     for w in (weights, experiment.model.initial_weights)
@@ -145,7 +134,6 @@ def _checked(
       f'{path} is of another network: its weights are of the shapes {found},'
       f' those of the run of {wanted}.'
     )
-  return weights
 
 
 def _first_line(error: BaseException) -> str:

@@ -207,7 +207,7 @@ def find(path: str) -> RunFolder:
     near = difflib.get_close_matches(name, _runs_in(parent), 1, 0.5)
     hints = [os.path.join(parent, run) for run in near]
     hints += [os.path.join(path, run) for run in _runs_in(path)]
-    hint = f' Did you mean {hints[0]}?' if hints else ''
+    hint = f' Did you mean {" or ".join(hints[:3])}?' if hints else ''
     raise RunFolderError(f'{path} holds no run: {what}.{hint}')
   folder.read()
   return folder
