@@ -165,7 +165,7 @@ def _draw_histogram(evaluation: evaluation_lib.Evaluation, path: str) -> None:
   axis.set_xlabel('test accuracy of a device')
   axis.set_ylabel('devices')
   axis.yaxis.get_major_locator().set_params(integer=True)
-  axis.legend(loc='upper left')
+  figure.legend(loc='outside lower center', ncols=4)
   _save(figure, path)
 
 

@@ -261,6 +261,7 @@ def test_the_pictures_show_something(evaluated):
         assert np.asarray(image.convert('L')).std() > 10
 
 
+@pytest.mark.slow
 def test_a_running_folder_is_only_read(runs, tmp_path):
   folder = copy(runs['proto'], tmp_path)
   shutil.rmtree(folder.evaluation, ignore_errors=True)
