@@ -41,12 +41,8 @@ class Experiment:
     defaults = dict(self.task.defaults)
     defaults['alpha'] = defaults['alpha'][settings.personalization]
     settings = settings.resolve(defaults)
-    if settings.participants > settings.num_devices:
-      raise settings_lib.SettingsError(
-        f'--participants={settings.participants} must be at most'
-        f' --num_devices={settings.num_devices}.'
-      )
     self.settings = settings
+    self._check_participants()
     self.train_data, self.test_data = self._split()
 
   @property
@@ -73,8 +69,44 @@ class Experiment:
       'dirichlet': f'Dirichlet({s.concentration:g})',
     }[s.partition]
     return (
-      f'{s.task}: {split}, {s.participants} of {s.num_devices} devices a round'
+      f'{s.task}: {split}, {s.participants} of'
+      f' {s.num_devices - self._num_held_out} devices a round'
+      + (f', {self._num_held_out} held out' * (s.held_out_share > 0))
     )
+
+  @property
+  def _num_held_out(self) -> int:
+    s = self.settings
+    return max(round(s.held_out_share * s.num_devices), s.held_out_share > 0)
+
+  def _check_participants(self) -> None:
+    s = self.settings
+    if s.participants > s.num_devices - self._num_held_out:
+      held_out = f' less the {self._num_held_out} of --held_out_share'
+      raise settings_lib.SettingsError(
+        f'--participants={s.participants} must be at most'
+        f' --num_devices={s.num_devices}{held_out * (s.held_out_share > 0)}.'
+      )
+
+  @functools.cached_property
+  def held_out_devices(self) -> list[str]:
+    """The ids of the devices that never take part in training."""
+    ids = self.train_data.client_ids
+    rng = np.random.default_rng([self.settings.seed, 3])
+    chosen = rng.choice(len(ids), self._num_held_out, replace=False)
+    return [ids[i] for i in sorted(chosen)]
+
+  @functools.cached_property
+  def training_devices(self) -> list[str]:
+    """The ids of the devices that can take part, in order."""
+    held_out = set(self.held_out_devices)
+    return [i for i in self.train_data.client_ids if i not in held_out]
+
+  def participants_until(self, round_num: int) -> set[str]:
+    """The ids of the devices chosen in any round from 1 to `round_num`."""
+    rounds = range(1, round_num + 1)
+    size = self.settings.participants
+    return set().union(*(self._sample(r, size) for r in rounds))
 
   def _split(self) -> tuple[Any, Any]:
     s = self.settings
@@ -148,7 +180,7 @@ class Experiment:
       ),
       weight_decay=s.weight_decay,
       max_grad_norm=s.max_grad_norm,
-      num_devices=s.num_devices,
+      num_devices=len(self.training_devices),
       storage=storage,
       track_all=s.evaluated_model == 'all',
     )
@@ -175,19 +207,22 @@ class Experiment:
   @functools.cached_property
   def _sample(self):
     return tff.simulation.build_uniform_sampling_fn(
-      self.train_data.client_ids, random_seed=self.settings.seed
+      self.training_devices, random_seed=self.settings.seed
     )
 
   @functools.cached_property
   def evaluation_data(self) -> list[collections.OrderedDict[str, Any]]:
-    """The data of the devices that are tested, the same devices each time."""
+    """The data of the devices that are tested, the same devices each time.
+
+    They are of those that can take part: the others are for `tasks.evaluate`.
+    """
     s = self.settings
-    chosen = np.arange(s.num_devices)
-    if 0 < s.evaluation_devices < s.num_devices:
+    ids = self.training_devices
+    chosen = np.arange(len(ids))
+    if 0 < s.evaluation_devices < len(ids):
       rng = np.random.default_rng([s.seed, 1])
-      chosen = rng.choice(s.num_devices, s.evaluation_devices, replace=False)
-    client_ids = [self.train_data.client_ids[i] for i in sorted(chosen)]
-    return [self.device_data(client_id) for client_id in client_ids]
+      chosen = rng.choice(len(ids), s.evaluation_devices, replace=False)
+    return [self.device_data(ids[i]) for i in sorted(chosen)]
 
   def device_data(
     self, client_id: str

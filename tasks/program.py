@@ -1,9 +1,11 @@
 """How a binary starts and ends: flags first, TensorFlow later, clear errors."""
 
 from collections.abc import Callable
+import gc
 import os
 import signal
 import sys
+import types
 
 from absl import app
 from absl import flags
@@ -44,7 +46,9 @@ def run(main: Callable[[], None], check_flags: Callable[[], object]) -> None:
   def guarded_main(unused_argv: list[str]) -> None:
     import tensorflow as tf
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+      if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, _interrupt)
     try:
       main()
     except ValueError as e:
@@ -62,6 +66,20 @@ def run(main: Callable[[], None], check_flags: Callable[[], object]) -> None:
       sys.exit(130)
 
   app.run(guarded_main, flags_parser=parse)
+
+
+def _interrupt(unused_number: int, frame: types.FrameType | None) -> None:
+  """Raises `KeyboardInterrupt` where it is not lost.
+
+  Python ignores what is raised in a callback of the garbage collector. JAX,
+  which TFF imports, has one, and after a long call of TFF it is there that a
+  signal arrives.
+  """
+  callbacks = [getattr(callback, '__code__', None) for callback in gc.callbacks]
+  if frame is not None and frame.f_code in callbacks:
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+  else:
+    raise KeyboardInterrupt
 
 
 def _fail(message: object) -> None:

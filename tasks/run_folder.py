@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import dataclasses
+import difflib
 import fcntl
 import json
 import os
@@ -64,6 +65,11 @@ class RunFolder:
   def worker_log(self) -> str:
     """What TFF's worker process said."""
     return os.path.join(self.path, 'worker.log')
+
+  @property
+  def evaluation(self) -> str:
+    """What `tasks.evaluate` found, a folder for each round."""
+    return os.path.join(self.path, 'evaluation')
 
   @contextlib.contextmanager
   def lock(self):
@@ -154,8 +160,8 @@ class RunFolder:
       ) from e
     except (ValueError, KeyError, TypeError, OSError) as e:
       raise RunFolderError(
-        f'{self.settings} is damaged or of another version ({e}). Name another'
-        ' --output_dir.'
+        f'{self.settings} is damaged or of another version ({e}). Put it back'
+        ' from a copy, or name another folder.'
       ) from e
 
   def repair_metrics(self) -> None:
@@ -174,3 +180,44 @@ class RunFolder:
         ]
     except FileNotFoundError:
       return []
+
+
+def find(path: str) -> RunFolder:
+  """The folder of a run that is there.
+
+  Args:
+    path: The path.
+
+  Returns:
+    The folder. Its settings can be read.
+
+  Raises:
+    RunFolderError: If there is no run at the path, with the nearest that there
+      is, or if its settings are damaged.
+  """
+  folder = RunFolder(path.rstrip(os.sep) or path)
+  if not os.path.exists(folder.settings):
+    if not os.path.isdir(path):
+      what = 'there is no such folder'
+    elif os.listdir(path):
+      what = 'there is no settings.json in it'
+    else:
+      what = 'it is empty'
+    parent, name = os.path.split(folder.path)
+    near = difflib.get_close_matches(name, _runs_in(parent), 1, 0.5)
+    hints = [os.path.join(parent, run) for run in near]
+    hints += [os.path.join(path, run) for run in _runs_in(path)]
+    hint = f' Did you mean {" or ".join(hints[:3])}?' if hints else ''
+    raise RunFolderError(f'{path} holds no run: {what}.{hint}')
+  folder.read()
+  return folder
+
+
+def _runs_in(path: str) -> list[str]:
+  with contextlib.suppress(OSError):
+    return [
+      name
+      for name in sorted(os.listdir(path or os.curdir))
+      if os.path.exists(RunFolder(os.path.join(path, name)).settings)
+    ]
+  return []

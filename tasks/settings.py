@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 import math
+import operator
 import pkgutil
 import types
 import typing
@@ -33,6 +34,10 @@ METHODS = types.MappingProxyType(
 #: The tasks are the modules of `tasks.catalog`.
 TASKS = tuple(m.name for m in pkgutil.iter_modules(tasks.catalog.__path__))
 
+_BOUNDS = types.MappingProxyType(
+  {'above': operator.gt, 'at_least': operator.ge, 'below': operator.lt}
+)
+
 
 class SettingsError(ValueError):
   """A setting is wrong: which, its value, and what would be right."""
@@ -45,6 +50,7 @@ def _setting(
   choices: Sequence[str] | None = None,
   above: float | None = None,
   at_least: float | None = None,
+  below: float | None = None,
 ) -> Any:
   return dataclasses.field(
     default=default,
@@ -53,6 +59,7 @@ def _setting(
       'choices': choices,
       'above': above,
       'at_least': at_least,
+      'below': below,
     },
   )
 
@@ -90,6 +97,13 @@ class Settings:
   )
   concentration: float = _setting(
     0.3, 'The parameter of the Dirichlet distribution.', above=0
+  )
+  held_out_share: float = _setting(
+    0.0,
+    'The share of the devices that never take part in training, for'
+    ' tasks.evaluate to test on.',
+    at_least=0,
+    below=1,
   )
   participants: int | None = _setting(
     None, 'The devices that take part in a round.', at_least=1
@@ -260,9 +274,8 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     )
   if isinstance(value, float) and not math.isfinite(value):
     raise SettingsError(f'--{field.name}={value} must be a finite number.')
-  for bound, wording in (('above', 'above'), ('at_least', 'at least')):
+  for bound, is_right in _BOUNDS.items():
     limit = field.metadata[bound]
-    if limit is not None and (
-      value <= limit if bound == 'above' else value < limit
-    ):
+    if limit is not None and not is_right(value, limit):
+      wording = bound.replace('_', ' ')
       raise SettingsError(f'--{field.name}={value} must be {wording} {limit}.')

@@ -138,6 +138,34 @@ def test_device_results_are_in_the_order_of_the_devices(runtime):
   assert all(r['counts'] for r in results)
 
 
+def test_results_by_step_are_those_of_so_many_steps(runtime):
+  model, data = _model(_keras_model()), _client_data(_data())
+  # Of a bound that some steps reach.
+  options = {'max_grad_norm': 0.3}
+  by_step = tff_debias.build_step_evaluation(
+    model, tff_debias.Maml(1, 0.4), 3, **options
+  )(model.initial_weights, data)
+  for step in range(4):
+    personalization = tff_debias.NoPersonalization()
+    if step:
+      personalization = tff_debias.Maml(step, 0.4)
+    expected = tff_debias.build_device_evaluation(
+      model, personalization, **options
+    )(model.initial_weights, data)
+    for found, wanted in zip(by_step, expected, strict=True):
+      for name, value in wanted.items():
+        assert found[name][step] == pytest.approx(value, rel=1e-5)
+  assert len({loss for found in by_step for loss in found['loss']}) == 20
+
+
+@pytest.mark.parametrize('num_steps', [-1, 1.5])
+def test_refuses_a_number_of_steps_that_is_none(num_steps):
+  with pytest.raises(ValueError, match=f'at least 0, got {num_steps}'):
+    tff_debias.build_step_evaluation(
+      _model(_keras_model()), tff_debias.Maml(), num_steps
+    )
+
+
 @pytest.mark.parametrize(
   'personalization', [tff_debias.Maml(2, 0.1), tff_debias.Proto()]
 )

@@ -2,6 +2,8 @@
 
 import collections
 from collections.abc import Callable
+import dataclasses
+import numbers
 from typing import Any
 
 import numpy as np
@@ -123,19 +125,54 @@ def build_device_evaluation(
   Raises:
     ValueError: If the model cannot be personalized this way.
   """
-  test_device = _build_device_test(model, personalization, max_grad_norm)
-  weights_type, client_type = test_device.type_signature.parameter
-
-  @tff.federated_computation(
-    tff.FederatedType(weights_type, tff.SERVER),
-    tff.FederatedType(client_type, tff.CLIENTS),
+  return _for_each_device(
+    _build_device_test(model, personalization, max_grad_norm)
   )
-  def device_evaluation(weights, data):
-    return tff.federated_map(
-      test_device, (tff.federated_broadcast(weights), data)
-    )
 
-  return device_evaluation
+
+def build_step_evaluation(
+  model: models.Model,
+  maml: personalizations.Maml,
+  num_steps: int,
+  *,
+  max_grad_norm: float = 10.0,
+) -> tff.Computation:
+  """As `build_device_evaluation`, after each of MAML's steps.
+
+  Every value of R is a vector `[num_steps + 1]`: the meta-model as it is, then
+  after 1, 2, … steps. All are of one pass, which takes each step once.
+
+  Args:
+    model: The model. Its metrics must be scalars.
+    maml: The steps' size. Its number of steps is not used.
+    num_steps: The number of steps, at least 0.
+    max_grad_norm: The bound on the norm of a gradient.
+
+  Returns:
+    The computation.
+
+  Raises:
+    ValueError: If `num_steps` is no such number, or the model cannot be
+      personalized this way.
+  """
+  if not isinstance(num_steps, numbers.Integral) or num_steps < 0:
+    raise ValueError(
+      f'num_steps must be an integer of at least 0, got {num_steps!r}.'
+    )
+  one_step = dataclasses.replace(maml, num_steps=1)
+  as_it_is = personalizations.NoPersonalization()
+
+  def test(weights: models.ModelWeights, train: Any, test: Any):
+    results = []
+    for step in range(num_steps + 1):
+      if step:
+        weights = one_step.personalize(model, weights, train, max_grad_norm)
+      results.append(
+        _test(model, as_it_is, max_grad_norm, weights, train, test)
+      )
+    return tf.nest.map_structure(lambda *values: tf.stack(values), *results)
+
+  return _for_each_device(_build_device_computation(model, one_step, test))
 
 
 def build_personalize_fn(
@@ -209,6 +246,18 @@ def _build_device_test(
   personalization: personalizations.Personalization,
   max_grad_norm: float,
 ) -> tff.Computation:
+  def test(weights: models.ModelWeights, train: Any, test: Any):
+    return _test(model, personalization, max_grad_norm, weights, train, test)
+
+  return _build_device_computation(model, personalization, test)
+
+
+def _build_device_computation(
+  model: models.Model,
+  personalization: personalizations.Personalization,
+  test: Callable[..., collections.OrderedDict[str, tf.Tensor]],
+) -> tff.Computation:
+  """`test(weights, train, test)` as a computation of one device."""
   personalization.check_model(model)
   _metrics_spec(model)
   weights_type = tff.types.tensorflow_to_type(
@@ -222,16 +271,24 @@ def _build_device_test(
     weights_type, collections.OrderedDict(train=data_type, test=data_type)
   )
   def test_device(weights, data):
-    return _test(
-      model,
-      personalization,
-      max_grad_norm,
-      weights,
-      data['train'],
-      data['test'],
-    )
+    return test(weights, data['train'], data['test'])
 
   return test_device
+
+
+def _for_each_device(test_device: tff.Computation) -> tff.Computation:
+  weights_type, client_type = test_device.type_signature.parameter
+
+  @tff.federated_computation(
+    tff.FederatedType(weights_type, tff.SERVER),
+    tff.FederatedType(client_type, tff.CLIENTS),
+  )
+  def device_evaluation(weights, data):
+    return tff.federated_map(
+      test_device, (tff.federated_broadcast(weights), data)
+    )
+
+  return device_evaluation
 
 
 def _test(

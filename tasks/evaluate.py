@@ -1,0 +1,93 @@
+"""Evaluates a run device by device: `python -m tasks.evaluate --help`.
+
+The run may be finished or still going on; nothing of it is changed.
+"""
+
+from absl import flags
+
+from tasks import program
+from tasks import run_folder as run_folder_lib
+from tasks import settings as settings_lib
+
+_RUN = flags.DEFINE_string('run', None, 'The folder of the run.')
+_ROUND = flags.DEFINE_integer(
+  'round',
+  None,
+  'The round of the checkpoint; by default that of the newest.',
+  lower_bound=0,
+)
+_MAX_DEVICES = flags.DEFINE_integer(
+  'max_devices',
+  None,
+  'The devices to evaluate, chosen by the seed of the run; by default all.',
+  lower_bound=1,
+)
+_FEW_SHOT = flags.DEFINE_list(
+  'few_shot',
+  None,
+  'The numbers of local examples of the few-shot curve, as 1,2,5; by default'
+  ' 1,2,5,10,20,50,… up to what devices have. Empty for no curve.',
+)
+_STEPS = flags.DEFINE_integer(
+  'steps',
+  None,
+  'The last step of the curve against MAML steps; by default twice those that'
+  ' the run trained with.',
+  lower_bound=1,
+)
+
+
+def main() -> None:
+  """Evaluates, writes the files and prints the summary."""
+  from tasks import evaluation
+  from tasks import evaluation_report
+  from tasks import experiment as experiment_lib
+  from tasks import meta_model
+  from tff_debias import runtime
+
+  folder = run_folder_lib.find(_RUN.value)
+  experiment = experiment_lib.Experiment(folder.read()[0])
+  with runtime.local_context():
+    weights, round_num = meta_model.load(experiment, folder, _ROUND.value)
+    result = evaluation.evaluate(
+      experiment,
+      weights,
+      round_num,
+      max_devices=_MAX_DEVICES.value,
+      few_shot=_few_shot(),
+      num_steps=_STEPS.value,
+    )
+  print(evaluation_report.save(result, folder.evaluation))
+
+
+def _few_shot() -> list[int] | None:
+  if _FEW_SHOT.value is None:
+    return None
+  try:
+    sizes = sorted({int(size) for size in _FEW_SHOT.value})
+  except ValueError:
+    sizes = [0]
+  if sizes and sizes[0] < 1:
+    raise settings_lib.SettingsError(
+      f'--few_shot={",".join(_FEW_SHOT.value)} must be positive integers, as'
+      ' 1,2,5.'
+    )
+  return sizes
+
+
+def _check_flags() -> None:
+  if _RUN.value is None:
+    raise settings_lib.SettingsError(
+      'Name the folder of the run: --run=runs/NAME.'
+    )
+  run_folder_lib.find(_RUN.value)
+  _few_shot()
+
+
+def run() -> None:
+  """The console script."""
+  program.run(main, _check_flags)
+
+
+if __name__ == '__main__':
+  run()
