@@ -37,15 +37,21 @@ _OUTPUT_DIR = flags.DEFINE_string(
 )
 
 
+#: What to know of the meta-model's own accuracy.
+_REMARKS = {
+  'none': '',
+  'maml': '',
+  'proto': ' (whose last layer is not trained)',
+}
+
+
 class PersonalizeError(ValueError):
   """The model of a device cannot be made, and why."""
 
 
 def main() -> None:
   """Personalizes, writes the files, and says what was written."""
-  run_name = _RUN.value
-  folder = run_folder_lib.RunFolder(run_name)
-  _check_run(folder)
+  folder = run_folder_lib.RunFolder(_RUN.value)
   examples = _read_examples(_EXAMPLES.value) if _EXAMPLES.value else None
 
   import numpy as np
@@ -54,6 +60,7 @@ def main() -> None:
   from tasks import experiment as experiment_lib
   from tff_debias import export
   from tff_debias import models
+  from tff_debias import runtime  # noqa: F401 (lets TFF end without an error)
 
   experiment = experiment_lib.Experiment(folder.read()[0])
   scaling = experiment.task.scaling
@@ -104,7 +111,8 @@ def main() -> None:
     before, after = (np.mean(p.argmax(axis=1) == y) for p in (before, after))
     print(
       f'accuracy on its {len(y)} test examples: {before:.4f} by the meta-model'
-      f' as it is, {after:.4f} personalized'
+      f'{_REMARKS[experiment.settings.personalization]}, {after:.4f}'
+      ' personalized'
     )
   for path in (exported.keras, exported.saved_model, exported.tflite):
     difference = exported.difference[os.path.basename(path)]
@@ -129,8 +137,7 @@ def _check_flags() -> None:
       'Give either --device, a device of the run, or --examples, a file with'
       ' the examples of another one.'
     )
-  folder = run_folder_lib.RunFolder(_RUN.value)
-  _check_run(folder)
+  _check_run(run_folder_lib.RunFolder(_RUN.value))
 
 
 def _check_run(folder: run_folder_lib.RunFolder) -> None:

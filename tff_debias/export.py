@@ -79,15 +79,15 @@ def export_personalized_model(
   The directory gets `model.keras`, which Keras loads without this package;
   `saved_model`, with `serving_default`; and `model.tflite`. All give the
   probabilities float32 `[b, classes]` of raw input `[b, ...]`. The TensorFlow
-  Lite model has these signatures; the last four only for `Maml`, where they
-  need TensorFlow Lite's `select-tf-ops`:
+  Lite model has these signatures; all but the first only for `Maml`, which
+  needs TensorFlow Lite's `select-tf-ops`:
 
   * `infer(x) -> probabilities`, by the present weights, at first those of the
     personalized model.
-  * `reset() -> num_steps`: back to the meta-model; `num_steps` calls of
-    `personalize` make a personalized model of it.
-  * `personalize(x, y) -> loss`: one step on all of the device's examples, `y`
-    int32 `[b]`, and the loss before it.
+  * `personalize(x, y, step) -> loss, num_steps`: a step of MAML on all of the
+    device's examples, `y` int32 `[b]`. Step 0 begins at the meta-model, and
+    the steps 0, 1, …, num_steps - 1 make a personalized model. The loss is that
+    before the step.
   * `save(path) -> path` and `restore(path) -> path`: the weights, as a file.
 
   All files are read again and must agree with the personalization on the
@@ -447,6 +447,7 @@ def _functions(
   x_spec, y_spec = models.split_batch(model.input_spec)
   x_spec = tf.TensorSpec([None, *x_spec.shape[1:]], x_spec.dtype, 'x')
   y_spec = tf.TensorSpec([None], y_spec.dtype, 'y')
+  step_spec = tf.TensorSpec([], tf.int32, 'step')
   path_spec = tf.TensorSpec([], tf.string, 'path')
   keras_model, network = personalized.keras_model, personalized.network
 
@@ -461,16 +462,13 @@ def _functions(
   layers = keras_model.layers
   preprocess = layers[1 : layers.index(network)]
 
-  @tf.function(input_signature=[])
-  def reset():
+  # Each signature has an input, as TensorFlow Lite for Java demands.
+  @tf.function(input_signature=[x_spec, y_spec, step_spec])
+  def personalize(x, y, step):
     for variable, value in zip(
       variables, personalized.meta_weights.trainable, strict=True
     ):
-      variable.assign(value)
-    return {'num_steps': tf.constant(personalization.num_steps)}
-
-  @tf.function(input_signature=[x_spec, y_spec])
-  def personalize(x, y):
+      variable.assign(tf.where(step == 0, value, variable))
     for layer in preprocess:
       x = layer(x)
     with tf.GradientTape() as tape:
@@ -481,7 +479,7 @@ def _functions(
     gradients = base.clip(gradients, max_grad_norm)
     for variable, gradient in zip(variables, gradients, strict=True):
       variable.assign_sub(personalization.learning_rate * gradient)
-    return {'loss': loss}
+    return {'loss': loss, 'num_steps': tf.constant(personalization.num_steps)}
 
   @tf.function(input_signature=[path_spec])
   def save(path):
@@ -503,7 +501,6 @@ def _functions(
 
   return {
     'infer': infer,
-    'reset': reset,
     'personalize': personalize,
     'save': save,
     'restore': restore,
@@ -553,10 +550,9 @@ def _differences(
     'model.tflite': difference(lambda x: infer(x=x)['probabilities']),
   }
   if isinstance(personalization, personalizations.Maml):
-    num_steps = interpreter.get_signature_runner('reset')()['num_steps']
     personalize = interpreter.get_signature_runner('personalize')
-    for _ in range(num_steps):
-      personalize(x=x, y=y)
+    for step in range(personalization.num_steps):
+      personalize(x=x, y=y, step=np.array(step, np.int32))
     differences['on_device'] = difference(lambda x: infer(x=x)['probabilities'])
   return differences
 
