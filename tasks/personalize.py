@@ -126,7 +126,7 @@ def main() -> None:
 
 def run() -> None:
   """The console script."""
-  program.run(main, _check_flags)
+  program.run(main, _check_flags, 'The same command begins anew.')
 
 
 def _check_flags() -> None:
@@ -138,6 +138,8 @@ def _check_flags() -> None:
       ' the examples of another one.'
     )
   _check_run(run_folder_lib.RunFolder(_RUN.value))
+  if _EXAMPLES.value:
+    _read_examples(_EXAMPLES.value)
 
 
 def _check_run(folder: run_folder_lib.RunFolder) -> None:
