@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tasks import task
+
 
 def normalize(
   train: np.ndarray, test: np.ndarray
@@ -30,6 +32,26 @@ def normalize(
     images -= mean
     images /= deviation
   return train, test, -mean / deviation
+
+
+def scaling(
+  raw: np.ndarray, normalized: np.ndarray, black: np.ndarray
+) -> task.Scaling:
+  """What `normalize` did to images, for a model that takes raw ones.
+
+  Args:
+    raw: uint8 `[images, height, width, channels]`, of which no channel may be
+      black in all images.
+    normalized: What `normalize` made of them.
+    black: What it made of a black pixel.
+
+  Returns:
+    The scale and the offset of each channel.
+  """
+  # Normalizing keeps the order, so that the brightest pixel stays the
+  # brightest.
+  brightest = [images.max(axis=(0, 1, 2)) for images in (raw, normalized)]
+  return task.Scaling((brightest[1] - black) / brightest[0], black)
 
 
 def random_crop_and_flip(

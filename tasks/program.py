@@ -12,7 +12,11 @@ from absl import flags
 from absl import logging
 
 
-def run(main: Callable[[], None], check_flags: Callable[[], object]) -> None:
+def run(
+  main: Callable[[], None],
+  check_flags: Callable[[], object],
+  next_time: str = 'The same command goes on from the last checkpoint.',
+) -> None:
   """Parses and checks the flags, imports TensorFlow, and runs `main`.
 
   The import takes seconds, which `--help` and wrong flags should not wait for.
@@ -23,6 +27,7 @@ def run(main: Callable[[], None], check_flags: Callable[[], object]) -> None:
     main: The program. A `ValueError` is its message to the user and ends the
       process with 2, an interrupt with 130.
     check_flags: Raises a `ValueError` if a flag is wrong.
+    next_time: What to tell who interrupted it or whose disk is full.
   """
 
   def parse(argv: list[str]) -> list[str]:
@@ -54,15 +59,9 @@ def run(main: Callable[[], None], check_flags: Callable[[], object]) -> None:
     except ValueError as e:
       _fail(e)
     except (OSError, tf.errors.OpError) as e:
-      _fail(
-        f'{getattr(e, "message", e)}. What is saved stays: the same command'
-        ' goes on from the last checkpoint.'
-      )
+      _fail(f'{getattr(e, "message", e)}. What is saved stays. {next_time}')
     except KeyboardInterrupt:
-      print(
-        '\nStopped. The same command goes on from the last checkpoint.',
-        file=sys.stderr,
-      )
+      print(f'\nStopped. {next_time}', file=sys.stderr)
       sys.exit(130)
 
   app.run(guarded_main, flags_parser=parse)

@@ -14,6 +14,32 @@ class DataError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Scaling:
+  """What raw input, as the data set has it, is to the network.
+
+  The network's input is `scale * raw + offset`.
+
+  Attributes:
+    scale: A number, or one for each channel, the last dimension.
+    offset: Likewise.
+  """
+
+  scale: float | np.ndarray
+  offset: float | np.ndarray = 0.0
+
+  def layer(self) -> tf.keras.layers.Layer:
+    """A new Keras layer that scales raw input."""
+    scale, offset = (
+      np.asarray(value).tolist() for value in (self.scale, self.offset)
+    )
+    return tf.keras.layers.Rescaling(scale, offset, name='scaling')
+
+  def raw(self, x: np.ndarray) -> np.ndarray:
+    """The raw input, float32, of which the network's input `x` was made."""
+    return ((x - self.offset) / self.scale).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
   """A classification problem: its data, its network and what suits it.
 
@@ -29,6 +55,8 @@ class Task:
     defaults: `rounds`, and every setting that is `None` by default in
       `tasks.settings.Settings` (but for the names of things); `alpha` for each
       personalization.
+    scaling: What raw input is to the network; `None` if the task does not say,
+      and no personalized model can be exported.
   """
 
   train: tuple[np.ndarray, np.ndarray]
@@ -37,3 +65,4 @@ class Task:
   build_model: Callable[[int], tf.keras.Model]
   augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
   defaults: Mapping[str, Any]
+  scaling: Scaling | None = None

@@ -62,6 +62,7 @@ def load(data_dir: str | None = None) -> task.Task:
       'evaluation_devices': 0,
       'rounds_per_evaluation': 1,
     },
+    scaling=task.Scaling(1 / 16),
   )
 
 

@@ -62,6 +62,7 @@ def load(data_dir: str | None = None) -> task.Task:
       'evaluation_devices': 0,
       'rounds_per_evaluation': 10,
     },
+    scaling=images.scaling(train[0], train_x, black),
   )
 
 

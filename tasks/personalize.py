@@ -1,0 +1,200 @@
+"""Writes a device's personalized model: `python -m tasks.personalize --help`.
+
+The meta-model comes from the folder of a run that `tasks.train` has finished.
+"""
+
+import difflib
+import os
+from typing import Any
+import zipfile
+
+from absl import flags
+
+from tasks import program
+from tasks import run_folder as run_folder_lib
+
+_RUN = flags.DEFINE_string(
+  'run', None, 'The folder of the run, such as runs/NAME.'
+)
+_DEVICE = flags.DEFINE_string(
+  'device',
+  None,
+  'The device of the run whose training examples personalize the model, such'
+  ' as device_0007.',
+)
+_EXAMPLES = flags.DEFINE_string(
+  'examples',
+  None,
+  'In the place of --device: a file .npz with the examples of another device,'
+  ' the arrays x (raw input, as the data set has it) and y (the classes,'
+  ' integers).',
+)
+_OUTPUT_DIR = flags.DEFINE_string(
+  'output_dir',
+  None,
+  'The folder for the model. By default personalized/DEVICE in the folder of'
+  ' the run (without --device, the name of the file of examples).',
+)
+
+
+#: What to know of the meta-model's own accuracy.
+_REMARKS = {
+  'none': '',
+  'maml': '',
+  'proto': ' (whose last layer is not trained)',
+}
+
+
+class PersonalizeError(ValueError):
+  """The model of a device cannot be made, and why."""
+
+
+def main() -> None:
+  """Personalizes, writes the files, and says what was written."""
+  folder = run_folder_lib.RunFolder(_RUN.value)
+  examples = _read_examples(_EXAMPLES.value) if _EXAMPLES.value else None
+
+  import numpy as np
+  import tensorflow as tf
+
+  from tasks import experiment as experiment_lib
+  from tff_debias import export
+  from tff_debias import models
+  from tff_debias import runtime  # noqa: F401 (lets TFF end without an error)
+
+  experiment = experiment_lib.Experiment(folder.read()[0])
+  scaling = experiment.task.scaling
+  if scaling is None:
+    raise PersonalizeError(
+      f'The task {experiment.settings.task} does not say what raw input is to'
+      ' the network (scaling): its models cannot be exported.'
+    )
+  test = None
+  if examples is None:
+    device = _DEVICE.value
+    _check_device(device, experiment.train_data.client_ids)
+
+    def raw(data: Any) -> tuple[np.ndarray, np.ndarray]:
+      batches = [models.split_batch(b) for b in data.as_numpy_iterator()]
+      x, y = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+      return scaling.raw(x), y
+
+    data = experiment.device_data(device)
+    examples, test = raw(data['train']), raw(data['test'])
+  else:
+    device = os.path.splitext(os.path.basename(_EXAMPLES.value))[0]
+  try:
+    keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
+  except (ValueError, OSError, KeyError, zipfile.BadZipFile) as e:
+    raise PersonalizeError(
+      f'{folder.meta_model} is damaged ({e}). The command of the run, given'
+      ' again, writes it anew.'
+    ) from e
+  exported = export.export_personalized_model(
+    keras_model,
+    experiment.model,
+    experiment.personalization,
+    examples,
+    _OUTPUT_DIR.value or os.path.join(folder.path, 'personalized', device),
+    max_grad_norm=experiment.settings.max_grad_norm,
+    preprocess=scaling.layer(),
+  )
+  print(experiment.title)
+  print(
+    f'{device}: personalized with {len(examples[1])} examples of the classes'
+    f' {", ".join(map(str, np.unique(examples[1])))}'
+  )
+  if test is not None:
+    x, y = test
+    before = keras_model.predict(scaling.layer()(x), verbose=0)
+    after = exported.keras_model.predict(x, verbose=0)
+    before, after = (np.mean(p.argmax(axis=1) == y) for p in (before, after))
+    print(
+      f'accuracy on its {len(y)} test examples: {before:.4f} by the meta-model'
+      f'{_REMARKS[experiment.settings.personalization]}, {after:.4f}'
+      ' personalized'
+    )
+  for path in (exported.keras, exported.saved_model, exported.tflite):
+    difference = exported.difference[os.path.basename(path)]
+    print(f'{path}: probabilities right to within {difference:.1e}')
+  if 'on_device' in exported.difference:
+    print(
+      'personalized by TensorFlow Lite itself:'
+      f' {exported.difference["on_device"]:.1e}'
+    )
+
+
+def run() -> None:
+  """The console script."""
+  program.run(main, _check_flags, 'The same command begins anew.')
+
+
+def _check_flags() -> None:
+  if not _RUN.value:
+    raise PersonalizeError('--run=runs/NAME must say which meta-model to take.')
+  if bool(_DEVICE.value) == bool(_EXAMPLES.value):
+    raise PersonalizeError(
+      'Give either --device, a device of the run, or --examples, a file with'
+      ' the examples of another one.'
+    )
+  _check_run(run_folder_lib.RunFolder(_RUN.value))
+  if _EXAMPLES.value:
+    _read_examples(_EXAMPLES.value)
+
+
+def _check_run(folder: run_folder_lib.RunFolder) -> None:
+  """Raises an error, with the nearest run, if there is no meta-model."""
+  path = os.path.normpath(folder.path)
+  if not os.path.isdir(path):
+    parent = os.path.dirname(path) or '.'
+    others = os.listdir(parent) if os.path.isdir(parent) else []
+    raise PersonalizeError(
+      f'There is no run {folder.path}.'
+      f'{_hint(os.path.basename(path), others, parent)}'
+    )
+  folder.read()
+  if not os.path.exists(folder.meta_model):
+    raise PersonalizeError(
+      f'The run {folder.path} has no meta_model.keras yet: it is written when'
+      ' the training has finished.'
+    )
+
+
+def _check_device(device: str, devices: list[str]) -> None:
+  if device not in devices:
+    raise PersonalizeError(
+      f'There is no --device={device} in the run, whose devices are'
+      f' {devices[0]} to {devices[-1]}.{_hint(device, devices)}'
+    )
+
+
+def _hint(name: str, names: list[str], folder: str = '') -> str:
+  nearest = difflib.get_close_matches(name, names, 1, 0.5)
+  return f' Did you mean {os.path.join(folder, nearest[0])}?' if nearest else ''
+
+
+def _read_examples(path: str) -> tuple[Any, Any]:
+  import numpy as np
+
+  try:
+    with np.load(path) as file:
+      if not isinstance(file, np.lib.npyio.NpzFile):
+        raise PersonalizeError(f'{path} is no .npz, but a single array.')
+      if set(file.files) != {'x', 'y'}:
+        raise PersonalizeError(
+          f'{path} must hold the arrays x and y, got'
+          f' {", ".join(file.files) or "none"}.'
+        )
+      return file['x'], file['y']
+  except PersonalizeError:
+    raise
+  except FileNotFoundError as e:
+    raise PersonalizeError(f'There is no file --examples={path}.') from e
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
+    raise PersonalizeError(
+      f'{path} cannot be read as an .npz of numbers, it may be truncated: {e}'
+    ) from e
+
+
+if __name__ == '__main__':
+  run()

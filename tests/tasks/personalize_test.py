@@ -1,0 +1,152 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sklearn import datasets
+import tensorflow as tf
+
+from tasks import experiment as experiment_lib
+from tasks import images
+from tasks import run_folder as run_folder_lib
+from tasks import settings as settings_lib
+from tasks.catalog import digits
+from tff_debias import evaluation
+
+
+def make_run(path, **options):
+  """The folder of a run, with a meta-model of its own."""
+  experiment = experiment_lib.Experiment(
+    settings_lib.Settings(num_devices=8, participants=3, **options)
+  )
+  folder = run_folder_lib.RunFolder(str(path))
+  os.makedirs(path)
+  folder.claim(experiment.settings)
+  experiment.build_keras_model().save(folder.meta_model)
+  return experiment
+
+
+def personalize(*flags):
+  return subprocess.run(
+    [sys.executable, '-m', 'tasks.personalize', *flags],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.mark.parametrize(
+  ('personalization', 'partition'), [('maml', 'alid'), ('proto', 'acid')]
+)
+def test_a_device_of_the_run(tmp_path, runtime, personalization, partition):
+  run = tmp_path / 'run'
+  experiment = make_run(
+    run, personalization=personalization, partition=partition
+  )
+  result = personalize(f'--run={run}', '--device=device_0003')
+  assert result.returncode == 0, result.stderr
+  assert not result.stderr
+  folder = run / 'personalized' / 'device_0003'
+  assert sorted(os.listdir(folder)) == [
+    'model.keras',
+    'model.tflite',
+    'saved_model',
+  ]
+  # TFF's own test of the device, and the file on the raw images.
+  data = experiment.device_data('device_0003')
+  weights = experiment.model.initial_weights
+  right = evaluation.build_device_evaluation(
+    experiment.model, experiment.personalization
+  )(weights, [data])[0]
+  (batch,) = data['test'].as_numpy_iterator()
+  model = tf.keras.models.load_model(folder / 'model.keras')
+  found = model.predict(np.rint(batch['x'] * 16), verbose=0).argmax(axis=1)
+  accuracy = np.mean(found == batch['y'])
+  np.testing.assert_allclose(accuracy, right['accuracy'], atol=1e-6)
+  assert f'{accuracy:.4f} personalized' in result.stdout
+  by_device = 'by TensorFlow Lite itself' in result.stdout
+  assert by_device == (personalization == 'maml')
+
+
+def test_the_examples_of_another_device(tmp_path):
+  run, file = tmp_path / 'run', tmp_path / 'mine.npz'
+  make_run(run)
+  bunch = datasets.load_digits()
+  chosen = np.flatnonzero(np.isin(bunch.target, (2, 5)))[:40]
+  x, y = bunch.images[chosen], bunch.target[chosen]
+  np.savez(file, x=x.astype(np.uint8), y=y)
+  output = tmp_path / 'here'
+  flags = (f'--run={run}', f'--examples={file}', f'--output_dir={output}')
+  result = personalize(*flags)
+  assert result.returncode == 0, result.stderr
+  assert 'mine: personalized with 40 examples of the classes 2, 5' in (
+    result.stdout
+  )
+  model = tf.keras.models.load_model(output / 'model.keras')
+  found = model.predict(x, verbose=0).argmax(axis=1)
+  assert set(found) == {2, 5} and np.mean(found == y) > 0.8
+
+
+def npz(path, **arrays):
+  np.savez(path, **arrays)
+  return path
+
+
+def test_wrong_flags_and_files_are_named(tmp_path):
+  run = tmp_path / 'digits_run'
+  make_run(run)
+  good = npz(tmp_path / 'good.npz', x=np.zeros((2, 8, 8)), y=[0, 1])
+  cut = tmp_path / 'cut.npz'
+  cut.write_bytes(good.read_bytes()[:-200])
+  keys = npz(tmp_path / 'keys.npz', images=np.zeros(3), y=[1])
+  shape = npz(tmp_path / 'shape.npz', x=np.zeros((2, 64)), y=[0, 1])
+  pickled = npz(tmp_path / 'pickled.npz', x=np.array([{}]), y=[0])
+  here = f'--run={run}'
+  cases = [
+    ((), '--run=runs/NAME must say'),
+    ((here,), 'either --device'),
+    ((here, '--device=device_0001', f'--examples={good}'), 'either --device'),
+    ((f'--run={tmp_path}/digit_run', '--device=a'), f'Did you mean {run}?'),
+    ((f'--run={tmp_path}', '--device=a'), 'holds no run'),
+    ((here, '--device=device_003'), 'Did you mean device_0003?'),
+    ((here, f'--examples={tmp_path}/no.npz'), 'There is no file --examples='),
+    ((here, f'--examples={cut}'), 'truncated'),
+    ((here, f'--examples={run}/settings.json'), 'cannot be read as an .npz'),
+    ((here, f'--examples={pickled}'), 'cannot be read as an .npz'),
+    ((here, f'--examples={keys}'), 'arrays x and y, got images, y'),
+    ((here, f'--examples={shape}'), '[examples, 8, 8], got [2, 64]'),
+  ]
+  before = sorted(os.listdir(run))
+  for flags, message in cases:
+    result = personalize(*flags)
+    assert result.returncode == 2, flags
+    assert message in result.stderr, (flags, result.stderr)
+    assert 'Traceback' not in result.stderr
+  assert sorted(os.listdir(run)) == before
+  path = run / 'meta_model.keras'
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2])
+  result = personalize(here, '--device=device_0001')
+  assert result.returncode == 2 and 'is damaged' in result.stderr
+  path.unlink()
+  result = personalize(here, '--device=device_0001')
+  assert result.returncode == 2 and 'no meta_model.keras yet' in result.stderr
+
+
+def test_the_scaling_is_that_of_the_training_data():
+  loaded = digits.load()
+  raw = loaded.scaling.raw(loaded.train[0])
+  assert raw.max() == 16 and np.array_equal(raw, np.rint(raw))
+  np.testing.assert_allclose(
+    loaded.scaling.layer()(raw), loaded.train[0], atol=1e-6
+  )
+
+
+def test_the_scaling_of_images():
+  rng = np.random.default_rng(0)
+  raw = rng.integers(0, [100, 256, 200], (50, 6, 5, 3)).astype(np.uint8)
+  normalized, _, black = images.normalize(raw, raw[:1])
+  scaling = images.scaling(raw, normalized, black)
+  np.testing.assert_allclose(scaling.layer()(raw), normalized, atol=1e-5)
+  np.testing.assert_allclose(scaling.raw(normalized), raw, atol=1e-3)
