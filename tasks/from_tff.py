@@ -3,10 +3,7 @@
 from collections.abc import Callable
 import lzma
 import os
-import sqlite3
 import struct
-
-import tensorflow as tf
 
 from tasks import task
 
@@ -50,21 +47,18 @@ def load(
       f'There is neither {file_name} nor {file_name}.lzma in {data_dir}.'
       f' {how_to_get}'
     )
-  if os.path.isfile(path):
+  is_there = os.path.isfile(path)
+  if is_there:
     _check_size(path)
   try:
     return load_data(cache_dir=folder)
-  except (sqlite3.Error, tf.errors.OpError, StopIteration, RuntimeError) as e:
-    raise task.DataError(
-      f'{path} is damaged, or not the data set ({type(e).__name__}: {e}):'
-      f' remove it. {how_to_get}'
-    ) from e
-  # The server, the network and the disk: each with exceptions of its own.
+  # Of the database, or of the server, the network and the disk.
   except Exception as e:
-    raise task.DataError(
-      f'TFF could not provide {file_name} ({type(e).__name__}: {e}).'
-      f' {how_to_get}'
-    ) from e
+    reason = f'({type(e).__name__}: {e})'
+    what = f'TFF could not provide {file_name} {reason}.'
+    if is_there:
+      what = f'{path} is damaged, or another database {reason}: remove it.'
+    raise task.DataError(f'{what} {how_to_get}') from e
 
 
 def _unpack(source: str, path: str) -> None:
