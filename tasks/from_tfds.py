@@ -1,5 +1,9 @@
 """Loads image data sets from tensorflow-datasets."""
 
+import contextlib
+import urllib.error
+import urllib.request
+
 import numpy as np
 
 from tasks import task
@@ -23,6 +27,9 @@ def load(name: str, how_to_get: str) -> list[tuple[np.ndarray, np.ndarray]]:
     # Slow to import, and not needed where there are files.
     import tensorflow_datasets as tfds
 
+    builder = tfds.builder(name)
+    if not builder.is_prepared():
+      _check_server(next(iter(builder.url_infos)))
     sets = tfds.load(name, split=['train', 'test'], as_supervised=True)
     # Larger than the sets: all examples in one batch.
     batches = [dataset.batch(10**6).get_single_element() for dataset in sets]
@@ -33,3 +40,11 @@ def load(name: str, how_to_get: str) -> list[tuple[np.ndarray, np.ndarray]]:
       f'tensorflow-datasets could not provide {name} ({type(e).__name__}: {e}).'
       f' {how_to_get}'
     ) from e
+
+
+def _check_server(url: str) -> None:
+  """Fails at once without internet, where the library tries for minutes."""
+  request = urllib.request.Request(url, method='HEAD')
+  # That it refuses such a request is an answer too.
+  with contextlib.suppress(urllib.error.HTTPError):
+    urllib.request.urlopen(request, timeout=30).close()

@@ -7,6 +7,7 @@ import pytest
 
 from tasks import cifar_files
 from tasks import experiment as experiment_lib
+from tasks import from_tfds
 from tasks import settings as settings_lib
 from tasks import task
 from tasks.catalog import cifar10
@@ -169,10 +170,11 @@ def test_missing_files_say_how_to_get_them(module, contents, tmp_path):
     module.load(str(tmp_path))
 
 
-def test_loads_from_tensorflow_datasets(module):
+def test_loads_from_tensorflow_datasets(module, monkeypatch):
   # Slow to import, for this test only.
   import tensorflow_datasets as tfds
 
+  monkeypatch.setattr(from_tfds, '_check_server', lambda url: None)
   with tfds.testing.mock_data(num_examples=15):
     loaded = module.load()
     sets = tfds.load(module._VARIANT.tfds_name, split=['train', 'test'])

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from tasks import from_tfds
 from tasks import settings as settings_lib
 from tasks import task
 from tasks.catalog import fashion_mnist
@@ -111,6 +112,7 @@ def test_loads_from_tensorflow_datasets(monkeypatch):
   import tensorflow_datasets as tfds
 
   monkeypatch.setattr(fashion_mnist, '_DEBIAN_DIR', '/nowhere')
+  monkeypatch.setattr(from_tfds, '_check_server', lambda url: None)
   with tfds.testing.mock_data(num_examples=15):
     loaded = fashion_mnist.load()
     sets = tfds.load('fashion_mnist', split=['train', 'test'])
