@@ -1,4 +1,7 @@
-"""Writes small databases in the format of TFF's data sets."""
+"""Writes small databases in the format of TFF's data sets.
+
+TFF can write them too, but not with a client in both splits.
+"""
 
 import sqlite3
 

@@ -1,7 +1,7 @@
-"""CIFAR-100 with the network and the settings published for CIFAR-10.
+"""CIFAR-100 as in the published experiment.
 
-The authors' program has the same network and augmentation for both, but no run
-of CIFAR-100: that a device holds 20 of the 100 classes is assumed.
+The authors' program treats both alike, but runs CIFAR-10 only: that a device
+holds 20 of the 100 classes is assumed.
 """
 
 from tasks import cifar_files

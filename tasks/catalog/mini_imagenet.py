@@ -2,9 +2,8 @@
 
 Network, augmentation, and the split of all 100 classes into 500 training and
 100 test images each, are those of the authors' program; there the split is
-drawn anew each time, here it is always the same. The program has no run of
-mini-ImageNet: that the other settings are those of CIFAR-10, and that a device
-holds 20 of the 100 classes, is assumed.
+drawn anew each time, here it is always the same. The program runs CIFAR-10
+only: that a device holds 20 of the 100 classes is assumed.
 """
 
 import os
