@@ -1,8 +1,10 @@
 """Loads TFF's federated data sets, from the user's folder or TFF's server."""
 
 from collections.abc import Callable
+import contextlib
 import lzma
 import os
+import shutil
 import struct
 
 from tasks import task
@@ -33,7 +35,9 @@ def load(
     DataError: If the data set is missing, with how to get it, or damaged, with
       what was found and what is right.
   """
-  folder = os.path.abspath(os.path.expanduser(data_dir or _CACHE_DIR))
+  folder = os.path.abspath(
+    os.path.expanduser(_CACHE_DIR if data_dir is None else data_dir)
+  )
   path = os.path.join(folder, file_name)
   how_to_get = (
     f'To get it, either put {_SERVER}/{file_name}.lzma, unpacked or not, into a'
@@ -62,10 +66,12 @@ def load(
 
 
 def _unpack(source: str, path: str) -> None:
+  # An unpacking that is broken off leaves no half a database.
+  unfinished = f'{path}.{os.getpid()}'
   try:
-    with lzma.open(source) as packed, open(f'{path}.new', 'wb') as unpacked:
-      while part := packed.read(2**20):
-        unpacked.write(part)
+    with lzma.open(source) as packed, open(unfinished, 'wb') as unpacked:
+      shutil.copyfileobj(packed, unpacked, 2**20)
+    os.replace(unfinished, path)
   except (lzma.LZMAError, EOFError) as e:
     raise task.DataError(
       f'{source} is truncated or damaged ({e}): get it again.'
@@ -74,8 +80,9 @@ def _unpack(source: str, path: str) -> None:
     raise task.DataError(
       f'{source} cannot be unpacked to {path}: {e.strerror}.'
     ) from e
-  # An unpacking that is broken off leaves no half a database.
-  os.replace(f'{path}.new', path)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(unfinished)
 
 
 def _check_size(path: str) -> None:

@@ -1,5 +1,7 @@
+import errno
 import functools
 import lzma
+import shutil
 import sqlite3
 import urllib.request
 
@@ -52,7 +54,7 @@ def test_unpacks_what_the_server_has(tmp_path):
     path.write_bytes(content)
     with pytest.raises(task.DataError, match=f'{path} is truncated or damaged'):
       load(str(tmp_path))
-    assert not (tmp_path / _NAME).exists()
+    assert {p.name for p in tmp_path.iterdir()} == {'a', path.name}
   path.write_bytes(packed)
   check(load(str(tmp_path)))
   path.unlink()
@@ -62,7 +64,7 @@ def test_unpacks_what_the_server_has(tmp_path):
 def test_a_folder_is_relative_to_where_one_is(tmp_path, monkeypatch):
   tff_files.write(tmp_path / _NAME, _SPLITS)
   monkeypatch.chdir(tmp_path)
-  loaded = load('.')
+  loaded = load('')
   # The worker is elsewhere.
   monkeypatch.chdir('/')
   check(loaded)
@@ -114,3 +116,18 @@ def test_a_missing_file_says_how_to_get_it(tmp_path, monkeypatch):
       load(folder)
     for part in (_NAME, '.lzma', 'data_dir', 'TFF downloads it'):
       assert part in str(e.value)
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
+  tff_files.write(tmp_path / 'a', _SPLITS)
+  packed = lzma.compress((tmp_path / 'a').read_bytes())
+  (tmp_path / f'{_NAME}.lzma').write_bytes(packed)
+
+  def copy(source, target, length):
+    target.write(b'some')
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(shutil, 'copyfileobj', copy)
+  with pytest.raises(task.DataError, match='be unpacked .* No space left'):
+    load(str(tmp_path))
+  assert {p.name for p in tmp_path.iterdir()} == {'a', f'{_NAME}.lzma'}
