@@ -149,12 +149,12 @@ def main() -> None:
 
   all_settings = _settings()
   first = all_settings[0]
-  parent = _OUTPUT_DIR.value or os.path.join(
-    'runs', f'compare_{first.task}_{first.partition}'
-  )
   # Loads the data: what is missing is said before a process is started.
   experiment = experiment_lib.Experiment(first)
-  rounds = _ROUNDS.value or experiment.task.defaults['rounds']
+  parent = _OUTPUT_DIR.value or os.path.join(
+    'runs', f'compare_{first.task}_{experiment.settings.partition}'
+  )
+  rounds = _ROUNDS.value or experiment.default_rounds
   runs = [
     run_queue.Run(
       s,

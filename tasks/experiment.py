@@ -14,6 +14,8 @@ from tasks import settings as settings_lib
 import tff_debias
 from tff_debias import partitions
 
+ClientData = tff.simulation.datasets.ClientData
+
 _EVALUATION_BATCH_SIZE = 500
 
 
@@ -23,6 +25,7 @@ class Experiment:
   Attributes:
     settings: The settings, resolved.
     task: The task.
+    default_rounds: The rounds that the task suggests.
     train_data: The devices' training data.
     test_data: The devices' test data.
   """
@@ -38,9 +41,10 @@ class Experiment:
     """
     module = importlib.import_module(f'tasks.catalog.{settings.task}')
     self.task = module.load(settings.data_dir)
-    defaults = dict(self.task.defaults)
-    defaults['alpha'] = defaults['alpha'][settings.personalization]
-    settings = settings.resolve(defaults)
+    defaults = self.task.defaults(settings)
+    self.default_rounds = defaults['rounds']
+    partition = 'acid' if self.task.natural is None else 'natural'
+    settings = settings.resolve({'partition': partition, **defaults})
     self.settings = settings
     self._check_participants()
     self.train_data, self.test_data = self._split()
@@ -67,6 +71,7 @@ class Experiment:
       'acid': f'ACID, {s.classes_per_device} classes a device',
       'alid': f'ALID, {s.classes_per_device} classes a device',
       'dirichlet': f'Dirichlet({s.concentration:g})',
+      'natural': 'its own users',
     }[s.partition]
     return (
       f'{s.task}: {split}, {s.participants} of'
@@ -108,14 +113,54 @@ class Experiment:
     size = self.settings.participants
     return set().union(*(self._sample(r, size) for r in rounds))
 
-  def _split(self) -> tuple[Any, Any]:
+  def _split(self) -> tuple[ClientData, ClientData]:
     s = self.settings
+    if s.partition == 'natural':
+      return self._choose_users()
+    if self.task.train is None:
+      raise settings_lib.SettingsError(
+        f'--partition={s.partition} does not go with --task={s.task}, whose'
+        ' data are split over its own users: take --partition=natural.'
+      )
     split = getattr(partitions, s.partition)
     parameter = s.classes_per_device
     if s.partition == 'dirichlet':
       parameter = s.concentration
-    return split(
+    data = split(
       self.task.train, self.task.test, s.num_devices, parameter, s.seed
+    )
+    if self.task.prepare is None:
+      return data
+    return tuple(client_data.preprocess(self._prepare) for client_data in data)
+
+  def _prepare(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    return dataset.map(
+      lambda example: collections.OrderedDict(
+        x=self.task.prepare(example['x']), y=example['y']
+      )
+    )
+
+  def _choose_users(self) -> tuple[ClientData, ClientData]:
+    """As many of the data set's users as there are devices, at random."""
+    s = self.settings
+    if self.task.natural is None:
+      raise settings_lib.SettingsError(
+        f'--partition=natural does not go with --task={s.task}, whose data have'
+        ' no users: take --partition=acid, alid or dirichlet.'
+      )
+    users = set.intersection(*(set(d.client_ids) for d in self.task.natural))
+    if s.num_devices > len(users):
+      raise settings_lib.SettingsError(
+        f'--num_devices={s.num_devices} must be at most {len(users)}: so many'
+        f' users has {s.task}.'
+      )
+    rng = np.random.default_rng([s.seed, 2])
+    chosen = rng.choice(sorted(users), s.num_devices, replace=False).tolist()
+    return tuple(
+      ClientData.from_clients_and_tf_fn(
+        sorted(chosen), data.serializable_dataset_fn
+      )
+      for data in self.task.natural
     )
 
   @functools.cached_property
@@ -133,12 +178,12 @@ class Experiment:
   @functools.cached_property
   def model(self) -> tff_debias.Model:
     """The model with its loss and its metric, the accuracy."""
-    x = self.task.train[0]
+    x = self.train_data.element_type_structure['x']
     return tff_debias.from_keras(
       self.build_keras_model(),
       tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
       collections.OrderedDict(
-        x=tf.TensorSpec([None, *x.shape[1:]], tf.float32),
+        x=tf.TensorSpec([None, *x.shape], x.dtype),
         y=tf.TensorSpec([None], tf.int32),
       ),
       lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
@@ -197,12 +242,16 @@ class Experiment:
           self.train_data.create_tf_dataset_for_client(client_id),
           batch_size=s.batch_size,
           num_batches=s.local_steps * self.personalization.batches_per_step,
-          seed=(s.seed, round_num, int(client_id.split('_')[1])),
+          seed=(s.seed, round_num, self._places[client_id]),
           augment=self.task.augment,
         ),
       )
       for client_id in self._sample(round_num, s.participants)
     ]
+
+  @functools.cached_property
+  def _places(self) -> dict[str, int]:
+    return {id_: place for place, id_ in enumerate(self.train_data.client_ids)}
 
   @functools.cached_property
   def _sample(self):

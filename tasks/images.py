@@ -7,10 +7,12 @@ import tensorflow as tf
 
 from tasks import task
 
+Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
 
 def normalize(
   train: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, task.Scaling]:
   """Normalizes by the mean and the deviation of each channel in training.
 
   Args:
@@ -19,44 +21,45 @@ def normalize(
 
   Returns:
     The training and the test images, float32 `[images, height, width,
-    channels]`, and what a black pixel has become, float32 `[channels]`.
+    channels]`, and what was done, with float32 `[channels]` each: its offset is
+    what a black pixel has become.
   """
+  mean, deviation = statistics(train)
   train, test = train / np.float32(255), test / np.float32(255)
-  # Image by image: float32 is too short to sum a whole set, and a float64 copy
-  # of it too large.
-  mean = train.mean(axis=(1, 2)).mean(axis=0, dtype=np.float64)
-  square = np.einsum('nhwc,nhwc->nc', train, train) / train[0, ..., 0].size
-  deviation = np.sqrt(square.mean(axis=0, dtype=np.float64) - mean**2)
-  mean, deviation = mean.astype(np.float32), deviation.astype(np.float32)
   for images in (train, test):
     images -= mean
     images /= deviation
-  return train, test, -mean / deviation
+  return train, test, scaling(mean, deviation)
 
 
-def scaling(
-  raw: np.ndarray, normalized: np.ndarray, black: np.ndarray
-) -> task.Scaling:
-  """What `normalize` did to images, for a model that takes raw ones.
+def scaling(mean: np.ndarray, deviation: np.ndarray) -> task.Scaling:
+  """Of pixels from 0 to 255, by what `statistics` gives."""
+  return task.Scaling(1 / (255 * deviation), -mean / deviation)
+
+
+def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The mean and the deviation of each channel, of pixels from 0 to 1.
 
   Args:
-    raw: uint8 `[images, height, width, channels]`, of which no channel may be
-      black in all images.
-    normalized: What `normalize` made of them.
-    black: What it made of a black pixel.
+    images: uint8 `[images, height, width, channels]`.
 
   Returns:
-    The scale and the offset of each channel.
+    Both float32 `[channels]`.
   """
-  # Normalizing keeps the order, so that the brightest pixel stays the
-  # brightest.
-  brightest = [images.max(axis=(0, 1, 2)) for images in (raw, normalized)]
-  return task.Scaling((brightest[1] - black) / brightest[0], black)
+  # Some images at a time: float32 is too short to sum a whole set, and a
+  # float64 copy of it too large.
+  sums = np.zeros((2, images.shape[-1]))
+  for start in range(0, len(images), 1000):
+    part = images[start : start + 1000] / np.float32(255)
+    sums[0] += part.mean(axis=(1, 2)).sum(axis=0, dtype=np.float64)
+    square = np.einsum('nhwc,nhwc->nc', part, part) / part[0, ..., 0].size
+    sums[1] += square.sum(axis=0, dtype=np.float64)
+  mean, square = sums / len(images)
+  deviation = np.sqrt(square - mean**2)
+  return mean.astype(np.float32), deviation.astype(np.float32)
 
 
-def random_crop_and_flip(
-  black: np.ndarray, padding: int = 4
-) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def random_crop_and_flip(black: np.ndarray, padding: int = 4) -> Augmentation:
   """The augmentation of the published experiment, a batch at a time.
 
   An image is padded with black on all sides, cropped to its size at a random
@@ -91,5 +94,60 @@ def random_crop_and_flip(
       fill_mode='CONSTANT',
     )
     return tf.ensure_shape(moved + black, images.shape)
+
+  return augment
+
+
+def random_color(
+  mean: np.ndarray, deviation: np.ndarray, strength: float = 0.4
+) -> Augmentation:
+  """Changes brightness, contrast and saturation, each image in its own way.
+
+  The authors do this for mini-ImageNet (`torchvision`'s `ColorJitter`): the
+  three come in a random order, each blends the image with a darker one (black,
+  its mean gray, or itself in gray) or away from it, by a factor between
+  1 - `strength` and 1 + `strength`, and cuts off below black and above white.
+  (Their pixels are rounded to bytes in between, these are not.)
+
+  Args:
+    mean: float32 `[3]`, what images were normalized by.
+    deviation: float32 `[3]` likewise.
+    strength: From 0 to 1.
+
+  Returns:
+    A function of normalized images in red, green and blue, as
+    `random_crop_and_flip`.
+  """
+
+  def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    drawn = tf.random.stateless_uniform(
+      [2, 3, tf.shape(images)[0], 1, 1, 1], seed
+    )
+    factors = 1 + strength * (2 * drawn[0] - 1)
+    order = tf.argsort(drawn[1], axis=0)
+    pixels = images * deviation + mean
+    for which in tf.unstack(order):
+      gray = tf.tensordot(pixels, [0.299, 0.587, 0.114], 1)[..., None]
+      mean_gray = tf.reduce_mean(gray, axis=(1, 2), keepdims=True)
+      other = tf.where(which == 0, 0.0, tf.where(which == 1, mean_gray, gray))
+      factor = tf.where(
+        which == 0, factors[0], tf.where(which == 1, factors[1], factors[2])
+      )
+      pixels = tf.clip_by_value(other + factor * (pixels - other), 0, 1)
+    return tf.ensure_shape((pixels - mean) / deviation, images.shape)
+
+  return augment
+
+
+def compose(*augmentations: Augmentation) -> Augmentation:
+  """One augmentation after the other, each with a seed of its own."""
+
+  def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    seeds = tf.random.experimental.stateless_split(seed, len(augmentations))
+    for augmentation, own_seed in zip(
+      augmentations, tf.unstack(seeds), strict=True
+    ):
+      images = augmentation(images, own_seed)
+    return images
 
   return augment

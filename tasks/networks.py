@@ -53,3 +53,56 @@ def cnn(input_shape: Sequence[int], num_outputs: int) -> tf.keras.Model:
       tf.keras.layers.Dense(num_outputs),
     ]
   )
+
+
+def large_cnn(input_shape: Sequence[int], num_outputs: int) -> tf.keras.Model:
+  """The network of the authors' program for mini-ImageNet.
+
+  Convolutions are not padded: 1,514,792 weights for 84×84×3 and 100 outputs.
+
+  Args:
+    input_shape: `(height, width, channels)`, 36×36 at least.
+    num_outputs: The number of logits.
+
+  Returns:
+    A new model: float32 `[b, *input_shape]` to float32 `[b, num_outputs]`.
+  """
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.Input(input_shape),
+      tf.keras.layers.Conv2D(64, 5, activation='relu'),
+      tf.keras.layers.MaxPool2D(),
+      tf.keras.layers.Conv2D(64, 5, activation='relu'),
+      tf.keras.layers.MaxPool2D(),
+      tf.keras.layers.Conv2D(64, 5, activation='relu'),
+      tf.keras.layers.MaxPool2D(),
+      tf.keras.layers.Flatten(),
+      tf.keras.layers.Dense(400, 'relu'),
+      tf.keras.layers.Dense(100, 'relu'),
+      tf.keras.layers.Dense(num_outputs),
+    ]
+  )
+
+
+def character_lstm(
+  length: int, num_characters: int, num_outputs: int
+) -> tf.keras.Model:
+  """The network of LEAF for the next character (Caldas et al., 2018).
+
+  Args:
+    length: The characters that are seen.
+    num_characters: The number of different ones.
+    num_outputs: The number of logits.
+
+  Returns:
+    A new model: int32 `[b, length]` to float32 `[b, num_outputs]`.
+  """
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.Input([length], dtype=tf.int32),
+      tf.keras.layers.Embedding(num_characters, 8),
+      tf.keras.layers.LSTM(256, return_sequences=True),
+      tf.keras.layers.LSTM(256),
+      tf.keras.layers.Dense(num_outputs),
+    ]
+  )

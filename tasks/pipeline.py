@@ -75,14 +75,19 @@ def training_dataset(
   )
   order = order[: batch_size * num_batches].astype(np.int32)
   seeds = rng.integers(2**31, size=(num_batches, 2), dtype=np.int32)
-  return _batching(augment, batch_size)(examples, order, seeds)
+  batching = _batching(augment, batch_size, *tf.nest.flatten(spec))
+  return batching(examples, order, seeds)
 
 
 @functools.lru_cache(maxsize=8)
 def _batching(
-  augment: Augmentation | None, batch_size: int
+  augment: Augmentation | None, batch_size: int, *unused_spec: tf.TensorSpec
 ) -> Callable[..., tf.data.Dataset]:
-  """A traced function of (examples, order, seeds) that gives the batches."""
+  """A traced function of (examples, order, seeds) that gives the batches.
+
+  There is one for each specification of the examples. Those of another task
+  would make its shapes more general, down to nothing known.
+  """
 
   @functools.partial(tf.function, reduce_retracing=True, autograph=False)
   def batching(

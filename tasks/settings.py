@@ -83,11 +83,12 @@ class Settings:
     ' for a method that does not personalize.',
     choices=('none', 'maml', 'proto'),
   )
-  partition: str = _setting(
-    'acid',
+  partition: str | None = _setting(
+    None,
     'How the data are split: acid (true labels), alid (each device relabels'
-    ' its classes) or dirichlet.',
-    choices=('acid', 'alid', 'dirichlet'),
+    " its classes), dirichlet, or natural (the data set's own users). By"
+    ' default natural where the data set has users, acid where it has none.',
+    choices=('acid', 'alid', 'dirichlet', 'natural'),
   )
   num_devices: int | None = _setting(
     None, 'The number m of devices.', at_least=1
@@ -128,7 +129,7 @@ class Settings:
   )
   alpha: float | None = _setting(
     None,
-    'The strength α of Dyn; its default depends on personalization.',
+    'The strength α of Dyn; its default depends on the method.',
     above=0,
   )
   maml_steps: int | None = _setting(None, 'The steps s of MAML.', at_least=1)

@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_federated as tff
+
+from tasks import settings as settings_lib
+
+ClientData = tff.simulation.datasets.ClientData
 
 
 class DataError(ValueError):
@@ -44,25 +49,32 @@ class Task:
   """A classification problem: its data, its network and what suits it.
 
   Attributes:
-    train: The training set `(x, y)`: float32 `[examples, ...]`, ready for the
-      network, and the classes, int32 `[examples]`, from 0.
+    train: The training set `(x, y)`: `[examples, ...]`, and the classes, int32
+      `[examples]`, from 0. `None` if there is only the `natural` partition.
     test: The test set likewise.
     num_classes: The number of classes.
-    build_model: Makes a new Keras model that gives so many logits for float32
+    build_model: Makes a new Keras model that gives so many logits for inputs
       `[b, ...]`. Keras' global seed decides the weights.
     augment: `None`, or a pure TensorFlow function of training inputs `[b, ...]`
       and an int32 seed `[2]`, which gives inputs of the same shape.
-    defaults: `rounds`, and every setting that is `None` by default in
-      `tasks.settings.Settings` (but for the names of things); `alpha` for each
-      personalization.
+    defaults: For the settings that are given, `rounds`, and every setting that
+      is `None` by default in `tasks.settings.Settings` (but for the names of
+      things).
+    prepare: `None` if `x` is ready for the network. Otherwise a pure TensorFlow
+      function that makes the input of an element of `x`; a device does it when
+      it reads its data, so that a large set can be kept small.
+    natural: `None`, or the training and the test data by the users of the data
+      set, examples as in `tff_debias.partitions`, ready for the network.
     scaling: What raw input is to the network; `None` if the task does not say,
       and no personalized model can be exported.
   """
 
-  train: tuple[np.ndarray, np.ndarray]
-  test: tuple[np.ndarray, np.ndarray]
+  train: tuple[np.ndarray, np.ndarray] | None
+  test: tuple[np.ndarray, np.ndarray] | None
   num_classes: int
   build_model: Callable[[int], tf.keras.Model]
   augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
-  defaults: Mapping[str, Any]
+  defaults: Callable[[settings_lib.Settings], Mapping[str, Any]]
+  prepare: Callable[[tf.Tensor], tf.Tensor] | None = None
+  natural: tuple[ClientData, ClientData] | None = None
   scaling: Scaling | None = None

@@ -47,7 +47,7 @@ def main() -> None:
     training.run(
       experiment,
       folder,
-      _ROUNDS.value or experiment.task.defaults['rounds'],
+      _ROUNDS.value or experiment.default_rounds,
       _ROUNDS_PER_CHECKPOINT.value,
     )
     print(training.summary(experiment, folder))

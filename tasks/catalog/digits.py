@@ -1,11 +1,15 @@
 """Scikit-learn's handwritten digits: a task for a laptop, with no download."""
 
+from typing import Any
+
 import numpy as np
 from sklearn import datasets
 from sklearn import model_selection
 import tensorflow as tf
 
 from tasks import networks
+from tasks import published
+from tasks import settings as settings_lib
 from tasks import task
 
 _SPLIT_SEED = 0
@@ -46,25 +50,23 @@ def load(data_dir: str | None = None) -> task.Task:
     num_classes=10,
     build_model=_build_model,
     augment=None,
-    defaults={
-      'rounds': 100,
-      'num_devices': 40,
-      'participants': 4,
-      'classes_per_device': 3,
-      'local_steps': 10,
-      'batch_size': 10,
-      'learning_rate': 0.1,
-      'learning_rate_decay': 0.997,
-      'weight_decay': 1e-3,
-      'alpha': {'none': 1e-2, 'maml': 1e-2, 'proto': 1e-1},
-      'maml_steps': 5,
-      'maml_learning_rate': 1e-2,
-      'evaluation_devices': 0,
-      'rounds_per_evaluation': 1,
-    },
+    defaults=_defaults,
     scaling=task.Scaling(1 / 16),
   )
 
 
 def _build_model(num_outputs: int) -> tf.keras.Model:
   return networks.mlp((8, 8), (32, 16), num_outputs)
+
+
+def _defaults(settings: settings_lib.Settings) -> dict[str, Any]:
+  return {
+    **published.defaults(settings),
+    'rounds': 100,
+    'num_devices': 40,
+    'participants': 4,
+    'classes_per_device': 3,
+    'local_steps': 10,
+    'batch_size': 10,
+    'rounds_per_evaluation': 1,
+  }

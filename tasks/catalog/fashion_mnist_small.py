@@ -32,7 +32,11 @@ def load(data_dir: str | None = None) -> task.Task:
     test=(_halve(full.test[0]), full.test[1]),
     build_model=_build_model,
     augment=None,
-    defaults={**full.defaults, 'rounds': 300, 'local_steps': 10},
+    defaults=lambda settings: {
+      **full.defaults(settings),
+      'rounds': 300,
+      'local_steps': 10,
+    },
   )
 
 

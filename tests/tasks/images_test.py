@@ -15,7 +15,7 @@ def test_normalize_gives_mean_0_and_deviation_1_in_training(channels):
   # Channels that differ from each other.
   train[..., 0] //= 3
   test = random_images((50, 12, 8, channels), seed=1)
-  new_train, new_test, black = images.normalize(train, test)
+  new_train, new_test, scaling = images.normalize(train, test)
   scaled = train / 255.0
   mean, deviation = scaled.mean(axis=(0, 1, 2)), scaled.std(axis=(0, 1, 2))
   for new, old in ((new_train, train), (new_test, test)):
@@ -23,7 +23,7 @@ def test_normalize_gives_mean_0_and_deviation_1_in_training(channels):
     np.testing.assert_allclose(
       new, (old / 255.0 - mean) / deviation, rtol=1e-4, atol=1e-5
     )
-  np.testing.assert_allclose(black, -mean / deviation, rtol=1e-5)
+  np.testing.assert_allclose(scaling.offset, -mean / deviation, rtol=1e-5)
   exact = new_train.astype(float)
   np.testing.assert_allclose(exact.mean(axis=(0, 1, 2)), 0, atol=1e-5)
   np.testing.assert_allclose(exact.std(axis=(0, 1, 2)), 1, atol=1e-5)
@@ -83,3 +83,78 @@ def test_augmentation_is_decided_by_the_seed():
   assert np.array_equal(first, tf.function(augment)(x, tf.constant([1, 2])))
   assert not np.array_equal(first, augment(x, [2, 2]))
   assert not np.array_equal(first, augment(x, [1, 3]))
+
+
+def test_statistics_of_many_images():
+  # More than are summed at a time, and not a multiple.
+  x = random_images((2503, 3, 5, 2))
+  x[..., 0] //= 3
+  mean, deviation = images.statistics(x)
+  assert mean.dtype == deviation.dtype == np.float32
+  np.testing.assert_allclose(mean, (x / 255).mean((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(deviation, (x / 255).std((0, 1, 2)), rtol=1e-6)
+
+
+MEAN = np.array([0.5, 0.4, 0.3], np.float32)
+DEVIATION = np.array([0.2, 0.3, 0.25], np.float32)
+
+
+def jittered(image, order, factors):
+  """An image of 0 to 1 after the three changes, by their definition."""
+  for change in order:
+    gray = image @ [0.299, 0.587, 0.114]
+    other = {
+      'brightness': np.zeros_like(image),
+      'contrast': np.full_like(image, gray.mean()),
+      'saturation': np.repeat(gray[..., None], 3, axis=-1),
+    }[change]
+    factor = factors[change]
+    image = np.clip(factor * image + (1 - factor) * other, 0, 1)
+  return image
+
+
+def test_random_color_is_a_change_of_each_image_by_its_own_factors():
+  names = ('brightness', 'contrast', 'saturation')
+  rng = np.random.default_rng(0)
+  pixels = rng.random((60, 6, 7, 3))
+  augment = images.random_color(MEAN, DEVIATION)
+  x = ((pixels - MEAN) / DEVIATION).astype(np.float32)
+  seed = [3, 4]
+  result = augment(x, seed).numpy() * DEVIATION + MEAN
+  # What is drawn, as documented: the factors, then the order.
+  drawn = tf.random.stateless_uniform([2, 3, 60, 1, 1, 1], seed)
+  drawn = drawn.numpy()[..., 0, 0, 0]
+  orders = set()
+  for i in range(60):
+    factors = dict(zip(names, 0.6 + 0.8 * drawn[0, :, i], strict=True))
+    order = [names[j] for j in np.argsort(drawn[1, :, i])]
+    orders.add(tuple(order))
+    expected = jittered(pixels[i], order, factors)
+    np.testing.assert_allclose(result[i], expected, atol=1e-5)
+  assert len(orders) == 6
+  assert 0 <= drawn[0].min() < 0.1 and 0.9 < drawn[0].max() < 1
+
+
+def test_random_color_without_strength_changes_nothing():
+  x = np.random.default_rng(0).random((4, 5, 5, 3)).astype(np.float32)
+  augment = images.random_color(np.zeros(3, 'f'), np.ones(3, 'f'), strength=0)
+  np.testing.assert_allclose(augment(x, [1, 2]), x, atol=1e-6)
+
+
+def test_composed_augmentations_come_in_order_with_different_seeds():
+  seeds = []
+
+  def double(x, seed):
+    seeds.append(seed.numpy().tolist())
+    return 2 * x
+
+  def add_one(x, seed):
+    seeds.append(seed.numpy().tolist())
+    return x + 1
+
+  augment = images.compose(double, add_one)
+  assert augment(tf.constant([3.0]), tf.constant([1, 2])).numpy() == [7]
+  augment(tf.constant([3.0]), tf.constant([1, 2]))
+  augment(tf.constant([3.0]), tf.constant([1, 3]))
+  assert seeds[:2] == seeds[2:4]
+  assert len({tuple(seed) for seed in seeds}) == 4

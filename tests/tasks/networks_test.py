@@ -48,3 +48,27 @@ def test_mlp_is_relu_layers_and_a_linear_one():
 def test_every_call_makes_a_new_model():
   first, second = networks.mlp((2,), (3,), 1), networks.mlp((2,), (3,), 1)
   assert first.trainable_variables[0] is not second.trainable_variables[0]
+
+
+@pytest.mark.parametrize(
+  'num_outputs, num_weights', [(100, 1_514_792), (20, 1_506_712)]
+)
+def test_large_cnn_is_the_authors_network(num_outputs, num_weights):
+  model = networks.large_cnn((84, 84, 3), num_outputs)
+  assert model.count_params() == num_weights
+  shapes = [tuple(w.shape) for w in model.get_weights()]
+  assert shapes[::2] == [
+    (5, 5, 3, 64), (5, 5, 64, 64), (5, 5, 64, 64),
+    (64 * 7 * 7, 400), (400, 100), (100, num_outputs),
+  ]  # fmt: skip
+  x = tf.random.stateless_normal([2, 84, 84, 3], [0, 0])
+  weights = model.get_weights()
+  hidden = x
+  for kernel, bias in zip(weights[:6:2], weights[1:6:2], strict=True):
+    hidden = tf.nn.relu(tf.nn.conv2d(hidden, kernel, 1, 'VALID') + bias)
+    hidden = tf.nn.max_pool2d(hidden, 2, 2, 'VALID')
+  hidden = tf.reshape(hidden, [2, -1])
+  for kernel, bias in zip(weights[6:10:2], weights[7:10:2], strict=True):
+    hidden = tf.nn.relu(hidden @ kernel + bias)
+  expected = hidden @ weights[10] + weights[11]
+  np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-5)

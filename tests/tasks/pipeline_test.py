@@ -138,6 +138,12 @@ def test_devices_of_many_sizes_share_a_few_traces():
   assert set(traces) == {tf.TensorShape([4, 3])}
 
 
+def test_devices_of_another_task_keep_their_shape():
+  for shape in ((3,), (4,), (8, 8, 1), (5, 5)):
+    dataset = pipeline.training_dataset(device(9, shape), 4, 2, 0)
+    assert dataset.element_spec['x'].shape == (4, *shape)
+
+
 def test_a_device_is_made_and_sent_fast():
   source = device(500, (28, 28, 1))
   augment = images.random_crop_and_flip(np.zeros(1, np.float32))

@@ -45,11 +45,11 @@ def test_network_and_augmentation():
 @pytest.mark.parametrize('method', settings_lib.METHODS)
 def test_defaults_complete_the_settings(method):
   settings = settings_lib.Settings(method=method)
-  defaults = dict(digits.load().defaults)
+  defaults = digits.load().defaults(settings)
   assert defaults['rounds'] >= 1
-  defaults['alpha'] = defaults['alpha'][settings.personalization]
   resolved = vars(settings.resolve(defaults))
-  assert {k for k, v in resolved.items() if v is None} == {'data_dir'}
+  unset = {k for k, v in resolved.items() if v is None}
+  assert unset == {'data_dir', 'partition'}
 
 
 def test_a_folder_is_refused():

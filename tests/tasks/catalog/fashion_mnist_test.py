@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from tasks import from_tfds
 from tasks import settings as settings_lib
 from tasks import task
 from tasks.catalog import fashion_mnist
@@ -111,6 +112,7 @@ def test_loads_from_tensorflow_datasets(monkeypatch):
   import tensorflow_datasets as tfds
 
   monkeypatch.setattr(fashion_mnist, '_DEBIAN_DIR', '/nowhere')
+  monkeypatch.setattr(from_tfds, '_check_server', lambda url: None)
   with tfds.testing.mock_data(num_examples=15):
     loaded = fashion_mnist.load()
     sets = tfds.load('fashion_mnist', split=['train', 'test'])
@@ -129,7 +131,9 @@ def test_without_any_source_it_says_how_to_get_one(monkeypatch):
   monkeypatch.setattr(fashion_mnist, '_DEBIAN_DIR', '/nowhere')
   # Makes the import fail, whatever is installed.
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
-  with pytest.raises(task.DataError, match='could not provide it') as e:
+  with pytest.raises(
+    task.DataError, match='could not provide fashion_mnist'
+  ) as e:
     fashion_mnist.load()
   for part in (
     '/nowhere',
@@ -163,6 +167,7 @@ def test_network_and_defaults(files):
   assert loaded.num_classes == 10
   model = loaded.build_model(5)
   assert model(loaded.train[0][:2]).shape == (2, 5)
-  defaults = dict(loaded.defaults, alpha=loaded.defaults['alpha']['proto'])
-  resolved = vars(settings_lib.Settings().resolve(defaults))
-  assert {k for k, v in resolved.items() if v is None} == {'data_dir'}
+  settings = settings_lib.Settings()
+  resolved = vars(settings.resolve(loaded.defaults(settings)))
+  unset = {k for k, v in resolved.items() if v is None}
+  assert unset == {'data_dir', 'partition'}

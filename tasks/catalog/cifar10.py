@@ -1,0 +1,32 @@
+"""CIFAR-10 as in the published experiment."""
+
+from tasks import cifar_files
+from tasks import published
+from tasks import task
+
+_VARIANT = cifar_files.Variant(
+  title='CIFAR-10',
+  tfds_name='cifar10',
+  archive='cifar-10-binary.tar.gz',
+  folder='cifar-10-batches-bin',
+  train={f'data_batch_{i}.bin': 10_000 for i in range(1, 6)},
+  test={'test_batch.bin': 10_000},
+  num_labels=1,
+  num_classes=10,
+)
+
+
+def load(data_dir: str | None = None) -> task.Task:
+  """Loads the task.
+
+  Args:
+    data_dir: As in `cifar_files.load`.
+
+  Returns:
+    The `Task`; there are 50,000 training and 10,000 test images `[32, 32, 3]`.
+
+  Raises:
+    DataError: As `cifar_files.load`.
+  """
+  train, test = cifar_files.load(_VARIANT, data_dir)
+  return published.image_task(train, test, _VARIANT.num_classes)

@@ -1,0 +1,80 @@
+"""TFF's federated EMNIST: handwritten digits and letters of 3,400 writers.
+
+A device is a writer. The network is the published one for images; the settings
+are meant for the small sets of the writers, and are in no publication.
+"""
+
+import collections
+import functools
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tasks import from_tff
+from tasks import networks
+from tasks import published
+from tasks import settings as settings_lib
+from tasks import task
+
+_IMAGE_SHAPE = (28, 28, 1)
+_NUM_DIGITS, _NUM_CHARACTERS = 10, 62
+
+
+def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
+  """Loads the task.
+
+  Pixels are inverted, so that the background is 0 and ink 1.
+
+  Args:
+    data_dir: As in `from_tff.load`, whose file is `emnist_all.sqlite`.
+    only_digits: Whether to leave out the letters.
+
+  Returns:
+    The `Task`, with the writers as its natural partition only. There are 3,400
+    writers with 671,585 training and 77,483 test images `[28, 28, 1]` of 62
+    classes; or 3,383 writers with 341,873 and 40,832 images of 10 classes.
+
+  Raises:
+    DataError: As `from_tff.load`.
+  """
+  load_data = functools.partial(
+    tff.simulation.datasets.emnist.load_data, only_digits
+  )
+  data = from_tff.load(load_data, 'emnist_all.sqlite', data_dir)
+  return make_task(*data, _NUM_DIGITS if only_digits else _NUM_CHARACTERS)
+
+
+def make_task(
+  train: task.ClientData, test: task.ClientData, num_classes: int
+) -> task.Task:
+  """Makes the task of data as `tff.simulation.datasets.emnist` gives them."""
+
+  def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
+    return {
+      **published.defaults(settings),
+      'num_devices': len(train.client_ids),
+      'classes_per_device': None,
+      'local_steps': 10,
+      'batch_size': 20,
+      'evaluation_devices': 100,
+    }
+
+  return task.Task(
+    train=None,
+    test=None,
+    num_classes=num_classes,
+    build_model=lambda num_outputs: networks.cnn(_IMAGE_SHAPE, num_outputs),
+    augment=None,
+    defaults=defaults,
+    natural=(train.preprocess(_preprocess), test.preprocess(_preprocess)),
+    scaling=task.Scaling(-1.0, 1.0),
+  )
+
+
+def _preprocess(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  return dataset.map(
+    lambda example: collections.OrderedDict(
+      x=1 - example['pixels'][..., None], y=example['label']
+    )
+  )

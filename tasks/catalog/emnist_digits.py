@@ -1,0 +1,19 @@
+"""TFF's federated EMNIST, digits only; otherwise as `emnist`."""
+
+from tasks import task
+from tasks.catalog import emnist
+
+
+def load(data_dir: str | None = None) -> task.Task:
+  """Loads the task; see `emnist.load`.
+
+  Args:
+    data_dir: As there.
+
+  Returns:
+    The `Task` of 10 classes.
+
+  Raises:
+    DataError: As there.
+  """
+  return emnist.load(data_dir, only_digits=True)

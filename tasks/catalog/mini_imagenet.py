@@ -1,0 +1,166 @@
+"""Mini-ImageNet as in the published experiment.
+
+Network, augmentation, and the split of all 100 classes into 500 training and
+100 test images each, are those of the authors' program; there the split is
+drawn anew each time, here it is always the same. The program runs CIFAR-10
+only: that a device holds 20 of the 100 classes is assumed.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tasks import images
+from tasks import networks
+from tasks import published
+from tasks import safe_pickle
+from tasks import task
+
+_IMAGE_SHAPE = (84, 84, 3)
+# For the files of the training, the validation and the test classes.
+_NUM_CLASSES = (64, 16, 20)
+_IMAGES_PER_CLASS = 600
+_TRAIN_IMAGES_PER_CLASS = 500
+_SPLIT_SEED = 0
+_FORMATS = (
+  tuple(
+    f'miniImageNet_category_split_{part}.pickle'
+    for part in ('train_phase_train', 'val', 'test')
+  ),
+  tuple(f'mini-imagenet-cache-{part}.pkl' for part in ('train', 'val', 'test')),
+)
+_HOW_TO_GET = (
+  'To get mini-ImageNet, put into a folder, and name that as data_dir, either'
+  f' {", ".join(_FORMATS[0])} (as the authors; linked from'
+  ' https://github.com/gidariss/FewShotWithoutForgetting); or'
+  f' {", ".join(_FORMATS[1])} (linked from'
+  ' https://github.com/renmengye/few-shot-ssl-public).'
+)
+
+
+def load(data_dir: str | None = None) -> task.Task:
+  """Loads the task.
+
+  It takes 3 GB of memory for a while, and then 1.3: the images stay bytes, and
+  are normalized by the mean and the deviation of the training set when a
+  device reads them. In training they are padded by 8, cropped, mirrored, and
+  changed in brightness, contrast and saturation, at random.
+
+  Args:
+    data_dir: The folder with the three pickles of one of the two distributions:
+      dicts with either `data` and `labels`, or `image_data` and `class_dict`.
+      The classes of the latter are numbered in the order of their names, file
+      by file.
+
+  Returns:
+    The `Task`; there are 50,000 training and 10,000 test images `[84, 84, 3]`.
+
+  Raises:
+    DataError: If the data set is missing, with how to get it, or damaged, with
+      what was found and what is right.
+  """
+  if data_dir is None:
+    raise task.DataError(
+      f'Mini-ImageNet has to be in a folder, but data_dir is not given.'
+      f' {_HOW_TO_GET}'
+    )
+  paths = _find(data_dir)
+  rng = np.random.default_rng(_SPLIT_SEED)
+  parts, first = [], 0
+  for path, num_classes in zip(paths, _NUM_CLASSES, strict=True):
+    parts.append(_load_part(path, first, num_classes, rng))
+    first += num_classes
+  train_x, train_y, test_x, test_y = map(
+    np.concatenate, zip(*parts, strict=True)
+  )
+  mean, deviation = images.statistics(train_x)
+  return task.Task(
+    train=(train_x, train_y),
+    test=(test_x, test_y),
+    num_classes=sum(_NUM_CLASSES),
+    build_model=lambda num_outputs: networks.large_cnn(
+      _IMAGE_SHAPE, num_outputs
+    ),
+    augment=images.compose(
+      images.random_crop_and_flip(-mean / deviation, padding=8),
+      images.random_color(mean, deviation),
+    ),
+    defaults=lambda settings: {
+      **published.defaults(settings),
+      'classes_per_device': 20,
+    },
+    prepare=lambda x: (tf.cast(x, tf.float32) / 255 - mean) / deviation,
+    scaling=images.scaling(mean, deviation),
+  )
+
+
+def _find(data_dir: str) -> list[str]:
+  """The three files of the distribution that is there."""
+  for names in _FORMATS:
+    paths = [os.path.join(data_dir, name) for name in names]
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if not missing:
+      return paths
+    if len(missing) < len(paths):
+      raise task.DataError(
+        f'Of the three files of mini-ImageNet there is no'
+        f' {" and no ".join(missing)}. {_HOW_TO_GET}'
+      )
+  raise task.DataError(
+    f'There is no mini-ImageNet in {data_dir}. {_HOW_TO_GET}'
+  )
+
+
+def _load_part(
+  path: str, first: int, num_classes: int, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+  """The training and the test images and classes of a file, shuffled."""
+  content = safe_pickle.read(path)
+  x, y = _decode(path, content, first)
+  if (
+    not isinstance(x, np.ndarray)
+    or x.dtype != np.uint8
+    or x.shape[1:] != _IMAGE_SHAPE
+  ):
+    found = type(x).__name__
+    if isinstance(x, np.ndarray):
+      found = f'{x.dtype} {list(x.shape)}'
+    raise task.DataError(
+      f'{path} must have images of uint8 {["n", *_IMAGE_SHAPE]}, got {found}.'
+    )
+  classes = np.arange(first, first + num_classes)
+  found = dict(zip(*np.unique(y, return_counts=True), strict=True))
+  right = dict.fromkeys(classes, _IMAGES_PER_CLASS)
+  if len(x) != len(y) or found != right:
+    wrong = [c for c in found.keys() | right if found.get(c) != right.get(c)]
+    what = f'{len(x)} images and {len(y)} labels'
+    if wrong:
+      what += f', and {found.get(wrong[0], 0)} images of class {wrong[0]}'
+    raise task.DataError(
+      f'{path} must have {_IMAGES_PER_CLASS} images of each of the classes'
+      f' {classes[0]} to {classes[-1]}, got {what}.'
+    )
+  shuffled = [rng.permutation(np.flatnonzero(y == c)) for c in classes]
+  chosen = [part[:_TRAIN_IMAGES_PER_CLASS] for part in shuffled]
+  rest = [part[_TRAIN_IMAGES_PER_CLASS:] for part in shuffled]
+  train, test = np.concatenate(chosen), np.concatenate(rest)
+  return x[train], y[train], x[test], y[test]
+
+
+def _decode(path: str, content: Any, first: int) -> tuple[Any, np.ndarray]:
+  """The images, and the classes, int32 `[n]`, as far as they can be read."""
+  try:
+    if 'class_dict' in content:
+      x = content['image_data']
+      y = np.full(len(x), -1, np.int32)
+      for place, name in enumerate(sorted(content['class_dict'])):
+        y[np.asarray(content['class_dict'][name])] = first + place
+      return x, y
+    return content['data'], np.asarray(content['labels'], np.int32).reshape(-1)
+  except (IndexError, KeyError, TypeError, ValueError) as e:
+    raise task.DataError(
+      f"{path} must be a dict with either 'data' and 'labels' or 'image_data'"
+      f" and 'class_dict' that fit each other: {type(e).__name__}: {e}."
+    ) from e

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import tensorflow_federated as tff
+import tff_files
+
+from tasks import experiment as experiment_lib
+from tasks import settings as settings_lib
+from tasks.catalog import emnist
+from tasks.catalog import emnist_digits
+
+
+@pytest.mark.parametrize(
+  'module, num_classes', [(emnist, 62), (emnist_digits, 10)]
+)
+def test_a_device_is_a_writer(tmp_path, module, num_classes):
+  splits = tff_files.writers(4, num_classes)
+  other = tff_files.writers(2, 72 - num_classes)
+  tff_files.write(tmp_path / 'emnist_all.sqlite', splits | other)
+  loaded = module.load(str(tmp_path))
+  assert loaded.num_classes == num_classes
+  for data, writers in zip(loaded.natural, splits.values(), strict=True):
+    assert data.client_ids == list(writers)
+    for writer, expected in writers.items():
+      dataset = data.create_tf_dataset_for_client(writer)
+      for one, raw in zip(dataset.as_numpy_iterator(), expected, strict=True):
+        assert one['x'].shape == (28, 28, 1) and one['x'].dtype == np.float32
+        assert one['y'].shape == () and one['y'].dtype == np.int32
+        np.testing.assert_allclose(one['x'][..., 0], 1 - raw['pixels'])
+        assert one['y'] == raw['label']
+  settings = settings_lib.Settings()
+  defaults = loaded.defaults(settings)
+  assert defaults['num_devices'] == 4
+  unset = {k for k, v in vars(settings.resolve(defaults)).items() if v is None}
+  assert unset == {'data_dir', 'partition', 'classes_per_device'}
+  assert loaded.build_model(3).output_shape == (None, 3)
+
+
+def test_takes_tffs_own_examples():
+  data = tff.simulation.datasets.emnist.get_synthetic()
+  made = emnist.make_task(data, data, 10)
+  train = made.natural[0].create_tf_dataset_for_client('synthetic1')
+  batch = train.batch(10).get_single_element()
+  assert sorted(batch['y'].numpy()) == list(range(10))
+  # The background is 0, which is most of an image.
+  assert np.median(batch['x']) == 0 and np.max(batch['x']) == 1
+
+
+@pytest.mark.parametrize('method', ['pfl_dyn', 'scaffold'])
+def test_trains_and_tests_through_the_runtime(tmp_path, runtime, method):
+  import tff_debias
+
+  tff_files.write(
+    tmp_path / 'emnist_all.sqlite', tff_files.writers(5, num_classes=10)
+  )
+  experiment = experiment_lib.Experiment(
+    settings_lib.Settings(
+      task='emnist_digits',
+      method=method,
+      data_dir=str(tmp_path),
+      num_devices=4,
+      participants=2,
+      local_steps=2,
+      batch_size=4,
+    )
+  )
+  process = experiment.build_process(
+    tff_debias.DeviceStorage(str(tmp_path / 'devices'))
+  )
+  state = process.initialize()
+  for round_num in (1, 2):
+    state, metrics = process.next(state, experiment.training_data(round_num))
+    assert metrics['client_work']['participants'] == 2
+  tested = experiment.build_evaluation()(
+    experiment.evaluated_weights(process, state), experiment.evaluation_data
+  )
+  assert tested['devices'] == 4
+  if method == 'scaffold':
+    assert tested['num_examples'] == 4 * 4
+  else:
+    # Without those of a class that the writer does not train on.
+    assert 0 < tested['num_examples'] <= 4 * 4

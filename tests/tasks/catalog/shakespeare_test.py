@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+import tff_files
+
+from tasks import experiment as experiment_lib
+from tasks import networks
+from tasks import settings as settings_lib
+from tasks.catalog import shakespeare
+import tff_debias
+
+_TEXTS = {
+  'train': {
+    'HAMLET': [b'To be, or not to be: ' * 5, b'that', b'', b'caf\xc3\xa9\n'],
+    'OPHELIA': [b'Good my lord.', b'How does your honour?'],
+  },
+  'test': {'HAMLET': [b'Well, well, well.'], 'OPHELIA': [b'My lord?']},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  splits = {
+    split: {
+      role: [{'snippets': text} for text in texts]
+      for role, texts in roles.items()
+    }
+    for split, roles in _TEXTS.items()
+  }
+  tff_files.write(tmp_path / 'shakespeare.sqlite', splits)
+  return str(tmp_path)
+
+
+def test_every_character_is_told_from_the_80_before(folder):
+  loaded = shakespeare.load(folder)
+  for data, roles in zip(loaded.natural, _TEXTS.values(), strict=True):
+    assert data.client_ids == list(roles)
+    for role, texts in roles.items():
+      expected = []
+      for text in texts:
+        codes = [min(code, 127) for code in text]
+        for i, code in enumerate(codes):
+          expected.append(((80 * [0] + codes)[i : i + 80], code))
+      dataset = data.create_tf_dataset_for_client(role)
+      found = [
+        (example['x'].tolist(), example['y'])
+        for example in dataset.as_numpy_iterator()
+      ]
+      assert found == expected
+      assert dataset.element_spec['x'] == tf.TensorSpec([80], tf.int32)
+      assert dataset.element_spec['y'] == tf.TensorSpec([], tf.int32)
+
+
+def test_takes_tffs_own_examples():
+  data = tff.simulation.datasets.shakespeare.get_synthetic()
+  made = shakespeare.make_task(data, data)
+  dataset = made.natural[0].create_tf_dataset_for_client(
+    'MUCH_ADO_ABOUT_NOTHING_EMILIA'
+  )
+  text = bytes(int(example['y']) for example in dataset)
+  assert text.startswith(b'Never.But now, my lord.How if fair')
+  settings = settings_lib.Settings()
+  resolved = settings.resolve(made.defaults(settings))
+  assert resolved.num_devices == 3
+  unset = {k for k, v in vars(resolved).items() if v is None}
+  assert unset == {'data_dir', 'partition', 'classes_per_device'}
+
+
+@pytest.mark.parametrize('personalization', ['maml', 'proto'])
+def test_trains_and_tests_through_the_runtime(
+  folder, runtime, personalization, tmp_path, monkeypatch
+):
+  def small(length, num_characters, num_outputs):
+    layers = tf.keras.layers
+    return tf.keras.Sequential(
+      [
+        layers.Input([length], dtype=tf.int32),
+        layers.Embedding(num_characters, 3),
+        layers.LSTM(4),
+        layers.Dense(num_outputs),
+      ]
+    )
+
+  monkeypatch.setattr(networks, 'character_lstm', small)
+  experiment = experiment_lib.Experiment(
+    settings_lib.Settings(
+      task='shakespeare',
+      personalization=personalization,
+      data_dir=folder,
+      participants=2,
+      local_steps=1,
+      maml_steps=1,
+    )
+  )
+  process = experiment.build_process(
+    tff_debias.DeviceStorage(str(tmp_path / 'devices'))
+  )
+  state, metrics = process.next(
+    process.initialize(), experiment.training_data(1)
+  )
+  assert metrics['client_work']['participants'] == 2
+  tested = experiment.build_evaluation()(
+    experiment.evaluated_weights(process, state), experiment.evaluation_data
+  )
+  assert tested['devices'] == 2
+  num_characters = sum(
+    len(text) for texts in _TEXTS['test'].values() for text in texts
+  )
+  assert 0 < tested['num_examples'] <= num_characters
+
+
+def test_network_has_exact_second_derivatives():
+  tf.keras.utils.set_random_seed(0)
+  keras_model = networks.character_lstm(80, 128, 128)
+  assert [tuple(w.shape) for w in keras_model.get_weights()] == [
+    (128, 8), (8, 1024), (256, 1024), (1024,),
+    (256, 1024), (256, 1024), (1024,), (256, 128), (128,),
+  ]  # fmt: skip
+  # The same with fewer characters seen, which is faster.
+  model = tff_debias.from_keras(
+    networks.character_lstm(5, 128, 128),
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    {
+      'x': tf.TensorSpec([None, 5], tf.int32),
+      'y': tf.TensorSpec([None], tf.int32),
+    },
+  )
+  rng = np.random.default_rng(0)
+  support, query = (
+    {'x': tf.constant(x), 'y': tf.constant(x[:, 0])}
+    for x in rng.integers(0, 128, (2, 6, 5)).astype(np.int32)
+  )
+  weights = [tf.constant(w) for w in model.initial_weights.trainable]
+  direction = [rng.normal(size=w.shape).astype(np.float32) for w in weights]
+
+  @tf.function
+  def meta_loss(step):
+    moved = tuple(w + step * d for w, d in zip(weights, direction, strict=True))
+    return (
+      tff_debias.Maml(1, 10.0)
+      .meta_loss(
+        model,
+        tff_debias.models.ModelWeights(moved, ()),
+        (support, query),
+        weight_decay=0.0,
+      )
+      .loss
+    )
+
+  @tf.function
+  def slope():
+    step = tf.constant(0.0)
+    with tf.GradientTape() as tape:
+      tape.watch(step)
+      loss = meta_loss(step)
+    return tape.gradient(loss, step)
+
+  h = 1e-3
+  numeric = (meta_loss(tf.constant(h)) - meta_loss(tf.constant(-h))) / (2 * h)
+  np.testing.assert_allclose(slope(), numeric, rtol=0.01)
