@@ -308,18 +308,9 @@ class _Method:
         newest,
         stored['newest'],
       )
-    counts = tf.cast(result.counts, tf.float32)
-    report = collections.OrderedDict(
-      devices=tf.constant(1.0),
-      participants=counts,
-      new_devices=counts * (1.0 - tf.cast(is_known, tf.float32)),
-      correction_norm=counts
-      * tf.linalg.global_norm([tf.zeros([]), *result.device_state]),
-      loss_sum=result.loss_sum,
-      num_examples=result.num_examples,
-      metrics=result.metrics,
-    )
-    written = tf.constant(True)
+    # What is returned is made of the write's result: TensorFlow's optimizer can
+    # remove a control dependency, and the write with it.
+    written = result.counts
     if flat:
       written = tf.cond(
         result.counts,
@@ -330,12 +321,18 @@ class _Method:
         ),
         lambda: tf.constant(False),
       )
-    # Whatever is aggregated waits for the write, which would be pruned if
-    # nothing did.
-    with tf.control_dependencies([written]):
-      return tf.nest.map_structure(
-        tf.identity, collections.OrderedDict(uploads=uploads, report=report)
-      )
+    counts = tf.cast(written, tf.float32)
+    report = collections.OrderedDict(
+      devices=tf.constant(1.0),
+      participants=counts,
+      new_devices=counts * (1.0 - tf.cast(is_known, tf.float32)),
+      correction_norm=counts
+      * tf.linalg.global_norm([tf.zeros([]), *result.device_state]),
+      loss_sum=result.loss_sum,
+      num_examples=result.num_examples,
+      metrics=result.metrics,
+    )
+    return collections.OrderedDict(uploads=uploads, report=report)
 
   def _initial_stored(self, weights: corrections_lib.Weights) -> dict[str, Any]:
     """The stored state of a device that never took part."""

@@ -197,7 +197,8 @@ class DeviceStorage:
 
     Returns:
       A bool scalar, true, which exists only once the state is on the disk. What
-      the graph returns must depend on it.
+      the graph returns must be made of it: TensorFlow's optimizer can remove a
+      control dependency, and the write with it.
     """
     shard, name = self._shard_and_name(client_id)
     folder = self._path('devices', shard, name)
