@@ -37,7 +37,7 @@ _NAMES = {'none': 'FedAvg', 'Dyn': 'PFLDyn', 'Scaf': 'PFLScaf'}
 _PLAIN_NAMES = {'none': 'FedAvg', 'Dyn': 'FedDyn', 'Scaf': 'SCAFFOLD'}
 _MAML_RATE = 0.01
 _EXAMPLES = 500
-_MAX_STATES = 10**5
+_MAX_STATES = 50_000
 _BARE = 'bare TensorFlow loop'
 
 
