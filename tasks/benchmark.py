@@ -107,7 +107,7 @@ def _machine() -> str:
 
 def run() -> None:
   """The console script."""
-  program.run(main, lambda: None)
+  program.run(main, lambda: None, 'The same command begins anew.')
 
 
 if __name__ == '__main__':

@@ -51,7 +51,7 @@ class PersonalizeError(ValueError):
 
 def main() -> None:
   """Personalizes, writes the files, and says what was written."""
-  folder = run_folder_lib.RunFolder(_RUN.value)
+  folder = _find_run()
   examples = _read_examples(_EXAMPLES.value) if _EXAMPLES.value else None
 
   import numpy as np
@@ -137,40 +137,30 @@ def _check_flags() -> None:
       'Give either --device, a device of the run, or --examples, a file with'
       ' the examples of another one.'
     )
-  _check_run(run_folder_lib.RunFolder(_RUN.value))
+  _find_run()
   if _EXAMPLES.value:
     _read_examples(_EXAMPLES.value)
 
 
-def _check_run(folder: run_folder_lib.RunFolder) -> None:
-  """Raises an error, with the nearest run, if there is no meta-model."""
-  path = os.path.normpath(folder.path)
-  if not os.path.isdir(path):
-    parent = os.path.dirname(path) or '.'
-    others = os.listdir(parent) if os.path.isdir(parent) else []
-    raise PersonalizeError(
-      f'There is no run {folder.path}.'
-      f'{_hint(os.path.basename(path), others, parent)}'
-    )
-  folder.read()
+def _find_run() -> run_folder_lib.RunFolder:
+  """The run. Raises an error if it has no meta-model."""
+  folder = run_folder_lib.find(_RUN.value)
   if not os.path.exists(folder.meta_model):
     raise PersonalizeError(
       f'The run {folder.path} has no meta_model.keras yet: it is written when'
       ' the training has finished.'
     )
+  return folder
 
 
 def _check_device(device: str, devices: list[str]) -> None:
   if device not in devices:
+    nearest = difflib.get_close_matches(device, devices, 1, 0.5)
     raise PersonalizeError(
       f'There is no --device={device} in the run, whose devices are'
-      f' {devices[0]} to {devices[-1]}.{_hint(device, devices)}'
+      f' {devices[0]} to {devices[-1]}.'
+      + (f' Did you mean {nearest[0]}?' if nearest else '')
     )
-
-
-def _hint(name: str, names: list[str], folder: str = '') -> str:
-  nearest = difflib.get_close_matches(name, names, 1, 0.5)
-  return f' Did you mean {os.path.join(folder, nearest[0])}?' if nearest else ''
 
 
 def _read_examples(path: str) -> tuple[Any, Any]:
