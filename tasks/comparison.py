@@ -35,11 +35,9 @@ class Curve:
 
   def smoothed(self, window: int) -> 'Curve':
     """With the mean of the last `window` tests in place of each."""
-    sums = np.cumsum(np.concatenate([[0.0], self.accuracy]))
-    last = np.arange(1, len(self.accuracy) + 1)
-    first = np.maximum(last - window, 0)
-    mean = (sums[last] - sums[first]) / (last - first)
-    return dataclasses.replace(self, accuracy=mean)
+    ends = range(1, len(self.accuracy) + 1)
+    mean = [self.accuracy[max(end - window, 0) : end].mean() for end in ends]
+    return dataclasses.replace(self, accuracy=np.array(mean))
 
   def reaches(self, target: float) -> int | None:
     """The place of the first test with the target accuracy, if there is one."""
@@ -87,7 +85,7 @@ def choose_targets(curves: Sequence[Curve]) -> list[float]:
     reached[curve.method] = min(best, reached.get(curve.method, 1.0))
   percents = [math.floor(100 * r + 1e-9) for r in reached.values()]
   low, high = min(percents), max(percents)
-  return [p / 100 for p in sorted({max(low - 5, 1), max(low, 1), high})]
+  return sorted({max(p, 1) / 100 for p in (low - 5, low, high)})
 
 
 def costs(curves: Sequence[Curve], targets: Sequence[float]) -> list[Cost]:

@@ -34,8 +34,9 @@ def load(data_dir: str | None = None) -> task.Task:
     augment=None,
     defaults=lambda settings: {
       **full.defaults(settings),
-      'rounds': 300,
+      'rounds': 200,
       'local_steps': 10,
+      'rounds_per_evaluation': 5,
     },
   )
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -41,6 +42,28 @@ def test_resolve_fills_in_only_what_is_not_given():
   settings = settings_lib.Settings(local_steps=7)
   resolved = settings.resolve({'local_steps': 1, 'batch_size': 2, 'rounds': 3})
   assert (resolved.local_steps, resolved.batch_size) == (7, 2)
+
+
+def test_parse_gives_the_type_of_the_setting():
+  parse = settings_lib.parse
+  assert parse('alpha', '1e-2') == 0.01
+  assert parse('local_steps', '5') == 5
+  assert parse('maml_first_order', 'True') is True
+  assert parse('task', 'digits') == 'digits'
+
+
+@pytest.mark.parametrize(
+  ('name', 'text', 'message'),
+  [
+    ('alfa', '1', "no setting 'alfa'. Did you mean alpha?"),
+    ('alpha', 'x', '--alpha=x must be of float'),
+    ('local_steps', '1.5', '--local_steps=1.5 must be of int'),
+    ('maml_first_order', 'si', '--maml_first_order=si must be of bool'),
+  ],
+)
+def test_parse_says_what_is_wrong(name, text, message):
+  with pytest.raises(settings_lib.SettingsError, match=re.escape(message)):
+    settings_lib.parse(name, text)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""The floor does the same work: it gives the same weights and accuracies."""
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tasks import networks
+from tasks.benchmarks import bare
+import tff_debias
+from tff_debias import local_training
+from tff_debias import models
+
+_PERSONALIZATIONS = {
+  'none': tff_debias.NoPersonalization(),
+  'proto': tff_debias.Proto(),
+  'maml': tff_debias.Maml(2, 0.05),
+}
+
+
+def problem(name):
+  shape = (16, 16, 1) if name == 'cnn' else (4, 4)
+  build = {'cnn': networks.cnn, 'mlp': lambda s, n: networks.mlp(s, (8, 6), n)}
+  tf.keras.utils.set_random_seed(1)
+  model = tff_debias.from_keras(
+    build[name](shape, 3),
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    collections.OrderedDict(
+      x=tf.TensorSpec([None, *shape]), y=tf.TensorSpec([None], tf.int32)
+    ),
+    lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
+  )
+  rng = np.random.default_rng(2)
+  data = collections.OrderedDict(
+    x=rng.random((24, *shape), np.float32), y=rng.integers(0, 3, 24, np.int32)
+  )
+  return model, getattr(bare, name), tf.data.Dataset.from_tensor_slices(data)
+
+
+@pytest.mark.parametrize('personalization', _PERSONALIZATIONS)
+@pytest.mark.parametrize('network', ['mlp', 'cnn'])
+def test_local_training_is_the_same(network, personalization):
+  model, forward, data = problem(network)
+  batches = data.batch(6)
+  start = model.initial_weights
+  trained = local_training.train(
+    model,
+    _PERSONALIZATIONS[personalization],
+    tff_debias.NoCorrection(),
+    local_training.Hyperparameters(*map(tf.constant, (0.1, 1e-3, 10.0))),
+    models.ModelWeights(tuple(map(tf.constant, start.trainable)), ()),
+    (),
+    (),
+    batches,
+  )
+  found = bare.build_training(forward, personalization, 2, 0.05)(
+    [tf.constant(w) for w in start.trainable], batches
+  )
+  for own, update, old in zip(
+    found, trained.update, start.trainable, strict=True
+  ):
+    np.testing.assert_allclose(own - old, update, atol=2e-6)
+  assert max(np.abs(update).max() for update in trained.update) > 1e-3
+
+
+@pytest.mark.parametrize('personalization', ['proto', 'maml'])
+def test_the_personalized_test_is_the_same(personalization, runtime):
+  model, forward, data = problem('mlp')
+  train, test = data.take(15).batch(15), data.skip(15).batch(9)
+  evaluate = tff_debias.build_personalized_evaluation(
+    model, _PERSONALIZATIONS[personalization]
+  )
+  expected = evaluate(
+    model.initial_weights, [collections.OrderedDict(train=train, test=test)]
+  )['by_device']['accuracy']['mean']
+  found = bare.build_test(forward, personalization, 2, 0.05)(
+    [tf.constant(w) for w in model.initial_weights.trainable],
+    next(iter(train)),
+    next(iter(test)),
+  )
+  assert 0 < found < 1
+  assert found.numpy() == pytest.approx(expected)

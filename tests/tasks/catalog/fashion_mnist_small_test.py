@@ -1,0 +1,31 @@
+from fashion_mnist_test import files  # noqa: F401
+import numpy as np
+
+from tasks import settings as settings_lib
+from tasks.catalog import fashion_mnist
+from tasks.catalog import fashion_mnist_small
+
+
+def test_every_2_by_2_pixels_are_their_mean(files):  # noqa: F811
+  folder = str(files[0])
+  full, small = fashion_mnist.load(folder), fashion_mnist_small.load(folder)
+  for (x, y), (small_x, small_y) in (
+    (full.train, small.train),
+    (full.test, small.test),
+  ):
+    assert small_x.shape == (len(x), 14, 14, 1) and small_x.dtype == np.float32
+    np.testing.assert_allclose(
+      small_x[5, 3, 7], x[5, 6:8, 14:16].mean(axis=(0, 1)), rtol=1e-6
+    )
+    np.testing.assert_array_equal(small_y, y)
+
+
+def test_the_network_and_the_settings_are_smaller(files):  # noqa: F811
+  task = fashion_mnist_small.load(str(files[0]))
+  model = task.build_model(10)
+  assert model.count_params() == 34_186
+  assert model(task.test[0]).shape == (20, 10)
+  defaults = task.defaults(settings_lib.Settings(method='pfl_scaf'))
+  assert defaults['local_steps'] == 10
+  # As published.
+  assert (defaults['num_devices'], defaults['participants']) == (100, 10)

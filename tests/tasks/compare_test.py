@@ -1,0 +1,69 @@
+import os
+import subprocess
+import sys
+
+from problems import snapshot
+import pytest
+
+
+def compare(*flags):
+  return subprocess.run(
+    [sys.executable, '-m', 'tasks.compare', *flags],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (('--methods=pfl_dynn',), 'method=pfl_dynn is not one of .* mean pfl_dyn?'),
+    (('--task=cifar',), 'Did you mean cifar10'),
+    (('--personalizations=mamml',), 'Did you mean maml?'),
+    (('--seeds=0,x',), '--seed=x must be of int'),
+    (('--methods=',), 'must not be empty'),
+    (('--targets=0.9,high',), '--targets=0.9,high must be numbers'),
+    (('--targets=90',), '--targets=90 must be above 0 and at most 1'),
+    (('--override=pfl_dyn:alpha=1',), 'must be METHOD/PERSONALIZATION:NAME'),
+    (
+      ('--override=pfl_dyn/maml:alfa=1',),
+      "no setting 'alfa'. Did you mean alpha",
+    ),
+    (('--override=pfl_dyn/maml:alpha=x',), '--alpha=x must be of float'),
+    (('--override=fed_dyn/none:alpha=1',), 'is for none of the runs'),
+  ],
+)
+def test_wrong_flags_say_what_would_be_right(flags, message):
+  result = compare(*flags)
+  assert result.returncode == 2
+  for part in message.split('.*'):
+    assert part.strip() in result.stderr, result.stderr
+  assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.slow
+def test_compares_and_trains_nothing_twice(tmp_path):
+  flags = [
+    '--methods=per_fed_avg,pfl_dyn',
+    '--personalizations=proto',
+    '--seeds=3',
+    *('--rounds=2', '--num_devices=8', '--participants=2', '--local_steps=2'),
+    f'--output_dir={tmp_path / "comparison"}',
+  ]
+  result = compare(*flags)
+  assert result.returncode == 0, result.stderr
+  assert 'pfl_dyn' in result.stdout and 'ServiceManager' not in result.stderr
+  files = snapshot(tmp_path)
+  assert {'comparison.md', 'comparison.csv', 'comparison.png'} <= {
+    os.path.basename(name) for name in files
+  }
+  assert compare(*flags, '--targets=0.999').returncode == 0
+  again = snapshot(tmp_path)
+  assert 'not reached' in again['comparison/comparison.md'].decode()
+  trained = [name for name in files if '_seed3/' in name]
+  assert trained and all(files[name] == again[name] for name in trained)
+  # Another task does not go on in these folders.
+  other = compare(*flags, '--batch_size=7', '--rounds=3')
+  assert other.returncode == 2
+  assert '--batch_size=10 there, 7 here' in other.stderr
