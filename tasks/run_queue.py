@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -56,11 +55,12 @@ class Run:
 
   @property
   def done(self) -> int:
-    """The rounds in its metrics; `rounds` only if it has finished."""
+    """The rounds in its metrics; `rounds` only if there is nothing to do."""
     rows = self.folder.read_metrics()
     last = int(rows[-1]['round']) if rows else 0
-    is_finished = last >= self.rounds and os.path.exists(self.folder.picture)
-    return self.rounds if is_finished else min(last, self.rounds - 1)
+    # A run to a later round may not be at its end.
+    has_ended = last > self.rounds or os.path.exists(self.folder.picture)
+    return min(last, self.rounds if has_ended else self.rounds - 1)
 
 
 def run_all(runs: Sequence[Run], at_a_time: int) -> None:
@@ -96,7 +96,7 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
         bar.update(sum(run.done for run in runs) - bar.n)
     finally:
       for process in running:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
       for process in running:
         process.wait()
   if failed:

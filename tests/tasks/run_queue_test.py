@@ -87,9 +87,11 @@ def test_what_is_finished_does_not_run_again(tmp_path):
   assert not (tmp_path / 'run.started').exists()
   # With more rounds it does.
   assert fake(tmp_path / 'run', rounds=4).done == 3
-  # Without its picture it is not finished.
+  # Without its picture it is not at its end, but with fewer rounds nothing is
+  # to be done.
   (tmp_path / 'run' / 'convergence.png').unlink()
   assert run.done == 2
+  assert fake(tmp_path / 'run', rounds=2).done == 2
 
 
 def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path):
