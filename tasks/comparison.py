@@ -40,8 +40,11 @@ class Curve:
     return dataclasses.replace(self, accuracy=np.array(mean))
 
   def reaches(self, target: float) -> int | None:
-    """The place of the first test with the target accuracy, if there is one."""
-    there = np.flatnonzero(self.accuracy >= target)
+    """The place of the first test with the target accuracy, if there is one.
+
+    That of the initial model, before anything is transmitted, does not count.
+    """
+    there = np.flatnonzero((self.accuracy >= target) & (self.models > 0))
     return int(there[0]) if there.size else None
 
 

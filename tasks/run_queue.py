@@ -12,7 +12,7 @@ import tqdm
 from tasks import run_folder as run_folder_lib
 from tasks import settings as settings_lib
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+_SECONDS_BETWEEN_LOOKS = 1
 
 
 class RunsFailedError(ValueError):
@@ -93,7 +93,9 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
         bar.set_postfix_str(
           ', '.join(os.path.basename(r.folder.path) for r in running.values())
         )
-        bar.update(sum(run.done for run in runs) - bar.n)
+        under_way = [*waiting, *running.values()]
+        remaining = sum(run.rounds - run.done for run in under_way)
+        bar.update(bar.total - remaining - bar.n)
     finally:
       for process in running:
         process.terminate()

@@ -53,9 +53,13 @@ def build_training(
       return _loss(forward, weights, support)
     if personalization == 'proto':
       prototypes, present = _prototypes(forward, weights, support)
-      return _cross_entropy(
-        query['y'], _proto_logits(forward, weights, query, prototypes, present)
+      logits = _proto_logits(forward, weights, query, prototypes, present)
+      # A class without a prototype does not count.
+      counts = tf.cast(tf.gather(present, query['y']), tf.float32)
+      losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        query['y'], logits
       )
+      return tf.reduce_sum(counts * losses) / tf.reduce_sum(counts)
     for _ in range(maml_steps):
       with tf.GradientTape() as tape:
         tape.watch(weights)

@@ -43,6 +43,14 @@ def test_a_target_is_reached_at_the_first_test_with_it():
   assert found['pfl_scaf', 0].models == 120
 
 
+def test_the_initial_model_reaches_nothing():
+  start = comparison.Curve(
+    *('pfl_dyn', 'maml', 0, np.arange(3), 20 * np.arange(3)),
+    np.array([0.9, 0.5, 0.7]),
+  )
+  assert start.reaches(0.6) == 2
+
+
 def test_the_saving_is_a_ratio_of_models_of_the_same_seed():
   found = costs(0.8)
   assert [cost.saving for cost in found.values()] == [

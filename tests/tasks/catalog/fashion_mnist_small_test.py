@@ -23,7 +23,7 @@ def test_every_2_by_2_pixels_are_their_mean(files):  # noqa: F811
 def test_the_network_and_the_settings_are_smaller(files):  # noqa: F811
   task = fashion_mnist_small.load(str(files[0]))
   model = task.build_model(10)
-  assert model.count_params() == 34_186
+  assert model.count_params() == 34_122
   assert model(task.test[0]).shape == (20, 10)
   defaults = task.defaults(settings_lib.Settings(method='pfl_scaf'))
   assert defaults['local_steps'] == 10
