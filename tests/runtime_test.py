@@ -48,6 +48,46 @@ def total(x):
   return tff.federated_sum(x)
 
 
+@tff.tensorflow.computation(np.int32)
+def add_one(x):
+  return x + 1
+
+
+@tff.federated_computation(tff.FederatedType(np.int32, tff.CLIENTS))
+def of_each(x):
+  return tff.federated_map(add_one, x), tff.federated_sum(x)
+
+
+@tff.federated_computation(tff.FederatedType(np.int32, tff.CLIENTS))
+def total_times_number(x):
+  everywhere = tff.federated_broadcast(tff.federated_sum(x))
+  return tff.federated_sum(everywhere)
+
+
+@tff.tensorflow.computation(np.str_, np.str_)
+def meet(own, other):
+  """Writes its own file and waits 20 seconds for the other; 1 if it came."""
+
+  def has_come():
+    return tf.size(tf.io.matching_files(other)) > 0
+
+  end = tf.timestamp() + 20
+  with tf.control_dependencies([tf.io.write_file(own, ''), end]):
+    seconds_left = tf.while_loop(
+      lambda left: ~has_come() & (left > 0),
+      lambda left: [end - tf.timestamp()],
+      [tf.constant(20.0, tf.float64)],
+    )[0]
+  return tf.cast(seconds_left > 0, tf.int32)
+
+
+@tff.federated_computation(
+  tff.FederatedType((np.str_, np.str_), tff.CLIENTS),
+)
+def number_that_met(files):
+  return tff.federated_sum(tff.federated_map(meet, files))
+
+
 @tff.tensorflow.computation(np.str_)
 def hang_once(marker):
   """Without a marker file, writes it and never ends."""
@@ -243,6 +283,44 @@ def test_a_proxy_is_not_asked_for_a_worker_here(monkeypatch):
   for name in ('no_proxy', 'no_grpc_proxy'):
     monkeypatch.delenv(name, raising=False)
   runtime_lib.Worker().close()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """The participants of every executor that is made."""
+  numbers, original = [], runtime_lib._executor
+
+  def executor(stub, cardinalities):
+    numbers.append(cardinalities.get(tff.CLIENTS))
+    return original(stub, cardinalities)
+
+  monkeypatch.setattr(runtime_lib, '_executor', executor)
+  return numbers
+
+
+@pytest.mark.parametrize(
+  ('computation', 'result', 'parts'),
+  [
+    (total, 28, {2, 1}),
+    (of_each, ([2, 3, 4, 5, 6, 7, 8], 28), {2, 1}),
+    (total_times_number, 7 * 28, {7}),
+  ],
+)
+def test_many_participants_are_taken_some_after_the_other(
+  computation, result, parts, calls, monkeypatch
+):
+  monkeypatch.setattr(runtime_lib, '_PARTICIPANTS_IN_MEMORY', 2)
+  with runtime_lib.local_context(max_concurrency=1):
+    assert computation([1, 2, 3, 4, 5, 6, 7]) == result
+    assert set(calls) - {None, 0} == parts
+    assert total([]) == 0
+    assert total([5]) == 5
+
+
+def test_two_workers_work_at_the_same_time(two_workers, tmp_path):
+  files = [str(tmp_path / name) for name in 'ab']
+  with runtime_lib.remote_context([worker.address for worker in two_workers]):
+    assert number_that_met([files, files[::-1]]) == 2
 
 
 def test_two_workers_share_the_devices(two_workers, monkeypatch):

@@ -22,11 +22,15 @@ TensorFlow in the worker heeds TF_NUM_INTRAOP_THREADS and
 TF_NUM_INTEROP_THREADS of the program's environment, not OMP_NUM_THREADS.
 """
 
+import asyncio
 import atexit
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import concurrent.futures
 import contextlib
+import functools
+import math
 import os
 import socket
 import subprocess
@@ -41,6 +45,9 @@ import grpc
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.backends.native import compiler
+from tensorflow_federated.python.core.backends.native import (
+  mergeable_comp_compiler,
+)
 from tensorflow_federated.python.core.environments.tensorflow_backend import (
   tensorflow_tree_transformations,
 )
@@ -50,11 +57,15 @@ from tensorflow_federated.python.core.environments.tensorflow_frontend import (
 from tensorflow_federated.python.core.impl.context_stack import (
   runtime_error_context,
 )
+from tensorflow_federated.python.core.impl.executors import cardinalities_utils
 
 _BINARY = os.path.join(os.path.dirname(tff.__file__), 'data', 'worker_binary')
 _READY_WITHIN_SECONDS = 60
 _MAX_MESSAGE_BYTES = 2 * 1000 * 1000 * 1000
 _MAX_DEATHS_IN_A_CALL = 3
+# TFF's executor keeps what a participant's work takes and gives until the last
+# participant is done. This many for each that is simulated at a time.
+_PARTICIPANTS_IN_MEMORY = 16
 
 # Runs in the child before the worker: a preexec_fn could deadlock, because the
 # parent has threads. The signal comes when the parent's thread ends; the
@@ -100,6 +111,18 @@ _COMPILATION = dict(
   transform_result=tensorflow_computation.transform_result,
 )
 
+
+@functools.lru_cache(maxsize=20)
+def _mergeable_form(
+  comp: tff.framework.ConcreteComputation,
+) -> tff.framework.MergeableCompForm | None:
+  """`comp` for some participants after the other, if it can be done so."""
+  try:
+    return mergeable_comp_compiler.compile_to_mergeable_comp_form(comp)
+  except ValueError:  # One aggregation depends on another.
+    return None
+
+
 _until_exit = contextlib.ExitStack()
 atexit.register(_until_exit.close)
 
@@ -124,8 +147,8 @@ class Worker:
     """Starts the worker and waits until it is ready, about 0.1 seconds.
 
     Args:
-      max_concurrency: How many devices it simulates at a time: memory grows
-        with it. By default the number of cores.
+      max_concurrency: How many devices it simulates at a time. By default the
+        number of cores.
       log_file: What its output is appended to; by default a temporary file.
 
     Raises:
@@ -193,19 +216,39 @@ class Worker:
     self._resources.close()
 
 
-class _LocalContext(tff.framework.SyncExecutionContext):
-  """A context with a worker of its own, which is replaced if it dies."""
+class _Executor(tff.framework.RemoteExecutor):
+  """TFF's, but while it waits for a call other workers get theirs."""
 
-  def __init__(self, *args: Any):
+  async def create_call(self, comp: Any, arg: Any = None) -> Any:
+    """See base class."""
+    call = super().create_call(comp, arg)
+    # Not of a pool, which takes nothing more once the interpreter ends.
+    return await asyncio.wrap_future(_in_thread(lambda: asyncio.run(call)))
+
+
+class _LocalContext(tff.framework.SyncExecutionContext):
+  """A context with a worker of its own, which is replaced if it dies.
+
+  Of many participants it takes some after the other, so that memory does not
+  grow with their number.
+  """
+
+  def __init__(self, max_concurrency: int | None, *args: Any):
     super().__init__(
       tff.framework.ResourceManagingExecutorFactory(self._create_executor),
       **_COMPILATION,
     )
-    self._args = args
+    max_concurrency = max_concurrency or os.cpu_count()
+    self._max_participants = _PARTICIPANTS_IN_MEMORY * max_concurrency
+    self._part_context = tff.framework.AsyncExecutionContext(
+      tff.framework.ResourceManagingExecutorFactory(self._create_executor),
+      **_COMPILATION,
+    )
+    self._args = (max_concurrency, *args)
     self._deaths = 0
     # TFF creates executors in a thread of its own, also while a Ctrl-C closes.
     self._lock = threading.Lock()
-    self._worker = Worker(*args)
+    self._worker = Worker(*self._args)
 
   @property
   def worker_pid(self) -> int:
@@ -215,7 +258,16 @@ class _LocalContext(tff.framework.SyncExecutionContext):
   def invoke(self, comp: Any, arg: Any) -> Any:
     """See base class."""
     self._deaths = 0
-    return super().invoke(comp, arg)
+    participants = cardinalities_utils.infer_cardinalities(
+      arg, comp.type_signature.parameter
+    ).get(tff.CLIENTS, 0)
+    num_parts = math.ceil(participants / self._max_participants)
+    form = _mergeable_form(comp) if num_parts > 1 else None
+    if form is None:
+      return super().invoke(comp, arg)
+    return tff.framework.MergeableCompExecutionContext(
+      [self._part_context], num_subrounds=num_parts
+    ).invoke(form, arg)
 
   def close(self) -> None:
     """Ends the worker; again does nothing."""
@@ -250,10 +302,13 @@ def local_context(
   """Makes a worker of its own the default context of this thread.
 
   If the worker dies, another is started and TFF runs the call again; a call
-  that ends three workers fails.
+  that ends three workers fails. Of more participants than 16 for each that is
+  simulated at a time, that many are taken after the other, if the computation
+  is mergeable (no aggregation depends on another, as in all of ours).
 
   Args:
-    max_concurrency: As in `Worker`.
+    max_concurrency: As in `Worker`. The memory grows with it, and not with the
+      number of participants.
     log_file: As in `Worker`.
 
   Yields:
@@ -352,7 +407,7 @@ def remote_context(
 def _start(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
   started = concurrent.futures.Future()
 
-  def run():
+  def run() -> None:
     try:
       process = subprocess.Popen(
         command,
@@ -374,6 +429,19 @@ def _start(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
   # daemon it lives on while atexit handlers and other threads still call.
   threading.Thread(target=run, daemon=True).start()
   return started.result()
+
+
+def _in_thread(function: Callable[[], Any]) -> concurrent.futures.Future:
+  result = concurrent.futures.Future()
+
+  def run() -> None:
+    try:
+      result.set_result(function())
+    except BaseException as e:
+      result.set_exception(e)
+
+  threading.Thread(target=run, daemon=True).start()
+  return result
 
 
 def _connect(
@@ -404,7 +472,8 @@ def _wait_for(address: str, channel: grpc.Channel) -> None:
 
 
 def _executor(stub, cardinalities) -> tff.framework.RemoteExecutor:
-  executor = tff.framework.RemoteExecutor(stub)
+  # What a call takes and gives is five values: freed once it is done.
+  executor = _Executor(stub, dispose_batch_size=5)
   executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
   return executor
 
