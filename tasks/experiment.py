@@ -126,18 +126,8 @@ class Experiment:
     parameter = s.classes_per_device
     if s.partition == 'dirichlet':
       parameter = s.concentration
-    data = split(
+    return split(
       self.task.train, self.task.test, s.num_devices, parameter, s.seed
-    )
-    if self.task.prepare is None:
-      return data
-    return tuple(client_data.preprocess(self._prepare) for client_data in data)
-
-  def _prepare(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-    return dataset.map(
-      lambda example: collections.OrderedDict(
-        x=self.task.prepare(example['x']), y=example['y']
-      )
     )
 
   def _choose_users(self) -> tuple[ClientData, ClientData]:
@@ -178,14 +168,10 @@ class Experiment:
   @functools.cached_property
   def model(self) -> tff_debias.Model:
     """The model with its loss and its metric, the accuracy."""
-    x = self.train_data.element_type_structure['x']
     return tff_debias.from_keras(
       self.build_keras_model(),
       tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      collections.OrderedDict(
-        x=tf.TensorSpec([None, *x.shape], x.dtype),
-        y=tf.TensorSpec([None], tf.int32),
-      ),
+      self.device_data(self.train_data.client_ids[0])['train'].element_spec,
       lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
     )
 
@@ -243,6 +229,7 @@ class Experiment:
           batch_size=s.batch_size,
           num_batches=s.local_steps * self.personalization.batches_per_step,
           seed=(s.seed, round_num, self._places[client_id]),
+          prepare=self.task.prepare,
           augment=self.task.augment,
         ),
       )
@@ -280,8 +267,10 @@ class Experiment:
     return collections.OrderedDict(
       (
         name,
-        data.create_tf_dataset_for_client(client_id).batch(
-          _EVALUATION_BATCH_SIZE
+        pipeline.test_dataset(
+          data.create_tf_dataset_for_client(client_id),
+          _EVALUATION_BATCH_SIZE,
+          self.task.prepare,
         ),
       )
       for name, data in (('train', self.train_data), ('test', self.test_data))

@@ -10,30 +10,11 @@ from tasks import task
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def normalize(
-  train: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, task.Scaling]:
-  """Normalizes by the mean and the deviation of each channel in training.
-
-  Args:
-    train: uint8 `[images, height, width, channels]`.
-    test: uint8 likewise.
-
-  Returns:
-    The training and the test images, float32 `[images, height, width,
-    channels]`, and what was done, with float32 `[channels]` each: its offset is
-    what a black pixel has become.
-  """
-  mean, deviation = statistics(train)
-  train, test = train / np.float32(255), test / np.float32(255)
-  for images in (train, test):
-    images -= mean
-    images /= deviation
-  return train, test, scaling(mean, deviation)
-
-
 def scaling(mean: np.ndarray, deviation: np.ndarray) -> task.Scaling:
-  """Of pixels from 0 to 255, by what `statistics` gives."""
+  """Normalizes pixels from 0 to 255 by what `statistics` gives.
+
+  Its offset is what a black pixel becomes.
+  """
   return task.Scaling(1 / (255 * deviation), -mean / deviation)
 
 

@@ -61,13 +61,14 @@ def image_task(
     The `Task`.
   """
   shape = train[0].shape[1:]
-  train_x, test_x, scaling = images.normalize(train[0], test[0])
+  scaling = images.scaling(*images.statistics(train[0]))
   return task.Task(
-    train=(train_x, train[1].astype(np.int32)),
-    test=(test_x, test[1].astype(np.int32)),
+    train=(train[0], train[1].astype(np.int32)),
+    test=(test[0], test[1].astype(np.int32)),
     num_classes=num_classes,
     build_model=lambda num_outputs: networks.cnn(shape, num_outputs),
     augment=images.random_crop_and_flip(scaling.offset),
     defaults=lambda settings: {**defaults(settings), **other_defaults},
+    prepare=scaling,
     scaling=scaling,
   )

@@ -32,6 +32,10 @@ class Scaling:
   scale: float | np.ndarray
   offset: float | np.ndarray = 0.0
 
+  def __call__(self, raw: tf.Tensor) -> tf.Tensor:
+    """The network's input, float32, of raw input of any number type."""
+    return tf.cast(raw, tf.float32) * self.scale + self.offset
+
   def layer(self) -> tf.keras.layers.Layer:
     """A new Keras layer that scales raw input."""
     scale, offset = (
@@ -61,8 +65,9 @@ class Task:
       is `None` by default in `tasks.settings.Settings` (but for the names of
       things).
     prepare: `None` if `x` is ready for the network. Otherwise a pure TensorFlow
-      function that makes the input of an element of `x`; a device does it when
-      it reads its data, so that a large set can be kept small.
+      function that makes inputs `[b, ...]` of so many elements of `x`; a device
+      does it when it reads its data, which are kept and sent as they are: bytes
+      take a quarter of the room and the time.
     natural: `None`, or the training and the test data by the users of the data
       set, examples as in `tff_debias.partitions`, ready for the network.
     scaling: What raw input is to the network; `None` if the task does not say,

@@ -299,17 +299,23 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('computation', 'result', 'parts'),
+  ('computation', 'result', 'limit', 'parts'),
   [
-    (total, 28, {2, 1}),
-    (of_each, ([2, 3, 4, 5, 6, 7, 8], 28), {2, 1}),
-    (total_times_number, 7 * 28, {7}),
+    (total, 28, {'_PARTICIPANTS_IN_MEMORY': 2}, {2, 1}),
+    (total, 28, {'_RESULT_BYTES_IN_MEMORY': 4 * 3}, {3, 2}),
+    (total, 28, {}, {7}),
+    (
+      *(of_each, ([2, 3, 4, 5, 6, 7, 8], 28)),
+      *({'_RESULT_BYTES_IN_MEMORY': 8 * 2}, {2, 1}),
+    ),
+    (total_times_number, 7 * 28, {'_PARTICIPANTS_IN_MEMORY': 2}, {7}),
   ],
 )
 def test_many_participants_are_taken_some_after_the_other(
-  computation, result, parts, calls, monkeypatch
+  computation, result, limit, parts, calls, monkeypatch
 ):
-  monkeypatch.setattr(runtime_lib, '_PARTICIPANTS_IN_MEMORY', 2)
+  for name, value in limit.items():
+    monkeypatch.setattr(runtime_lib, name, value)
   with runtime_lib.local_context(max_concurrency=1):
     assert computation([1, 2, 3, 4, 5, 6, 7]) == result
     assert set(calls) - {None, 0} == parts

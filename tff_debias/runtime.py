@@ -42,6 +42,7 @@ from typing import Any
 
 from absl import logging
 import grpc
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.core.backends.native import compiler
@@ -58,14 +59,17 @@ from tensorflow_federated.python.core.impl.context_stack import (
   runtime_error_context,
 )
 from tensorflow_federated.python.core.impl.executors import cardinalities_utils
+from tensorflow_federated.python.core.impl.types import type_analysis
 
 _BINARY = os.path.join(os.path.dirname(tff.__file__), 'data', 'worker_binary')
 _READY_WITHIN_SECONDS = 60
 _MAX_MESSAGE_BYTES = 2 * 1000 * 1000 * 1000
 _MAX_DEATHS_IN_A_CALL = 3
 # TFF's executor keeps what a participant's work takes and gives until the last
-# participant is done. This many for each that is simulated at a time.
-_PARTICIPANTS_IN_MEMORY = 16
+# participant is done: some times what the computation returns, and the data.
+# So much of that, and so many, for each that is simulated at a time.
+_RESULT_BYTES_IN_MEMORY = 2**27
+_PARTICIPANTS_IN_MEMORY = 128
 
 # Runs in the child before the worker: a preexec_fn could deadlock, because the
 # parent has threads. The signal comes when the parent's thread ends; the
@@ -121,6 +125,15 @@ def _mergeable_form(
     return mergeable_comp_compiler.compile_to_mergeable_comp_form(comp)
   except ValueError:  # One aggregation depends on another.
     return None
+
+
+def _num_bytes(type_spec: tff.Type) -> int:
+  """The size of the tensors in a type whose shapes are known."""
+  return sum(
+    np.dtype(t.dtype).itemsize * (tff.types.num_elements_in_shape(t.shape) or 0)
+    for t in type_analysis.preorder_types(type_spec)
+    if isinstance(t, tff.TensorType)
+  )
 
 
 _until_exit = contextlib.ExitStack()
@@ -217,7 +230,35 @@ class Worker:
 
 
 class _Executor(tff.framework.RemoteExecutor):
-  """TFF's, but while it waits for a call other workers get theirs."""
+  """TFF's, which sends a computation once and lets other workers work.
+
+  TFF's sends the computation with every call, a seventh of the time of a round
+  of a tiny model; and while it waits for one worker no other gets its call.
+  """
+
+  _MAX_COMPUTATIONS = 8
+
+  def __init__(self, stub: tff.framework.RemoteExecutorGrpcStub):
+    # What a call takes and gives is four values: freed once it is done.
+    super().__init__(stub, dispose_batch_size=4)
+    self._computations = {}
+
+  async def create_value(self, value: Any, type_spec: Any = None) -> Any:
+    """See base class."""
+    if not isinstance(value, tff.framework.ConcreteComputation):
+      return await super().create_value(value, type_spec)
+    # By identity: to compare two is slower than to send one.
+    if id(value) not in self._computations:
+      created = await super().create_value(value, type_spec)
+      if len(self._computations) == self._MAX_COMPUTATIONS:
+        del self._computations[next(iter(self._computations))]
+      self._computations[id(value)] = (value, created)
+    return self._computations[id(value)][1]
+
+  def _dispose(self, *args: Any) -> None:
+    # A value can live longer than the connection.
+    with contextlib.suppress(ValueError):
+      super()._dispose(*args)
 
   async def create_call(self, comp: Any, arg: Any = None) -> Any:
     """See base class."""
@@ -238,13 +279,12 @@ class _LocalContext(tff.framework.SyncExecutionContext):
       tff.framework.ResourceManagingExecutorFactory(self._create_executor),
       **_COMPILATION,
     )
-    max_concurrency = max_concurrency or os.cpu_count()
-    self._max_participants = _PARTICIPANTS_IN_MEMORY * max_concurrency
+    self._max_concurrency = max_concurrency or os.cpu_count()
     self._part_context = tff.framework.AsyncExecutionContext(
       tff.framework.ResourceManagingExecutorFactory(self._create_executor),
       **_COMPILATION,
     )
-    self._args = (max_concurrency, *args)
+    self._args = (self._max_concurrency, *args)
     self._deaths = 0
     # TFF creates executors in a thread of its own, also while a Ctrl-C closes.
     self._lock = threading.Lock()
@@ -261,7 +301,14 @@ class _LocalContext(tff.framework.SyncExecutionContext):
     participants = cardinalities_utils.infer_cardinalities(
       arg, comp.type_signature.parameter
     ).get(tff.CLIENTS, 0)
-    num_parts = math.ceil(participants / self._max_participants)
+    num_parts = math.ceil(
+      participants
+      / self._max_concurrency
+      * max(
+        _num_bytes(comp.type_signature.result) / _RESULT_BYTES_IN_MEMORY,
+        1 / _PARTICIPANTS_IN_MEMORY,
+      )
+    )
     form = _mergeable_form(comp) if num_parts > 1 else None
     if form is None:
       return super().invoke(comp, arg)
@@ -302,9 +349,10 @@ def local_context(
   """Makes a worker of its own the default context of this thread.
 
   If the worker dies, another is started and TFF runs the call again; a call
-  that ends three workers fails. Of more participants than 16 for each that is
-  simulated at a time, that many are taken after the other, if the computation
-  is mergeable (no aggregation depends on another, as in all of ours).
+  that ends three workers fails. Of many participants (128 for each that is
+  simulated at a time, fewer if the computation returns more than 1 MB) some are
+  taken after the other, if no aggregation depends on another, as in all of our
+  computations.
 
   Args:
     max_concurrency: As in `Worker`. The memory grows with it, and not with the
@@ -472,8 +520,7 @@ def _wait_for(address: str, channel: grpc.Channel) -> None:
 
 
 def _executor(stub, cardinalities) -> tff.framework.RemoteExecutor:
-  # What a call takes and gives is five values: freed once it is done.
-  executor = _Executor(stub, dispose_batch_size=5)
+  executor = _Executor(stub)
   executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
   return executor
 

@@ -28,8 +28,9 @@ def load(data_dir: str | None = None) -> task.Task:
   full = fashion_mnist.load(data_dir)
   return dataclasses.replace(
     full,
-    train=(_halve(full.train[0]), full.train[1]),
-    test=(_halve(full.test[0]), full.test[1]),
+    train=(full.scaling(_halve(full.train[0])).numpy(), full.train[1]),
+    test=(full.scaling(_halve(full.test[0])).numpy(), full.test[1]),
+    prepare=None,
     build_model=_build_model,
     augment=None,
     defaults=lambda settings: {

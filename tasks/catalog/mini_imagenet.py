@@ -10,7 +10,6 @@ import os
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tasks import images
 from tasks import networks
@@ -76,6 +75,7 @@ def load(data_dir: str | None = None) -> task.Task:
     np.concatenate, zip(*parts, strict=True)
   )
   mean, deviation = images.statistics(train_x)
+  scaling = images.scaling(mean, deviation)
   return task.Task(
     train=(train_x, train_y),
     test=(test_x, test_y),
@@ -84,15 +84,15 @@ def load(data_dir: str | None = None) -> task.Task:
       _IMAGE_SHAPE, num_outputs
     ),
     augment=images.compose(
-      images.random_crop_and_flip(-mean / deviation, padding=8),
+      images.random_crop_and_flip(scaling.offset, padding=8),
       images.random_color(mean, deviation),
     ),
     defaults=lambda settings: {
       **published.defaults(settings),
       'classes_per_device': 20,
     },
-    prepare=lambda x: (tf.cast(x, tf.float32) / 255 - mean) / deviation,
-    scaling=images.scaling(mean, deviation),
+    prepare=scaling,
+    scaling=scaling,
   )
 
 

@@ -92,9 +92,12 @@ def check(loaded, examples):
   raw = train[0] / 255
   mean, deviation = raw.mean((0, 1, 2)), raw.std((0, 1, 2))
   for (x, y), (true_x, true_y) in ((loaded.train, train), (loaded.test, test)):
-    assert x.dtype == np.float32 and y.dtype == np.int32
+    assert x.dtype == np.uint8 and y.dtype == np.int32
+    assert np.array_equal(x, true_x)
     expected = (true_x / 255 - mean) / deviation
-    np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+      loaded.prepare(x), expected, rtol=1e-4, atol=1e-4
+    )
     assert np.array_equal(y, true_y)
 
 

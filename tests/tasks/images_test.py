@@ -10,12 +10,13 @@ def random_images(shape, seed=0):
 
 
 @pytest.mark.parametrize('channels', [1, 3])
-def test_normalize_gives_mean_0_and_deviation_1_in_training(channels):
+def test_scaling_gives_mean_0_and_deviation_1_in_training(channels):
   train = random_images((500, 12, 8, channels))
   # Channels that differ from each other.
   train[..., 0] //= 3
   test = random_images((50, 12, 8, channels), seed=1)
-  new_train, new_test, scaling = images.normalize(train, test)
+  scaling = images.scaling(*images.statistics(train))
+  new_train, new_test = scaling(train).numpy(), scaling(test).numpy()
   scaled = train / 255.0
   mean, deviation = scaled.mean(axis=(0, 1, 2)), scaled.std(axis=(0, 1, 2))
   for new, old in ((new_train, train), (new_test, test)):

@@ -146,6 +146,7 @@ def test_the_scaling_is_that_of_the_training_data():
 def test_the_scaling_of_images():
   rng = np.random.default_rng(0)
   raw = rng.integers(0, [100, 256, 200], (50, 6, 5, 3)).astype(np.uint8)
-  normalized, _, scaling = images.normalize(raw, raw[:1])
+  scaling = images.scaling(*images.statistics(raw))
+  normalized = scaling(raw).numpy()
   np.testing.assert_allclose(scaling.layer()(raw), normalized, atol=1e-5)
   np.testing.assert_allclose(scaling.raw(normalized), raw, atol=1e-3)

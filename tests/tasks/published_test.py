@@ -46,8 +46,11 @@ def test_image_task_is_the_published_treatment():
   made = published.image_task((x, y), (x[:10], y[:10]), 10, rounds=7)
   mean, deviation = (x / 255).mean((0, 1, 2)), (x / 255).std((0, 1, 2))
   expected = (x / 255 - mean) / deviation
-  np.testing.assert_allclose(made.train[0], expected, atol=1e-4)
-  np.testing.assert_allclose(made.test[0], expected[:10], atol=1e-4)
+  assert made.train[0] is x
+  np.testing.assert_allclose(made.prepare(x), expected, atol=1e-4)
+  np.testing.assert_allclose(
+    made.prepare(made.test[0]), expected[:10], atol=1e-4
+  )
   assert made.train[1].dtype == made.test[1].dtype == np.int32
   assert made.build_model(10).count_params() == 797_962
   assert made.defaults(settings_lib.Settings())['rounds'] == 7
