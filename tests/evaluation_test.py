@@ -106,7 +106,8 @@ def test_statistics_by_device_and_by_example(runtime):
   assert metrics['num_examples'] == sizes.sum()
 
 
-def test_leaves_out_devices_without_a_result(runtime):
+@pytest.mark.parametrize('knows_its_length', [True, False])
+def test_leaves_out_devices_without_a_result(runtime, knows_its_length):
   keras_model, devices = _keras_model(), _data()
   model = _model(keras_model)
   evaluation = tff_debias.build_personalized_evaluation(
@@ -116,7 +117,11 @@ def test_leaves_out_devices_without_a_result(runtime):
   devices[0] = [a[:0] if i < 2 else a for i, a in enumerate(devices[0])]
   devices[1] = [a[:0] if i >= 2 else a for i, a in enumerate(devices[1])]
   devices[4][0][0, 0] = np.nan
-  metrics = evaluation(model.initial_weights, _client_data(devices))
+  data = _client_data(devices)
+  if not knows_its_length:
+    for device in data:
+      device['train'] = device['train'].filter(lambda *_: True)
+  metrics = evaluation(model.initial_weights, data)
   assert (metrics['devices'], metrics['left_out']) == (2, 3)
   assert metrics['by_device'] == whole['by_device']
   nobody = evaluation(model.initial_weights, _client_data(devices[:1]))

@@ -320,8 +320,7 @@ def _test(
     loss=tf.math.divide_no_nan(loss_sum, num_examples),
     **model.metrics.finalize(metrics),
   )
-  has_training_data = loops.reduce(train.take(1), False, lambda *_: True)
-  counts = has_training_data & (num_examples > 0)
+  counts = _has_data(train) & (num_examples > 0)
   for value in values.values():
     counts &= tf.math.is_finite(tf.cast(value, tf.float32))
   return collections.OrderedDict(
@@ -331,6 +330,16 @@ def _test(
       name: tf.where(counts, value, tf.zeros_like(value))
       for name, value in values.items()
     },
+  )
+
+
+def _has_data(dataset: tf.data.Dataset) -> tf.Tensor:
+  cardinality = dataset.cardinality()
+  return tf.cond(
+    tf.equal(cardinality, tf.data.UNKNOWN_CARDINALITY),
+    lambda: loops.reduce(dataset.take(1), False, lambda *_: True),
+    # To begin to iterate takes a millisecond.
+    lambda: tf.not_equal(cardinality, 0),
   )
 
 
