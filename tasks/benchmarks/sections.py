@@ -40,6 +40,7 @@ _MAML_RATE = 0.01
 _EXAMPLES = 500
 _MAX_STATES = 50_000
 _BARE = 'bare TensorFlow loop'
+_TFF_IN_ITS_CONTEXT = "TFF FedAvg (VariableModel) in TFF's context"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,25 @@ def _tff(
   )
 
 
+def _tff_in_its_context(
+  problem: _Problem, batches: Sequence[tf.data.Dataset]
+) -> timing.Prepare:
+  def prepare() -> Callable[[], None]:
+    # Its worker ends with it.
+    context = tff.backends.native.create_sync_local_cpp_execution_context(
+      max_concurrent_computation_calls=os.cpu_count()
+    )
+    run_round = _tff(problem, 'FedAvg (VariableModel)', batches)()
+
+    def run() -> None:
+      with tff.framework.get_context_stack().install(context):
+        run_round()
+
+    return run
+
+  return prepare
+
+
 def _bare_training(
   problem: _Problem,
   personalization: str,
@@ -268,9 +288,13 @@ def plain(size: Size) -> timing.Section:
     {
       **_methods(_PAPER, 'none', 1, batches),
       **{f'TFF {name}': _tff(_PAPER, name, batches) for name in tff_names},
+      _TFF_IN_ITS_CONTEXT: _tff_in_its_context(_PAPER, batches),
       **pfl,
     },
-    (_BARE, 'FedAvg', 'TFF FedAvg (VariableModel)', 'pfl FedAvg'),
+    (
+      *(_BARE, 'FedAvg', 'TFF FedAvg (VariableModel)', _TFF_IN_ITS_CONTEXT),
+      'pfl FedAvg',
+    ),
   )
 
 
@@ -318,15 +342,33 @@ def tiny(size: Size) -> timing.Section:
       cases[_BARE] = bare_loop
       for name in ('FedAvg (VariableModel)', 'FedAvg (FunctionalModel)'):
         cases[f'TFF {name}'] = _tff(_TINY, name, batches)
+      cases[_TFF_IN_ITS_CONTEXT] = _tff_in_its_context(_TINY, batches)
   methods = _methods(_TINY, 'maml', 5, batches)
   methods.pop(_BARE)
   return timing.Section(
     'tiny',
     f'A tiny network (64-32-16-10), {devices} devices × {steps} steps × batch'
     f' {batch_size}, a round',
-    cases | methods,
+    {name: _mean_round(case) for name, case in (cases | methods).items()},
     (_BARE, 'FedAvg', 'TFF FedAvg (VariableModel)'),
   )
+
+
+def _mean_round(prepare: timing.Prepare) -> timing.Prepare:
+  """Rounds on end, as in training: the first after others is slower."""
+
+  def prepare_rounds() -> Callable[[], float]:
+    run_round, rounds = prepare(), 10
+
+    def run() -> float:
+      start = time.perf_counter()
+      for _ in range(rounds):
+        run_round()
+      return (time.perf_counter() - start) / rounds
+
+    return run
+
+  return prepare_rounds
 
 
 def evaluation(size: Size) -> timing.Section:
