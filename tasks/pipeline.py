@@ -94,14 +94,6 @@ def training_dataset(
   return batching(examples, order, seeds)
 
 
-def _num_bytes(examples: Any, number: int) -> int:
-  """The size of so many examples."""
-  return sum(
-    number * tensor.dtype.size * math.prod(tensor.shape[1:])
-    for tensor in tf.nest.flatten(examples)
-  )
-
-
 def test_dataset(
   dataset: tf.data.Dataset, batch_size: int, prepare: Preparation | None = None
 ) -> tf.data.Dataset:
@@ -120,6 +112,14 @@ def test_dataset(
     return batches
   return batches.map(
     lambda batch: collections.OrderedDict(x=prepare(batch['x']), y=batch['y'])
+  )
+
+
+def _num_bytes(examples: Any, number: int) -> int:
+  """The size of so many examples."""
+  return sum(
+    number * tensor.dtype.size * math.prod(tensor.shape[1:])
+    for tensor in tf.nest.flatten(examples)
   )
 
 

@@ -304,6 +304,7 @@ def calls(monkeypatch):
     (total, 28, {'_PARTICIPANTS_IN_MEMORY': 2}, {2, 1}),
     (total, 28, {'_RESULT_BYTES_IN_MEMORY': 4 * 3}, {3, 2}),
     (total, 28, {}, {7}),
+    (total, 28, {'_RESULT_BYTES_IN_MEMORY': 1}, {1}),
     (
       *(of_each, ([2, 3, 4, 5, 6, 7, 8], 28)),
       *({'_RESULT_BYTES_IN_MEMORY': 8 * 2}, {2, 1}),

@@ -301,14 +301,11 @@ class _LocalContext(tff.framework.SyncExecutionContext):
     participants = cardinalities_utils.infer_cardinalities(
       arg, comp.type_signature.parameter
     ).get(tff.CLIENTS, 0)
-    num_parts = math.ceil(
-      participants
-      / self._max_concurrency
-      * max(
-        _num_bytes(comp.type_signature.result) / _RESULT_BYTES_IN_MEMORY,
-        1 / _PARTICIPANTS_IN_MEMORY,
-      )
+    share = max(
+      _num_bytes(comp.type_signature.result) / _RESULT_BYTES_IN_MEMORY,
+      1 / _PARTICIPANTS_IN_MEMORY,
     )
+    num_parts = math.ceil(participants / self._max_concurrency * min(share, 1))
     form = _mergeable_form(comp) if num_parts > 1 else None
     if form is None:
       return super().invoke(comp, arg)
