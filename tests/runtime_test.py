@@ -1,3 +1,4 @@
+import collections
 import concurrent.futures
 import contextlib
 import os
@@ -7,10 +8,12 @@ import sys
 import time
 
 import numpy as np
+import problems
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+import tff_debias
 from tff_debias import runtime as runtime_lib
 
 _PROGRAM = """
@@ -322,6 +325,50 @@ def test_many_participants_are_taken_some_after_the_other(
     assert set(calls) - {None, 0} == parts
     assert total([]) == 0
     assert total([5]) == 5
+
+
+def test_rounds_of_some_after_the_other_are_the_same(tmp_path, monkeypatch):
+  model = problems.linear_model()
+  data = problems.linear_data(7)
+
+  def train(folder):
+    process = tff_debias.build_learning_process(
+      model,
+      tff_debias.NoPersonalization(),
+      tff_debias.Dyn(0.5),
+      num_devices=8,
+      storage=tff_debias.DeviceStorage(tmp_path / folder),
+      track_all=True,
+    )
+    output, metrics = None, []
+    state = process.initialize()
+    for _ in range(3):
+      output = process.next(
+        state, [problems.client(f'{i}', *d, 2) for i, d in enumerate(data)]
+      )
+      state = output.state
+      metrics.append(output.metrics)
+    test = tff_debias.build_device_evaluation(
+      model, tff_debias.NoPersonalization()
+    )
+    tested = test(
+      process.get_model_weights(state),
+      [
+        collections.OrderedDict.fromkeys(
+          ('train', 'test'), tf.data.Dataset.from_tensors(d)
+        )
+        for d in data
+      ],
+    )
+    return output, metrics, tested
+
+  with runtime_lib.local_context(max_concurrency=1):
+    whole = train('whole')
+    monkeypatch.setattr(runtime_lib, '_PARTICIPANTS_IN_MEMORY', 2)
+    in_parts = train('in parts')
+  tf.nest.assert_same_structure(whole, in_parts, check_types=True)
+  for one, other in zip(*map(tf.nest.flatten, (whole, in_parts)), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_two_workers_work_at_the_same_time(two_workers, tmp_path):
