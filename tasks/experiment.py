@@ -168,10 +168,12 @@ class Experiment:
   @functools.cached_property
   def model(self) -> tff_debias.Model:
     """The model with its loss and its metric, the accuracy."""
+    device = self.train_data.client_ids[0]
+    examples = self.train_data.create_tf_dataset_for_client(device)
     return tff_debias.from_keras(
       self.build_keras_model(),
       tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      self.device_data(self.train_data.client_ids[0])['train'].element_spec,
+      examples.batch(1).element_spec,
       lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
     )
 
@@ -229,7 +231,6 @@ class Experiment:
           batch_size=s.batch_size,
           num_batches=s.local_steps * self.personalization.batches_per_step,
           seed=(s.seed, round_num, self._places[client_id]),
-          prepare=self.task.prepare,
           augment=self.task.augment,
         ),
       )
@@ -268,9 +269,7 @@ class Experiment:
       (
         name,
         pipeline.test_dataset(
-          data.create_tf_dataset_for_client(client_id),
-          _EVALUATION_BATCH_SIZE,
-          self.task.prepare,
+          data.create_tf_dataset_for_client(client_id), _EVALUATION_BATCH_SIZE
         ),
       )
       for name, data in (('train', self.train_data), ('test', self.test_data))

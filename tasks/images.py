@@ -5,17 +5,26 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tasks import task
-
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
-def scaling(mean: np.ndarray, deviation: np.ndarray) -> task.Scaling:
-  """Normalizes pixels from 0 to 255 by what `statistics` gives.
+def scaling(
+  mean: np.ndarray, deviation: np.ndarray
+) -> tf.keras.layers.Rescaling:
+  """A new layer that normalizes pixels from 0 to 255.
 
-  Its offset is what a black pixel becomes.
+  Args:
+    mean: As `statistics` gives it.
+    deviation: Likewise.
+
+  Returns:
+    The layer: numbers `[b, height, width, channels]` to float32 of that shape.
   """
-  return task.Scaling(1 / (255 * deviation), -mean / deviation)
+  return tf.keras.layers.Rescaling(
+    (1 / (255 * deviation)).tolist(),
+    (-mean / deviation).tolist(),
+    name='scaling',
+  )
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,20 +49,19 @@ def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return mean.astype(np.float32), deviation.astype(np.float32)
 
 
-def random_crop_and_flip(black: np.ndarray, padding: int = 4) -> Augmentation:
+def random_crop_and_flip(padding: int = 4) -> Augmentation:
   """The augmentation of the published experiment, a batch at a time.
 
   An image is padded with black on all sides, cropped to its size at a random
   place, and mirrored or not, left to right.
 
   Args:
-    black: float32 `[channels]`, the value of the padding.
     padding: The number of pixels on each side.
 
   Returns:
-    A function of float32 `[b, height, width, channels]` (all but b static) and
-    an int32 seed `[2]` that gives float32 of the same shape, and always the
-    same for the same seed.
+    A function of images `[b, height, width, channels]` (all but b static), with
+    0 for black, and an int32 seed `[2]`. It gives images of the same shape and
+    dtype, and always the same for the same seed.
   """
 
   def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -67,36 +75,32 @@ def random_crop_and_flip(black: np.ndarray, padding: int = 4) -> Augmentation:
     transforms = [1 - 2 * mirrored, zeros, right + mirrored * (width - 1)]
     transforms += [zeros, zeros + 1, down, zeros, zeros]
     moved = tf.raw_ops.ImageProjectiveTransformV3(
-      images=images - black,
+      images=images,
       transforms=tf.stack(transforms, axis=1),
       output_shape=[height, width],
       fill_value=0.0,
       interpolation='NEAREST',
       fill_mode='CONSTANT',
     )
-    return tf.ensure_shape(moved + black, images.shape)
+    return tf.ensure_shape(moved, images.shape)
 
   return augment
 
 
-def random_color(
-  mean: np.ndarray, deviation: np.ndarray, strength: float = 0.4
-) -> Augmentation:
+def random_color(strength: float = 0.4) -> Augmentation:
   """Changes brightness, contrast and saturation, each image in its own way.
 
   The authors do this for mini-ImageNet (`torchvision`'s `ColorJitter`): the
   three come in a random order, each blends the image with a darker one (black,
   its mean gray, or itself in gray) or away from it, by a factor between
   1 - `strength` and 1 + `strength`, and cuts off below black and above white.
-  (Their pixels are rounded to bytes in between, these are not.)
+  (Their pixels are rounded to bytes after each, these after the last.)
 
   Args:
-    mean: float32 `[3]`, what images were normalized by.
-    deviation: float32 `[3]` likewise.
     strength: From 0 to 1.
 
   Returns:
-    A function of normalized images in red, green and blue, as
+    A function of uint8 images in red, green and blue, as
     `random_crop_and_flip`.
   """
 
@@ -106,7 +110,7 @@ def random_color(
     )
     factors = 1 + strength * (2 * drawn[0] - 1)
     order = tf.argsort(drawn[1], axis=0)
-    pixels = images * deviation + mean
+    pixels = tf.cast(images, tf.float32)
     for which in tf.unstack(order):
       gray = tf.tensordot(pixels, [0.299, 0.587, 0.114], 1)[..., None]
       mean_gray = tf.reduce_mean(gray, axis=(1, 2), keepdims=True)
@@ -114,8 +118,8 @@ def random_color(
       factor = tf.where(
         which == 0, factors[0], tf.where(which == 1, factors[1], factors[2])
       )
-      pixels = tf.clip_by_value(other + factor * (pixels - other), 0, 1)
-    return tf.ensure_shape((pixels - mean) / deviation, images.shape)
+      pixels = tf.clip_by_value(other + factor * (pixels - other), 0, 255)
+    return tf.ensure_shape(tf.cast(tf.round(pixels), tf.uint8), images.shape)
 
   return augment
 

@@ -59,19 +59,38 @@ def load(
       f'--round={round_num} must be {last}: only the final model is left in'
       f' {folder.path}.'
     )
+  return load_final(experiment, folder), last
+
+
+def load_final(
+  experiment: experiment_lib.Experiment, folder: run_folder_lib.RunFolder
+) -> tff.learning.models.ModelWeights:
+  """The model of a run that has finished.
+
+  Args:
+    experiment: The experiment of the run.
+    folder: The folder of the run, with its `meta_model.keras`.
+
+  Returns:
+    The `tff.learning.models.ModelWeights`.
+
+  Raises:
+    MetaModelError: If the file is damaged or another network's.
+  """
   # A damaged file ends in any of a dozen exceptions of as many packages.
   try:
     keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
   except Exception as e:
     raise MetaModelError(
-      f'{folder.meta_model} is damaged: {_first_line(e)}.'
+      f'{folder.meta_model} is damaged: {_first_line(e)}. The command of the'
+      ' run, given again, writes it anew.'
     ) from e
   weights = tff.learning.models.ModelWeights(
     tuple(v.numpy() for v in keras_model.trainable_variables),
     tuple(v.numpy() for v in keras_model.non_trainable_variables),
   )
   _check_shapes(weights, experiment, folder.meta_model)
-  return weights, last
+  return weights
 
 
 def _load_checkpoint(

@@ -6,7 +6,10 @@ import tensorflow as tf
 
 
 def mlp(
-  input_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int
+  input_shape: Sequence[int],
+  hidden_sizes: Sequence[int],
+  num_outputs: int,
+  *scaling: tf.keras.layers.Layer,
 ) -> tf.keras.Model:
   """A multilayer perceptron with ReLU.
 
@@ -14,13 +17,16 @@ def mlp(
     input_shape: The shape of an input, without the batch; it is flattened.
     hidden_sizes: The sizes of the hidden layers; the last is the feature.
     num_outputs: The number of logits.
+    *scaling: A layer that makes the network's input of raw input, if it has to
+      be made.
 
   Returns:
-    A new model: float32 `[b, *input_shape]` to float32 `[b, num_outputs]`.
+    A new model: `[b, *input_shape]` to float32 `[b, num_outputs]`.
   """
   return tf.keras.Sequential(
     [
       tf.keras.layers.Input(input_shape),
+      *scaling,
       tf.keras.layers.Flatten(),
       *(tf.keras.layers.Dense(size, 'relu') for size in hidden_sizes),
       tf.keras.layers.Dense(num_outputs),
@@ -28,7 +34,11 @@ def mlp(
   )
 
 
-def cnn(input_shape: Sequence[int], num_outputs: int) -> tf.keras.Model:
+def cnn(
+  input_shape: Sequence[int],
+  num_outputs: int,
+  *scaling: tf.keras.layers.Layer,
+) -> tf.keras.Model:
   """The network of the published CIFAR experiments (Acar et al., 2021).
 
   Convolutions are not padded: 797,962 weights for 32×32×3 and 10 outputs.
@@ -36,13 +46,16 @@ def cnn(input_shape: Sequence[int], num_outputs: int) -> tf.keras.Model:
   Args:
     input_shape: `(height, width, channels)`, 16×16 at least.
     num_outputs: The number of logits.
+    *scaling: A layer that makes the network's input of raw input, if it has to
+      be made.
 
   Returns:
-    A new model: float32 `[b, *input_shape]` to float32 `[b, num_outputs]`.
+    A new model: `[b, *input_shape]` to float32 `[b, num_outputs]`.
   """
   return tf.keras.Sequential(
     [
       tf.keras.layers.Input(input_shape),
+      *scaling,
       tf.keras.layers.Conv2D(64, 5, activation='relu'),
       tf.keras.layers.MaxPool2D(),
       tf.keras.layers.Conv2D(64, 5, activation='relu'),
@@ -55,7 +68,11 @@ def cnn(input_shape: Sequence[int], num_outputs: int) -> tf.keras.Model:
   )
 
 
-def large_cnn(input_shape: Sequence[int], num_outputs: int) -> tf.keras.Model:
+def large_cnn(
+  input_shape: Sequence[int],
+  num_outputs: int,
+  *scaling: tf.keras.layers.Layer,
+) -> tf.keras.Model:
   """The network of the authors' program for mini-ImageNet.
 
   Convolutions are not padded: 1,514,792 weights for 84×84×3 and 100 outputs.
@@ -63,13 +80,16 @@ def large_cnn(input_shape: Sequence[int], num_outputs: int) -> tf.keras.Model:
   Args:
     input_shape: `(height, width, channels)`, 36×36 at least.
     num_outputs: The number of logits.
+    *scaling: A layer that makes the network's input of raw input, if it has to
+      be made.
 
   Returns:
-    A new model: float32 `[b, *input_shape]` to float32 `[b, num_outputs]`.
+    A new model: `[b, *input_shape]` to float32 `[b, num_outputs]`.
   """
   return tf.keras.Sequential(
     [
       tf.keras.layers.Input(input_shape),
+      *scaling,
       tf.keras.layers.Conv2D(64, 5, activation='relu'),
       tf.keras.layers.MaxPool2D(),
       tf.keras.layers.Conv2D(64, 5, activation='relu'),

@@ -55,41 +55,29 @@ def main() -> None:
   examples = _read_examples(_EXAMPLES.value) if _EXAMPLES.value else None
 
   import numpy as np
-  import tensorflow as tf
 
   from tasks import experiment as experiment_lib
+  from tasks import meta_model
   from tff_debias import export
   from tff_debias import models
   from tff_debias import runtime  # noqa: F401 (lets TFF end without an error)
 
   experiment = experiment_lib.Experiment(folder.read()[0])
-  scaling = experiment.task.scaling
-  if scaling is None:
-    raise PersonalizeError(
-      f'The task {experiment.settings.task} does not say what raw input is to'
-      ' the network (scaling): its models cannot be exported.'
-    )
   test = None
   if examples is None:
     device = _DEVICE.value
     _check_device(device, experiment.train_data.client_ids)
 
-    def raw(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    def arrays(data: Any) -> list[np.ndarray]:
       batches = [models.split_batch(b) for b in data.as_numpy_iterator()]
-      x, y = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
-      return scaling.raw(x), y
+      return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
     data = experiment.device_data(device)
-    examples, test = raw(data['train']), raw(data['test'])
+    examples, test = arrays(data['train']), arrays(data['test'])
   else:
     device = os.path.splitext(os.path.basename(_EXAMPLES.value))[0]
-  try:
-    keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
-  except (ValueError, OSError, KeyError, zipfile.BadZipFile) as e:
-    raise PersonalizeError(
-      f'{folder.meta_model} is damaged ({e}). The command of the run, given'
-      ' again, writes it anew.'
-    ) from e
+  keras_model = experiment.build_keras_model()
+  meta_model.load_final(experiment, folder).assign_weights_to(keras_model)
   exported = export.export_personalized_model(
     keras_model,
     experiment.model,
@@ -97,7 +85,6 @@ def main() -> None:
     examples,
     _OUTPUT_DIR.value or os.path.join(folder.path, 'personalized', device),
     max_grad_norm=experiment.settings.max_grad_norm,
-    preprocess=scaling.layer(),
   )
   print(experiment.title)
   print(
@@ -106,7 +93,7 @@ def main() -> None:
   )
   if test is not None:
     x, y = test
-    before = keras_model.predict(scaling.layer()(x), verbose=0)
+    before = keras_model.predict(x, verbose=0)
     after = exported.keras_model.predict(x, verbose=0)
     before, after = (np.mean(p.argmax(axis=1) == y) for p in (before, after))
     print(

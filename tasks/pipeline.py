@@ -5,7 +5,6 @@ small and is quickly made, the order of the examples is drawn here, in NumPy,
 and goes along as numbers; and the graph is traced once, not for each device.
 """
 
-import collections
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-Preparation = Callable[[tf.Tensor], tf.Tensor]
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 # Up to this size the batches themselves are faster to send and to unpack, about
@@ -29,10 +27,9 @@ def training_dataset(
   batch_size: int,
   num_batches: int,
   seed: int | Sequence[int],
-  prepare: Preparation | None = None,
   augment: Augmentation | None = None,
 ) -> tf.data.Dataset:
-  """Shuffles, repeats, prepares, augments, batches; alike for the same seed.
+  """Shuffles, repeats, augments, batches; alike for the same seed.
 
   Every epoch is a new permutation of all examples. The epochs follow each other
   without a gap, and batches are cut from that sequence, so that all batches
@@ -49,7 +46,6 @@ def training_dataset(
       consecutive ones being support and query.
     seed: Nonnegative integers: (run, round, device), so that a round that is
       run again sees the same batches, and another device or round others.
-    prepare: As in `task.Task`.
     augment: As in `task.Task`.
 
   Returns:
@@ -83,36 +79,31 @@ def training_dataset(
     [rng.permutation(num_examples) for _ in range(num_epochs)]
   )
   order = order[: batch_size * num_batches].astype(np.int32)
-  is_ready = prepare is None and augment is None
-  if is_ready and _num_bytes(examples, len(order)) <= _SMALL_BYTES:
+  if augment is None and _num_bytes(examples, len(order)) <= _SMALL_BYTES:
     batches = order.reshape(num_batches, batch_size)
     return tf.data.Dataset.from_tensor_slices(
       tf.nest.map_structure(lambda tensor: tensor.numpy()[batches], examples)
     )
   seeds = rng.integers(2**31, size=(num_batches, 2), dtype=np.int32)
-  batching = _batching(prepare, augment, batch_size, *tf.nest.flatten(spec))
+  batching = _batching(augment, batch_size, *tf.nest.flatten(spec))
   return batching(examples, order, seeds)
 
 
-def test_dataset(
-  dataset: tf.data.Dataset, batch_size: int, prepare: Preparation | None = None
-) -> tf.data.Dataset:
-  """Each example once, in batches; prepared.
+def test_dataset(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+  """Each example once, in batches.
 
   Args:
     dataset: As in `training_dataset`, of any size.
     batch_size: The examples in a batch; the last may have fewer.
-    prepare: As in `task.Task`.
 
   Returns:
     A data set of batches `OrderedDict(x=..., y=...)`.
   """
   batches = dataset.batch(batch_size)
-  if prepare is None:
+  if not 0 < dataset.cardinality() <= batch_size:
     return batches
-  return batches.map(
-    lambda batch: collections.OrderedDict(x=prepare(batch['x']), y=batch['y'])
-  )
+  # One by one, the examples take longer to unpack than to send.
+  return tf.data.Dataset.from_tensors(batches.get_single_element())
 
 
 def _num_bytes(examples: Any, number: int) -> int:
@@ -125,7 +116,6 @@ def _num_bytes(examples: Any, number: int) -> int:
 
 @functools.lru_cache(maxsize=8)
 def _batching(
-  prepare: Preparation | None,
   augment: Augmentation | None,
   batch_size: int,
   *unused_spec: tf.TensorSpec,
@@ -144,8 +134,6 @@ def _batching(
       chosen = tf.nest.map_structure(
         lambda tensor: tf.gather(tensor, indices), examples
       )
-      if prepare is not None:
-        chosen['x'] = prepare(chosen['x'])
       if augment is not None:
         chosen['x'] = augment(chosen['x'], seed)
       return chosen

@@ -61,14 +61,14 @@ def image_task(
     The `Task`.
   """
   shape = train[0].shape[1:]
-  scaling = images.scaling(*images.statistics(train[0]))
+  statistics = images.statistics(train[0])
   return task.Task(
     train=(train[0], train[1].astype(np.int32)),
     test=(test[0], test[1].astype(np.int32)),
     num_classes=num_classes,
-    build_model=lambda num_outputs: networks.cnn(shape, num_outputs),
-    augment=images.random_crop_and_flip(scaling.offset),
+    build_model=lambda num_outputs: networks.cnn(
+      shape, num_outputs, images.scaling(*statistics)
+    ),
+    augment=images.random_crop_and_flip(),
     defaults=lambda settings: {**defaults(settings), **other_defaults},
-    prepare=scaling,
-    scaling=scaling,
   )

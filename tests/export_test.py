@@ -19,6 +19,7 @@ PROTO = personalizations.Proto()
 def mlp():
   return [
     tf.keras.layers.Input((2, 3)),
+    tf.keras.layers.Rescaling(1 / 64, -2.0),
     tf.keras.layers.Flatten(),
     tf.keras.layers.Dense(5, 'tanh'),
     tf.keras.layers.Dense(4),
@@ -28,6 +29,7 @@ def mlp():
 def cnn():
   return [
     tf.keras.layers.Input((8, 8, 1)),
+    tf.keras.layers.Rescaling(1 / 64, -2.0),
     tf.keras.layers.Conv2D(3, 3, activation='relu'),
     tf.keras.layers.MaxPool2D(),
     tf.keras.layers.Flatten(),
@@ -42,19 +44,14 @@ def problem(
   tf.keras.utils.set_random_seed(0)
   keras_model = tf.keras.Sequential(layers())
   shape = keras_model.input_shape[1:]
-  spec = (tf.TensorSpec([None, *shape]), tf.TensorSpec([None], tf.int32))
+  spec = (
+    tf.TensorSpec([None, *shape], tf.uint8),
+    tf.TensorSpec([None], tf.int32),
+  )
   rng = np.random.default_rng(0)
   x = rng.integers(0, 256, (num_examples, *shape)).astype(np.uint8)
   y = np.arange(num_examples) % labels
   return keras_model, models.from_keras(keras_model, loss, spec), (x, y)
-
-
-def scaling():
-  return tf.keras.layers.Rescaling(1 / 64, -2.0)
-
-
-def scaled(x):
-  return x.astype(np.float32) / 64 - 2
 
 
 def softmax(logits):
@@ -66,7 +63,7 @@ def expected(keras_model, personalization, x, y):
   """The probabilities, once more, with Keras and NumPy."""
   own = tf.keras.models.clone_model(keras_model)
   own.set_weights(keras_model.get_weights())
-  x = scaled(x)
+  x = x.astype(np.float32)
   if isinstance(personalization, personalizations.Proto):
     feature = tf.keras.Model(own.inputs, own.layers[-2].output)(x).numpy()
     logits = np.full((len(x), 4), -np.inf)
@@ -108,7 +105,6 @@ def run_export(tmp_path, personalization, layers=mlp, **options):
     data,
     tmp_path / 'model',
     max_grad_norm=0.3,
-    preprocess=scaling(),
     **options,
   )
   return keras_model, data, exported
@@ -127,7 +123,6 @@ def test_all_files_classify_raw_input_as_the_method_does(
   serve = tf.saved_model.load(exported.saved_model).signatures
   assert list(serve) == ['serving_default']
   infer = signatures(exported.tflite)['infer']
-  x = x.astype(np.float32)
   # Batches of several sizes, one after the other.
   for batch in (slice(0, 9), slice(2, 3), slice(3, 7)):
     for found in (
@@ -144,7 +139,7 @@ def test_all_files_classify_raw_input_as_the_method_does(
 def test_tensorflow_lite_personalizes_on_the_device(tmp_path, layers):
   keras_model, (x, y), exported = run_export(tmp_path, MAML, layers)
   device = signatures(exported.tflite)
-  x, y = x.astype(np.float32), y.astype(np.int32)
+  y = y.astype(np.int32)
 
   def infer():
     return device['infer'](x=x)['probabilities']
@@ -152,13 +147,13 @@ def test_tensorflow_lite_personalizes_on_the_device(tmp_path, layers):
   def personalize(steps, x, y):
     """Takes each step once with Keras and NumPy, too."""
     for step in steps:
-      right = loss(y, own(scaled(x))).numpy()
+      right = loss(y, own(x)).numpy()
       step = np.array(step, np.int32)
       found = device['personalize'](x=x, y=y, step=step)
       np.testing.assert_allclose(found['loss'], right, rtol=1e-4)
       assert found['num_steps'] == 3
       with tf.GradientTape() as tape:
-        value = loss(y, own(scaled(x)))
+        value = loss(y, own(x))
       gradients = tape.gradient(value, own.trainable_variables)
       norm = np.sqrt(sum(np.sum(g.numpy() ** 2) for g in gradients))
       for variable, g in zip(own.trainable_variables, gradients, strict=True):
@@ -168,13 +163,11 @@ def test_tensorflow_lite_personalizes_on_the_device(tmp_path, layers):
   own = tf.keras.models.clone_model(keras_model)
   own.set_weights(keras_model.get_weights())
   personalized = infer()
-  meta = softmax(keras_model(scaled(x)).numpy())
+  meta = softmax(keras_model(x).numpy())
   assert np.abs(meta - personalized).max() > 0.01
   personalize(range(3), x, y)
   np.testing.assert_allclose(infer(), personalized, atol=1e-5)
-  np.testing.assert_allclose(
-    infer(), softmax(own(scaled(x)).numpy()), atol=1e-5
-  )
+  np.testing.assert_allclose(infer(), softmax(own(x).numpy()), atol=1e-5)
 
   # Another number of examples; then what was saved comes back.
   path = np.array(str(tmp_path / 'weights'), bytes)
@@ -194,9 +187,8 @@ def test_tensorflow_lite_personalizes_on_the_device(tmp_path, layers):
 
 def test_a_class_without_an_example_is_never_predicted(tmp_path):
   _, (x, _), exported = run_export(tmp_path, PROTO)
-  for scale in (1, 1e6):
-    x = (x * scale).astype(np.float32)
-    found = exported.keras_model.predict(x, verbose=0)
+  for batch in (x, x.astype(np.float32) * 1e6):
+    found = exported.keras_model.predict(batch, verbose=0)
     assert np.isfinite(found).all()
     assert (found[:, 3] == 0).all()
 
@@ -206,7 +198,7 @@ def test_the_keras_file_needs_nothing_of_this_package(tmp_path):
   program = (
     'import sys, numpy, tensorflow as tf;'
     f'model = tf.keras.models.load_model({exported.keras!r});'
-    f'x = numpy.array({x.tolist()}, "float32");'
+    f'x = numpy.array({x.tolist()}, "uint8");'
     'print(model(x).numpy().argmax(1).tolist());'
     'assert not any("tff_" in name for name in sys.modules)'
   )
@@ -250,9 +242,7 @@ def test_a_functional_model_and_a_named_feature():
 def test_does_not_change_the_meta_model(tmp_path):
   keras_model, model, data = problem()
   before = keras_model.get_weights()
-  personalized = export.personalized_keras_model(
-    keras_model, model, MAML, data, preprocess=scaling()
-  )
+  personalized = export.personalized_keras_model(keras_model, model, MAML, data)
   for one, other in zip(before, keras_model.get_weights(), strict=True):
     np.testing.assert_array_equal(one, other)
   assert np.abs(personalized.get_weights()[0] - before[0]).max() > 0
@@ -293,7 +283,7 @@ def test_files_that_do_not_agree_are_an_error(tmp_path):
   wrong.set_weights(keras_model.get_weights())
   with pytest.raises(export.ExportError, match='model.keras gives other'):
     export.export_personalized_model(
-      wrong, model, MAML, data, tmp_path / 'model', preprocess=scaling()
+      wrong, model, MAML, data, tmp_path / 'model'
     )
   assert not os.listdir(tmp_path)
 
@@ -309,6 +299,9 @@ def test_files_that_do_not_agree_are_an_error(tmp_path):
     (lambda x, y: (x, y - 1), 'must be 0 to 3, got -1'),
     (lambda x, y: (np.where(y == 2, np.nan, x.T).T, y), 'finite, .* example 2'),
     (lambda x, y: (x.astype(str), y), 'must be numbers, got <U'),
+    (lambda x, y: (x + 300, y), r'must be uint8, .*, got \d{3}\.'),
+    (lambda x, y: (x + 0.5, y), r'must be uint8, .*, got \d+\.5\.'),
+    (lambda x, y: (x - 256.0, y), r'must be uint8, .*, got -\d+\.0\.'),
     (lambda x, y: (x,), 'two arrays'),
   ],
 )
@@ -326,7 +319,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
 
   with pytest.raises(export.ExportError, match='Only Maml, Proto'):
     export.personalized_keras_model(keras_model, model, Own(), data)
-  other = tf.keras.Sequential([tf.keras.layers.Input((2, 3)), *cnn()[3:]])
+  other = tf.keras.Sequential([tf.keras.layers.Input((2, 3)), *cnn()[4:]])
   with pytest.raises(export.ExportError, match='that the Model was made of'):
     export.personalized_keras_model(other, model, MAML, data)
   regression = problems.linear_model()

@@ -51,7 +51,7 @@ class _Personalized(NamedTuple):
   """A personalized model in parts.
 
   Attributes:
-    keras_model: Raw input to probabilities.
+    keras_model: Inputs to probabilities.
     network: The part of it that has the model's own weights.
     meta_weights: The weights before personalization.
     probabilities: What the personalization itself gives for the examples.
@@ -71,16 +71,17 @@ def export_personalized_model(
   directory: str | os.PathLike[str],
   *,
   max_grad_norm: float = 10.0,
-  preprocess: tf.keras.layers.Layer | None = None,
   feature_layer: str | None = None,
 ) -> Export:
   """Personalizes a meta-model for a device and writes the model of the device.
 
   The directory gets `model.keras`, which Keras loads without this package;
   `saved_model`, with `serving_default`; and `model.tflite`. All give the
-  probabilities float32 `[b, classes]` of raw input `[b, ...]`. The TensorFlow
-  Lite model has these signatures; all but the first only for `Maml`, which
-  needs TensorFlow Lite's `select-tf-ops`:
+  probabilities float32 `[b, classes]` of input `[b, ...]` as the model was
+  trained on, so let the Keras model begin with what prepares raw input, such as
+  `tf.keras.layers.Rescaling`. The TensorFlow Lite model has these signatures;
+  all but the first only for `Maml`, which needs TensorFlow Lite's
+  `select-tf-ops`:
 
   * `infer(x) -> probabilities`, by the present weights, at first those of the
     personalized model.
@@ -100,13 +101,10 @@ def export_personalized_model(
       it). It is not changed.
     model: The model.
     personalization: `Maml`, `Proto` or `NoPersonalization`.
-    data: The device's examples `(x, y)`, arrays: raw input `[examples, ...]`
-      and the classes, integers `[examples]`.
+    data: The device's examples `(x, y)`, arrays: inputs `[examples, ...]` and
+      the classes, integers `[examples]`.
     directory: Where to write. An earlier export there is replaced.
     max_grad_norm: The bound on the norm of a gradient in a step of MAML.
-    preprocess: A Keras layer that makes the network's input of raw input, of
-      the same shape (such as `tf.keras.layers.Rescaling`); by default they are
-      the same.
     feature_layer: As it was given to `tff_debias.from_keras`.
 
   Returns:
@@ -126,7 +124,6 @@ def export_personalized_model(
     personalization,
     (x, y),
     max_grad_norm,
-    preprocess,
     feature_layer,
   )
   functions = _functions(personalized, model, personalization, max_grad_norm)
@@ -175,7 +172,6 @@ def personalized_keras_model(
   data: tuple[Any, Any],
   *,
   max_grad_norm: float = 10.0,
-  preprocess: tf.keras.layers.Layer | None = None,
   feature_layer: str | None = None,
 ) -> tf.keras.Model:
   """The personalized model of a device, made of Keras' own layers.
@@ -186,12 +182,11 @@ def personalized_keras_model(
     personalization: As there.
     data: As there.
     max_grad_norm: As there.
-    preprocess: As there.
     feature_layer: As there.
 
   Returns:
-    A new Keras model that gives the probabilities float32 `[b, classes]` of raw
-    input. A class without an example has no prototype, and the probability 0.
+    A new Keras model that gives the probabilities float32 `[b, classes]` of
+    inputs. A class without an example has no prototype, and the probability 0.
 
   Raises:
     ExportError: If the model cannot be exported, or the examples do not suit
@@ -203,7 +198,6 @@ def personalized_keras_model(
     personalization,
     _check_examples(model, personalization, data),
     max_grad_norm,
-    preprocess,
     feature_layer,
   ).keras_model
 
@@ -278,7 +272,13 @@ def _check_examples(
     raise ExportError(
       f'The labels y must be 0 to {num_classes - 1}, got {wrong[0]}.'
     )
-  x = x.astype(x_spec.dtype.as_numpy_dtype)
+  as_given, x = x, x.astype(x_spec.dtype.as_numpy_dtype)
+  if x_spec.dtype.is_integer and not np.array_equal(x, as_given):
+    wrong = as_given[x != as_given][0]
+    raise ExportError(
+      f'The inputs x must be {x_spec.dtype.name}, as the data that the model'
+      f' was trained on, got {wrong}.'
+    )
   return x, y.astype(y_spec.dtype.as_numpy_dtype)
 
 
@@ -288,7 +288,6 @@ def _personalize(
   personalization: personalizations.Personalization,
   data: tuple[np.ndarray, np.ndarray],
   max_grad_norm: float,
-  preprocess: tf.keras.layers.Layer | None,
   feature_layer: str | None,
 ) -> _Personalized:
   """Checks that the parts fit each other, and puts them together."""
@@ -325,23 +324,21 @@ def _personalize(
     )
   x_spec = models.split_batch(model.input_spec)[0]
   x, y = data
-  network_x = x if preprocess is None else preprocess(x).numpy()
-  batches = _batches(model, network_x, y)
+  batches = _batches(model, x, y)
   personalized, predictions = _run(
     model, personalization, meta_weights, batches, max_grad_norm
   )
   network = tf.keras.models.clone_model(keras_model)
   inputs = tf.keras.layers.Input(x_spec.shape[1:], dtype=x_spec.dtype, name='x')
-  outputs = inputs if preprocess is None else preprocess(inputs)
   if isinstance(personalization, personalizations.Proto):
     _assign(network, meta_weights)
     outputs = _nearest_prototype(
-      _features(network, feature_layer), personalized, outputs
+      _features(network, feature_layer), personalized, inputs
     )
     gives_logits = True
   else:
     _assign(network, personalized)
-    outputs = network(outputs)
+    outputs = network(inputs)
     gives_logits = not _ends_in_softmax(network)
   if gives_logits:
     predictions = tf.nn.softmax(predictions).numpy()
@@ -459,8 +456,6 @@ def _functions(
     return {'infer': infer}
   variables = network.trainable_variables
   names = [f'weight_{i}' for i in range(len(variables))]
-  layers = keras_model.layers
-  preprocess = layers[1 : layers.index(network)]
 
   # Each signature has an input, as TensorFlow Lite for Java demands.
   @tf.function(input_signature=[x_spec, y_spec, step_spec])
@@ -469,8 +464,6 @@ def _functions(
       variables, personalized.meta_weights.trainable, strict=True
     ):
       variable.assign(tf.where(step == 0, value, variable))
-    for layer in preprocess:
-      x = layer(x)
     with tf.GradientTape() as tape:
       loss = model.loss(y, network(x, training=True))
     gradients = tape.gradient(

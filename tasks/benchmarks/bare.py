@@ -18,7 +18,8 @@ _LEARNING_RATE, _WEIGHT_DECAY, _MAX_NORM = 0.1, 1e-3, 10.0
 
 
 def cnn(weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """`tasks.networks.cnn`."""
+  """`tasks.networks.cnn` for pixels from 0 to 255."""
+  x = tf.cast(x, tf.float32) / 255
   for kernel, bias in (weights[:2], weights[2:4]):
     x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, 'VALID') + bias)
     x = tf.nn.max_pool2d(x, 2, 2, 'VALID')

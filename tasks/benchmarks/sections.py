@@ -22,7 +22,6 @@ import tensorflow_federated as tff
 
 from tasks import networks
 from tasks import pipeline
-from tasks import task
 from tasks.benchmarks import bare
 from tasks.benchmarks import peers
 from tasks.benchmarks import timing
@@ -72,20 +71,20 @@ class _Problem:
 
   Attributes:
     input_shape: Of an example.
+    input_dtype: Likewise.
     build_model: Makes the Keras model.
     forward: The same for the bare loop.
-    prepare: As in `task.Task`: images are bytes, as in the tasks.
   """
 
   input_shape: Sequence[int]
+  input_dtype: type[np.generic]
   build_model: Callable[[], tf.keras.Model]
   forward: bare.Forward
-  prepare: task.Scaling | None = None
 
   @functools.cached_property
   def input_spec(self) -> Any:
     return collections.OrderedDict(
-      x=tf.TensorSpec([None, *self.input_shape]),
+      x=tf.TensorSpec([None, *self.input_shape], self.input_dtype),
       y=tf.TensorSpec([None], tf.int32),
     )
 
@@ -101,8 +100,7 @@ class _Problem:
   def examples(self, seed: int, number: int) -> tf.data.Dataset:
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 256, (number, *self.input_shape), np.uint8)
-    if self.prepare is None:
-      x = x / np.float32(255)
+    x = x.astype(self.input_dtype)
     return tf.data.Dataset.from_tensor_slices(
       collections.OrderedDict(x=x, y=rng.integers(0, 10, number, np.int32))
     )
@@ -111,17 +109,11 @@ class _Problem:
     self, seed: int, batch_size: int, num_batches: int, examples: int
   ) -> tf.data.Dataset:
     return pipeline.training_dataset(
-      self.examples(seed, examples),
-      batch_size,
-      num_batches,
-      seed,
-      self.prepare,
+      self.examples(seed, examples), batch_size, num_batches, seed
     )
 
   def test_data(self, seed: int, number: int) -> tf.data.Dataset:
-    return pipeline.test_dataset(
-      self.examples(seed, number), number, self.prepare
-    )
+    return pipeline.test_dataset(self.examples(seed, number), number)
 
   def build_process(
     self,
@@ -143,11 +135,18 @@ class _Problem:
 
 _PAPER = _Problem(
   (32, 32, 3),
-  lambda: networks.cnn((32, 32, 3), 10),
+  np.uint8,
+  lambda: networks.cnn(
+    (32, 32, 3), 10, tf.keras.layers.Rescaling(1 / 255, name='scaling')
+  ),
   bare.cnn,
-  task.Scaling(1 / 255),
 )
-_TINY = _Problem((8, 8), lambda: networks.mlp((8, 8), (32, 16), 10), bare.mlp)
+_TINY = _Problem(
+  (8, 8),
+  np.float32,
+  lambda: networks.mlp((8, 8), (32, 16), 10),
+  bare.mlp,
+)
 
 
 def _rounds(
@@ -406,13 +405,7 @@ def evaluation(size: Size) -> timing.Section:
       tensors = [tf.constant(w) for w in weights.trainable]
 
       def run() -> None:
-        results = [
-          test(
-            tensors,
-            *({**batch, 'x': _PAPER.prepare(batch['x'])} for batch in pair),
-          )
-          for pair in raw
-        ]
+        results = [test(tensors, *pair) for pair in raw]
         tf.reduce_mean(results).numpy()
 
       return run

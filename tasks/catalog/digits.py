@@ -18,8 +18,8 @@ _SPLIT_SEED = 0
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the task.
 
-  The 1,797 images of 8×8 are scaled from 0..16 to 0..1. Two thirds of each
-  class are for training, always the same.
+  Of the 1,797 images of 8×8, with pixels of 0 to 16, two thirds of each class
+  are for training, always the same. The network scales them to 0 to 1.
 
   Args:
     data_dir: Must be `None`: the data come with scikit-learn.
@@ -38,7 +38,7 @@ def load(data_dir: str | None = None) -> task.Task:
   digits = datasets.load_digits()
   y = digits.target.astype(np.int32)
   train_x, test_x, train_y, test_y = model_selection.train_test_split(
-    (digits.images / 16).astype(np.float32),
+    digits.images.astype(np.float32),
     y,
     test_size=1 / 3,
     stratify=y,
@@ -51,12 +51,12 @@ def load(data_dir: str | None = None) -> task.Task:
     build_model=_build_model,
     augment=None,
     defaults=_defaults,
-    scaling=task.Scaling(1 / 16),
   )
 
 
 def _build_model(num_outputs: int) -> tf.keras.Model:
-  return networks.mlp((8, 8), (32, 16), num_outputs)
+  scaling = tf.keras.layers.Rescaling(1 / 16, name='scaling')
+  return networks.mlp((8, 8), (32, 16), num_outputs, scaling)
 
 
 def _defaults(settings: settings_lib.Settings) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _NUM_DIGITS, _NUM_CHARACTERS = 10, 62
 def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
   """Loads the task.
 
-  Pixels are inverted, so that the background is 0 and ink 1.
+  The network inverts the pixels, so that the background is 0 and ink 1.
 
   Args:
     data_dir: As in `from_tff.load`, whose file is `emnist_all.sqlite`.
@@ -64,17 +64,21 @@ def make_task(
     train=None,
     test=None,
     num_classes=num_classes,
-    build_model=lambda num_outputs: networks.cnn(_IMAGE_SHAPE, num_outputs),
+    build_model=_build_model,
     augment=None,
     defaults=defaults,
     natural=(train.preprocess(_preprocess), test.preprocess(_preprocess)),
-    scaling=task.Scaling(-1.0, 1.0),
   )
+
+
+def _build_model(num_outputs: int) -> tf.keras.Model:
+  scaling = tf.keras.layers.Rescaling(-1.0, 1.0, name='scaling')
+  return networks.cnn(_IMAGE_SHAPE, num_outputs, scaling)
 
 
 def _preprocess(dataset: tf.data.Dataset) -> tf.data.Dataset:
   return dataset.map(
     lambda example: collections.OrderedDict(
-      x=1 - example['pixels'][..., None], y=example['label']
+      x=example['pixels'][..., None], y=example['label']
     )
   )

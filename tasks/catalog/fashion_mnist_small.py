@@ -3,8 +3,8 @@
 import dataclasses
 
 import numpy as np
-import tensorflow as tf
 
+from tasks import images
 from tasks import networks
 from tasks import task
 from tasks.catalog import fashion_mnist
@@ -26,12 +26,14 @@ def load(data_dir: str | None = None) -> task.Task:
     DataError: As `fashion_mnist`.
   """
   full = fashion_mnist.load(data_dir)
+  statistics = images.statistics(full.train[0])
   return dataclasses.replace(
     full,
-    train=(full.scaling(_halve(full.train[0])).numpy(), full.train[1]),
-    test=(full.scaling(_halve(full.test[0])).numpy(), full.test[1]),
-    prepare=None,
-    build_model=_build_model,
+    train=(_halve(full.train[0]), full.train[1]),
+    test=(_halve(full.test[0]), full.test[1]),
+    build_model=lambda num_outputs: networks.mlp(
+      (14, 14, 1), (128, 64), num_outputs, images.scaling(*statistics)
+    ),
     augment=None,
     defaults=lambda settings: {
       **full.defaults(settings),
@@ -43,8 +45,4 @@ def load(data_dir: str | None = None) -> task.Task:
 
 
 def _halve(x: np.ndarray) -> np.ndarray:
-  return x.reshape(-1, 14, 2, 14, 2, 1).mean(axis=(2, 4))
-
-
-def _build_model(num_outputs: int) -> tf.keras.Model:
-  return networks.mlp((14, 14, 1), (128, 64), num_outputs)
+  return x.reshape(-1, 14, 2, 14, 2, 1).mean(axis=(2, 4), dtype=np.float32)

@@ -8,10 +8,8 @@ from sklearn import datasets
 import tensorflow as tf
 
 from tasks import experiment as experiment_lib
-from tasks import images
 from tasks import run_folder as run_folder_lib
 from tasks import settings as settings_lib
-from tasks.catalog import digits
 from tff_debias import evaluation
 
 
@@ -61,7 +59,7 @@ def test_a_device_of_the_run(tmp_path, runtime, personalization, partition):
   )(weights, [data])[0]
   (batch,) = data['test'].as_numpy_iterator()
   model = tf.keras.models.load_model(folder / 'model.keras')
-  found = model.predict(np.rint(batch['x'] * 16), verbose=0).argmax(axis=1)
+  found = model.predict(batch['x'], verbose=0).argmax(axis=1)
   accuracy = np.mean(found == batch['y'])
   np.testing.assert_allclose(accuracy, right['accuracy'], atol=1e-6)
   assert f'{accuracy:.4f} personalized' in result.stdout
@@ -132,21 +130,3 @@ def test_wrong_flags_and_files_are_named(tmp_path):
   path.unlink()
   result = personalize(here, '--device=device_0001')
   assert result.returncode == 2 and 'no meta_model.keras yet' in result.stderr
-
-
-def test_the_scaling_is_that_of_the_training_data():
-  loaded = digits.load()
-  raw = loaded.scaling.raw(loaded.train[0])
-  assert raw.max() == 16 and np.array_equal(raw, np.rint(raw))
-  np.testing.assert_allclose(
-    loaded.scaling.layer()(raw), loaded.train[0], atol=1e-6
-  )
-
-
-def test_the_scaling_of_images():
-  rng = np.random.default_rng(0)
-  raw = rng.integers(0, [100, 256, 200], (50, 6, 5, 3)).astype(np.uint8)
-  scaling = images.scaling(*images.statistics(raw))
-  normalized = scaling(raw).numpy()
-  np.testing.assert_allclose(scaling.layer()(raw), normalized, atol=1e-5)
-  np.testing.assert_allclose(scaling.raw(normalized), raw, atol=1e-3)

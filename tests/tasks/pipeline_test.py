@@ -29,10 +29,6 @@ def serialized(dataset):
   )
 
 
-def prepare(x):
-  return tf.cast(x, tf.float32) / 255
-
-
 def add_seed(x, seed):
   return x + tf.cast(seed[0], tf.float32)
 
@@ -91,8 +87,7 @@ def test_the_seed_decides():
 
 def test_iterates_alike_each_time_and_after_serialization():
   dataset = pipeline.training_dataset(
-    device(40, (8, 8, 1)), 8, 10, (1, 2, 3), prepare,
-    images.random_crop_and_flip(np.zeros(1, np.float32)),
+    device(40, (8, 8, 1)), 8, 10, (1, 2, 3), images.random_crop_and_flip()
   )  # fmt: skip
   received = tf.data.experimental.from_variant(
     tf.raw_ops.DatasetFromGraph(graph_def=serialized(dataset)),
@@ -118,7 +113,7 @@ def test_augmentation_gets_a_fresh_seed_for_each_batch():
     assert np.array_equal(one['y'], two['y'])
     shifts += shift.tolist()
   assert len(set(shifts)) == 12
-  other = pipeline.training_dataset(source, 5, 12, (0, 1, 0), None, add_seed)
+  other = pipeline.training_dataset(source, 5, 12, (0, 1, 0), add_seed)
   assert not np.isin(np.round(next(iter(other))['x'], -3), shifts).any()
 
 
@@ -138,7 +133,7 @@ def test_devices_of_many_sizes_share_a_few_traces():
     return x
 
   for num_examples in range(20, 30):
-    pipeline.training_dataset(device(num_examples), 4, 5, 0, None, augment)
+    pipeline.training_dataset(device(num_examples), 4, 5, 0, augment)
   assert len(traces) <= 3
   assert set(traces) == {tf.TensorShape([4, 3])}
 
@@ -153,14 +148,14 @@ def test_what_is_sent_is_small():
   source = device(500, (28, 28, 1)).map(
     lambda example: {**example, 'x': tf.cast(example['x'], tf.uint8)}
   )
-  augment = images.random_crop_and_flip(np.zeros(1, np.float32))
-  dataset = pipeline.training_dataset(source, 50, 100, 0, prepare, augment)
+  augment = images.random_crop_and_flip()
+  dataset = pipeline.training_dataset(source, 50, 100, 0, augment)
   graph = serialized(dataset).numpy()
   assert len(tf.compat.v1.GraphDef.FromString(graph).node) <= 8
-  # The device's bytes once, although the batches hold them ten times over and
-  # four times as large; and the order.
+  # The device's bytes once, although the batches hold them ten times over; and
+  # the order.
   assert len(graph) < 1.05 * (500 * (28 * 28 + 4) + 4 * 50 * 100)
-  assert dataset.element_spec['x'] == tf.TensorSpec([50, 28, 28, 1])
+  assert dataset.element_spec['x'] == tf.TensorSpec([50, 28, 28, 1], tf.uint8)
 
 
 def test_a_small_device_is_sent_as_its_batches(monkeypatch):
@@ -180,17 +175,20 @@ def test_a_small_device_is_sent_as_its_batches(monkeypatch):
 
 
 def test_batches_for_a_test_hold_each_example_once():
-  source = device(25)
-  plain = pipeline.test_dataset(source, 10)
-  prepared = pipeline.test_dataset(source, 10, prepare)
-  assert np.concatenate([b['y'] for b in plain]).tolist() == list(range(25))
-  for one, other in zip(plain, prepared, strict=True):
-    assert np.array_equal(prepare(one['x']), other['x'])
-    assert np.array_equal(one['y'], other['y'])
+  for num_examples in (0, 1, 9, 10, 11, 25):
+    source = device(num_examples)
+    for dataset in (source, source.filter(lambda example: True)):
+      batches = list(pipeline.test_dataset(dataset, 10).as_numpy_iterator())
+      assert [len(b['y']) for b in batches[:-1]] == [10] * (len(batches) - 1)
+      found = [y for b in batches for y in b['y']]
+      assert found == list(range(num_examples))
+      true_x = [example['x'] for example in source.as_numpy_iterator()]
+      x = [row for b in batches for row in b['x']]
+      assert np.array_equal(x, true_x)
 
 
 def test_tff_sees_the_same_batches(runtime):
-  dataset = pipeline.training_dataset(device(30), 8, 6, 0, None, add_seed)
+  dataset = pipeline.training_dataset(device(30), 8, 6, 0, add_seed)
   element = collections.OrderedDict(
     x=tf.TensorSpec([None, 3]), y=tf.TensorSpec([None], tf.int32)
   )

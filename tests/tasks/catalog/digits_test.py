@@ -13,7 +13,7 @@ def test_all_digits_are_split_once_in_equal_shares():
   assert train_x.shape == (1198, 8, 8) and test_x.shape == (599, 8, 8)
   assert train_x.dtype == test_x.dtype == np.float32
   assert train_y.dtype == test_y.dtype == np.int32
-  assert train_x.min() == 0 and train_x.max() == 1
+  assert train_x.min() == 0 and train_x.max() == 16
   bunch = datasets.load_digits()
 
   def as_multiset(x, y):
@@ -22,7 +22,7 @@ def test_all_digits_are_split_once_in_equal_shares():
 
   assert as_multiset(
     np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
-  ) == as_multiset(bunch.images / 16, bunch.target)
+  ) == as_multiset(bunch.images, bunch.target)
   shares = np.bincount(test_y) / np.bincount(bunch.target)
   np.testing.assert_allclose(shares, 1 / 3, atol=0.01)
 
@@ -39,7 +39,10 @@ def test_network_and_augmentation():
   loaded = digits.load()
   assert loaded.augment is None
   assert loaded.num_classes == 10
-  assert loaded.build_model(3)(loaded.train[0][:5]).shape == (5, 3)
+  x = loaded.train[0][:5]
+  model = loaded.build_model(3)
+  assert model(x).shape == (5, 3)
+  np.testing.assert_array_equal(model.get_layer('scaling')(x), x / 16)
 
 
 @pytest.mark.parametrize('method', settings_lib.METHODS)

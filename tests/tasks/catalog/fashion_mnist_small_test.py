@@ -1,4 +1,5 @@
 from fashion_mnist_test import files  # noqa: F401
+from fashion_mnist_test import scaled
 import numpy as np
 
 from tasks import settings as settings_lib
@@ -14,9 +15,12 @@ def test_every_2_by_2_pixels_are_their_mean(files):  # noqa: F811
     (full.test, small.test),
   ):
     assert small_x.shape == (len(x), 14, 14, 1) and small_x.dtype == np.float32
-    ready = full.prepare(x).numpy()
+    pixels = x[5, 6:8, 14:16]
+    assert small_x[5, 3, 7] == pixels.mean(axis=(0, 1))
     np.testing.assert_allclose(
-      small_x[5, 3, 7], ready[5, 6:8, 14:16].mean(axis=(0, 1)), rtol=1e-5
+      scaled(small, small_x)[5, 3, 7],
+      scaled(full, pixels[None]).mean(axis=(0, 1, 2)),
+      rtol=1e-5,
     )
     np.testing.assert_array_equal(small_y, y)
 

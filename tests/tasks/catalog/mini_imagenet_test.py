@@ -110,26 +110,25 @@ def test_is_the_published_experiment(tmp_path, partition):
   weights = (5 * 5 * 3 + 1) * 64 + 2 * (5 * 5 * 64 + 1) * 64
   weights += 3137 * 400 + 401 * 100 + 101 * outputs
   assert experiment.build_keras_model().count_params() == weights
-  assert experiment.model.input_spec['x'].dtype == np.float32
+  assert experiment.model.input_spec['x'].dtype == np.uint8
 
-  raw = experiment.task.train[0] / 255
-  mean, deviation = raw.mean((0, 1, 2)), raw.std((0, 1, 2))
+  raw = experiment.task.train[0]
+  scaled = experiment.build_keras_model().get_layer('scaling')(raw)
+  scaled = scaled.numpy().astype(float)
+  np.testing.assert_allclose(scaled.mean((0, 1, 2)), 0, atol=1e-3)
+  np.testing.assert_allclose(scaled.std((0, 1, 2)), 1, atol=1e-3)
   device = experiment.device_data('device_0090')['train'].get_single_element()
-  pixels = device['x'] * deviation + mean
-  labels = np.round(pixels[:, 0, 0, 0] * 255).astype(int)
+  labels = device['x'][:, 0, 0, 0].numpy()
   assert set(labels) <= {(90 + i) % 100 for i in range(20)}
   if partition == 'acid':
     assert np.array_equal(labels, device['y'])
   else:
     assert set(device['y'].numpy()) <= set(range(20))
-  expected = np.array([image(label, 0) for label in labels]) / 255
-  np.testing.assert_allclose(pixels[:, :20], expected[:, :20], atol=1e-4)
+  expected = np.array([image(label, 0) for label in labels])
+  np.testing.assert_array_equal(device['x'][:, :20], expected[:, :20])
 
   batch = next(iter(experiment.training_data(1)[0]['data']))['x']
-  assert batch.shape == (4, 84, 84, 3)
-  # Jittered, but still colors.
-  pixels = batch * deviation + mean
-  assert np.min(pixels) > -1e-4 and np.max(pixels) < 1 + 1e-4
+  assert batch.shape == (4, 84, 84, 3) and batch.dtype == np.uint8
 
 
 @pytest.mark.parametrize(
