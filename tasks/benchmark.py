@@ -8,6 +8,7 @@ import datetime
 import os
 import platform
 import shlex
+import tempfile
 
 from absl import flags
 
@@ -83,9 +84,12 @@ def main() -> None:
   )
   results = []
   for name in dict.fromkeys(_CHOSEN.value):
-    with runtime.local_context():
+    with runtime.local_context(), tempfile.TemporaryDirectory() as scratch:
+      # The states of devices are large: each section's go when it ends.
+      tempfile.tempdir = scratch
       section = sections.SECTIONS[name](size)
       results.append(timing.measure(section, _REPETITIONS.value))
+      tempfile.tempdir = None
     print(timing.to_markdown(results[-1]), flush=True)
     timing.write(results, _machine(), _OUTPUT_DIR.value)
   print(f'Written to {_OUTPUT_DIR.value}: benchmark.md, benchmark.csv')

@@ -120,7 +120,7 @@ class _Problem:
     personalization: tff_debias.Personalization,
     correction: tff_debias.Correction,
     num_devices: int,
-    folder: str,
+    storage: tff_debias.DeviceStorage,
   ) -> tff.learning.templates.LearningProcess:
     return tff_debias.build_learning_process(
       self.model,
@@ -129,7 +129,7 @@ class _Problem:
       learning_rate=0.1,
       weight_decay=1e-3,
       num_devices=num_devices,
-      storage=tff_debias.DeviceStorage(folder),
+      storage=storage,
     )
 
 
@@ -163,15 +163,20 @@ def _rounds(
   return run_round
 
 
+def _new_storage() -> tff_debias.DeviceStorage:
+  return tff_debias.DeviceStorage(tempfile.mkdtemp())
+
+
 def _ours(
   problem: _Problem,
   personalization: tff_debias.Personalization,
   correction: tff_debias.Correction,
   batches: Sequence[tf.data.Dataset],
+  storage: tff_debias.DeviceStorage | None = None,
 ) -> timing.Prepare:
   return lambda: _rounds(
     problem.build_process(
-      personalization, correction, len(batches), tempfile.mkdtemp()
+      personalization, correction, len(batches), storage or _new_storage()
     ),
     [
       collections.OrderedDict(client_id=f'device {i}', data=data)
@@ -437,10 +442,13 @@ class _Memory:
     self._peaks = collections.defaultdict(list)
 
   def case(
-    self, name: str, prepare: Callable[[], Callable[[], None]]
+    self,
+    name: str,
+    prepare: Callable[[tff_debias.DeviceStorage], Callable[[], None]],
   ) -> timing.Prepare:
     def prepare_case() -> Callable[[], float]:
-      run_round = prepare()
+      storage = _new_storage()
+      run_round = prepare(storage)
 
       def run() -> float:
         with runtime.local_context(self._max_concurrency) as context:
@@ -453,6 +461,8 @@ class _Memory:
             run_round()
           seconds = time.perf_counter() - start
           self._peaks[name].append([_peak_megabytes(pid) for pid in pids])
+        # As a run does when it saves a checkpoint: all but the newest states.
+        storage.prune(10**9)
         return seconds / self._rounds
 
       return run
@@ -475,10 +485,12 @@ def population(size: Size) -> timing.Section:
   del size
   memory, folders = _Memory(None, 20), {}
 
-  def prepare(num_devices: int) -> Callable[[], None]:
-    folder = folders[num_devices] = tempfile.mkdtemp()
+  def prepare(
+    num_devices: int, storage: tff_debias.DeviceStorage
+  ) -> Callable[[], None]:
+    folders[num_devices] = storage.folder
     process = _TINY.build_process(
-      tff_debias.Proto(), _CORRECTIONS['Dyn'], num_devices, folder
+      tff_debias.Proto(), _CORRECTIONS['Dyn'], num_devices, storage
     )
     rng, state = random.Random(0), None
 
@@ -495,7 +507,7 @@ def population(size: Size) -> timing.Section:
 
     with runtime.local_context():
       run_round()
-    _copy_states(folder, min(num_devices, _MAX_STATES))
+    _copy_states(storage.folder, min(num_devices, _MAX_STATES))
     return run_round
 
   def figures(name: str) -> dict[str, str]:
@@ -561,13 +573,15 @@ def concurrency(size: Size) -> timing.Section:
 def _participants_section(
   name: str, title: str, cases: Mapping[str, tuple[_Memory, int]], size: Size
 ) -> timing.Section:
-  def prepare(number: int) -> Callable[[], None]:
+  def prepare(
+    number: int, storage: tff_debias.DeviceStorage
+  ) -> Callable[[], None]:
     batches = [
       _PAPER.batches(i, size.batch_size, 2, size.batch_size)
       for i in range(number)
     ]
     none = tff_debias.NoPersonalization()
-    return _ours(_PAPER, none, _CORRECTIONS['Dyn'], batches)()
+    return _ours(_PAPER, none, _CORRECTIONS['Dyn'], batches, storage)()
 
   return timing.Section(
     name,
@@ -588,14 +602,18 @@ def startup(size: Size) -> timing.Section:
   def command(*flags: str) -> timing.Prepare:
     def run() -> None:
       with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
+        result = subprocess.run(
           [
             *(sys.executable, '-m', 'tasks.train', *flags),
             f'--output_dir={folder}/run',
           ],
-          check=False,
           capture_output=True,
+          text=True,
         )
+      # That of absl's --help is 1.
+      if result.returncode and '--help' not in flags:
+        last_line = result.stderr.strip().split('\n')[-1]
+        raise timing.UnavailableError(last_line)
 
     return lambda: run
 

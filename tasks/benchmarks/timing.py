@@ -1,8 +1,10 @@
 """Measures cases in turn, and writes what was measured."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import csv
 import dataclasses
 import gc
@@ -10,7 +12,10 @@ import os
 import statistics
 import time
 
+import grpc
 import tqdm
+
+from tff_debias import runtime
 
 #: Makes a case ready and gives what is timed; or a function that gives the
 #: seconds itself, where the clock is elsewhere.
@@ -63,7 +68,7 @@ def measure(section: Section, repetitions: int) -> Result:
   """Measures the cases of a section in turn: 1, 2, …, 1, 2, ….
 
   So a machine that becomes slower or faster does so for all. Each case runs
-  once before, unmeasured.
+  once before, unmeasured. One that fails does not stop the others.
 
   Args:
     section: The section.
@@ -88,18 +93,29 @@ def measure(section: Section, repetitions: int) -> Result:
       return time.perf_counter() - start if seconds is None else seconds
 
     for name, prepare in section.cases.items():
-      try:
+      with _noted(name, failed):
         ready[name] = prepare()
         timed(name, ready[name])
-      except UnavailableError as e:
-        failed[name] = str(e)
-        ready.pop(name, None)
-    seconds = {name: [] for name in ready}
+    seconds = {name: [] for name in ready if name not in failed}
     for _ in range(repetitions):
-      for name, run in ready.items():
-        seconds[name].append(timed(name, run))
-  figures = {name: section.figures(name) for name in ready}
+      for name in list(seconds):
+        with _noted(name, failed):
+          seconds[name].append(timed(name, ready[name]))
+        if name in failed:
+          del seconds[name]
+  figures = {name: section.figures(name) for name in seconds}
   return Result(section, seconds, figures, failed)
+
+
+@contextlib.contextmanager
+def _noted(name: str, failed: dict[str, str]) -> Iterator[None]:
+  """Notes why a case fails."""
+  try:
+    yield
+  except grpc.RpcError as e:
+    failed[name] = e.details().split('\n')[0]
+  except (UnavailableError, runtime.WorkerError) as e:
+    failed[name] = str(e)
 
 
 def ratio(result: Result, case: str, reference: str) -> float:

@@ -3,6 +3,7 @@ import csv
 import pytest
 
 from tasks.benchmarks import timing
+from tff_debias import runtime
 
 
 def section(cases, **options):
@@ -41,6 +42,23 @@ def test_what_is_not_available_is_reported():
   )
   assert list(result.seconds) == ['a']
   assert 'Not measured: b: no such program' in timing.to_markdown(result)
+
+
+def test_what_fails_later_loses_nothing_else():
+  seconds = iter([1.0, 2.0])
+
+  def fails_in_the_second_repetition():
+    try:
+      return next(seconds)
+    except StopIteration:
+      raise runtime.WorkerError('killed') from None
+
+  result = timing.measure(
+    section({'a': lambda: fails_in_the_second_repetition,
+             'b': lambda: lambda: 3.0}), 2
+  )  # fmt: skip
+  assert result.seconds == {'b': [3.0, 3.0]}
+  assert result.failed == {'a': 'killed'}
 
 
 RESULT = timing.Result(
