@@ -35,6 +35,17 @@ _OVERRIDES = flags.DEFINE_multi_string(
 _ROUNDS = flags.DEFINE_integer(
   'rounds', None, "The rounds; by default the task's.", lower_bound=1
 )
+# What belongs to a method: the rest is the same for all that are compared.
+_OVERRIDABLE = (
+  'alpha',
+  'learning_rate',
+  'learning_rate_decay',
+  'maml_first_order',
+  'maml_learning_rate',
+  'maml_steps',
+  'max_grad_norm',
+  'weight_decay',
+)
 _TARGETS = flags.DEFINE_list(
   'targets',
   [],
@@ -112,7 +123,13 @@ def _parse_override(text: str) -> tuple[str, str, str, object]:
       f'--override={text} must be METHOD/PERSONALIZATION:NAME=VALUE, for'
       ' example pfl_dyn/maml:alpha=0.03.'
     )
-  return method, personalization, name, settings_lib.parse(name, value)
+  value = settings_lib.parse(name, value)
+  if name not in _OVERRIDABLE:
+    raise settings_lib.SettingsError(
+      f'--override={text} would compare what is not alike: {name} must be the'
+      f' same for all. Its own a method can have {", ".join(_OVERRIDABLE)}.'
+    )
+  return method, personalization, name, value
 
 
 def _targets() -> list[float]:
@@ -155,6 +172,12 @@ def main() -> None:
     'runs', f'compare_{first.task}_{experiment.settings.partition}'
   )
   rounds = _ROUNDS.value or experiment.default_rounds
+  step = experiment.settings.rounds_per_evaluation
+  if rounds % step:
+    raise settings_lib.SettingsError(
+      f'--rounds={rounds} must be a multiple of --rounds_per_evaluation={step}:'
+      ' the last test counts.'
+    )
   runs = [
     run_queue.Run(
       s,
@@ -165,6 +188,9 @@ def main() -> None:
     )
     for s in all_settings
   ]
+  for run in runs:
+    if os.path.exists(run.folder.settings):
+      run.folder.claim(experiment_lib.resolve(experiment.task, run.settings))
   run_queue.run_all(
     runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
   )
@@ -173,7 +199,7 @@ def main() -> None:
     tests = [
       test
       for test in pictures.evaluations(run.folder.read_metrics())
-      if test['round'] <= rounds
+      if 0 < test['round'] <= rounds and not test['round'] % step
     ]
     curve = comparison.Curve(
       run.settings.method,

@@ -15,7 +15,7 @@ UNCORRECTED = ('fed_avg', 'per_fed_avg')
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-  """The personalized tests of a run.
+  """The personalized tests of a run, but for that of the initial model.
 
   Attributes:
     method: The method.
@@ -40,11 +40,8 @@ class Curve:
     return dataclasses.replace(self, accuracy=np.array(mean))
 
   def reaches(self, target: float) -> int | None:
-    """The place of the first test with the target accuracy, if there is one.
-
-    That of the initial model, before anything is transmitted, does not count.
-    """
-    there = np.flatnonzero((self.accuracy >= target) & (self.models > 0))
+    """The place of the first test with the target accuracy, if there is one."""
+    there = np.flatnonzero(self.accuracy >= target)
     return int(there[0]) if there.size else None
 
 
@@ -136,7 +133,7 @@ def to_markdown(
     group = [c for c in curves if c.personalization == personalization]
     lines = [
       f'| {personalization} | last accuracy |'
-      + ''.join(f' to {t:.2f}: rounds | models | saving |' for t in chosen),
+      + ''.join(f' to {t:g}: rounds | models | saving |' for t in chosen),
       '| --- ' * (2 + 3 * len(chosen)) + '|',
     ]
     for method in dict.fromkeys(c.method for c in group):

@@ -11,12 +11,21 @@ import tensorflow_federated as tff
 
 from tasks import pipeline
 from tasks import settings as settings_lib
+from tasks import task as task_lib
 import tff_debias
 from tff_debias import partitions
 
 ClientData = tff.simulation.datasets.ClientData
 
 _EVALUATION_BATCH_SIZE = 500
+
+
+def resolve(
+  task: task_lib.Task, settings: settings_lib.Settings
+) -> settings_lib.Settings:
+  """The settings, with the task's defaults for those that are `None`."""
+  partition = 'acid' if task.natural is None else 'natural'
+  return settings.resolve({'partition': partition, **task.defaults(settings)})
 
 
 class Experiment:
@@ -41,11 +50,8 @@ class Experiment:
     """
     module = importlib.import_module(f'tasks.catalog.{settings.task}')
     self.task = module.load(settings.data_dir)
-    defaults = self.task.defaults(settings)
-    self.default_rounds = defaults['rounds']
-    partition = 'acid' if self.task.natural is None else 'natural'
-    settings = settings.resolve({'partition': partition, **defaults})
-    self.settings = settings
+    self.default_rounds = self.task.defaults(settings)['rounds']
+    self.settings = resolve(self.task, settings)
     self._check_participants()
     self.train_data, self.test_data = self._split()
 

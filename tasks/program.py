@@ -51,7 +51,9 @@ def run(
   def guarded_main(unused_argv: list[str]) -> None:
     import tensorflow as tf
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+    # The terminal is closed with SIGHUP, unless under nohup.
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    for number in stopping:
       if signal.getsignal(number) != signal.SIG_IGN:
         signal.signal(number, _interrupt)
     try:

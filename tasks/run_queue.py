@@ -58,9 +58,16 @@ class Run:
     """The rounds in its metrics; `rounds` only if there is nothing to do."""
     rows = self.folder.read_metrics()
     last = int(rows[-1]['round']) if rows else 0
-    # A run to a later round may not be at its end.
-    has_ended = last > self.rounds or os.path.exists(self.folder.picture)
+    has_ended = last > self.rounds or self._has_new_picture()
     return min(last, self.rounds if has_ended else self.rounds - 1)
+
+  def _has_new_picture(self) -> bool:
+    """Whether the picture, which comes last, is of all rounds."""
+    try:
+      drawn = os.path.getmtime(self.folder.picture)
+      return drawn >= os.path.getmtime(self.folder.metrics)
+    except FileNotFoundError:
+      return False
 
 
 def run_all(runs: Sequence[Run], at_a_time: int) -> None:
@@ -110,11 +117,14 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
 
 
 def _start(run: Run) -> subprocess.Popen:
+  # Slow to import, and not needed to check flags.
+  from tff_debias import runtime
+
   os.makedirs(os.path.dirname(run.log) or '.', exist_ok=True)
   with open(run.log, 'w') as log:
     # A session of its own: Ctrl-C is for the program, which then ends it.
     return subprocess.Popen(
-      run.command,
+      runtime.tied(run.command),
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,

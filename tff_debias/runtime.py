@@ -109,6 +109,19 @@ def _compile(comp: tff.framework.ConcreteComputation) -> Any:
   )
 
 
+def tied(command: Sequence[str]) -> list[str]:
+  """The command, for a process that does not outlive this one.
+
+  Args:
+    command: The path of a program, and its arguments.
+
+  Returns:
+    What starts it. On Linux it is killed when the thread that started it ends.
+  """
+  launcher = [sys.executable, '-I', '-S', '-c', _LAUNCHER, str(os.getpid())]
+  return [*launcher, *command]
+
+
 _COMPILATION = dict(
   compiler_fn=_compile,
   transform_args=tensorflow_computation.transform_args,
@@ -183,8 +196,8 @@ class Worker:
       self._log_start = self._log.seek(0, os.SEEK_END)
       self._process = _start(
         [
-          *(sys.executable, '-I', '-S', '-c', _LAUNCHER, str(os.getpid())),
-          *(_BINARY, f'--port={port.getsockname()[1]}'),
+          _BINARY,
+          f'--port={port.getsockname()[1]}',
           '--max_concurrent_computation_calls='
           f'{max_concurrency or os.cpu_count()}',
         ],
@@ -455,7 +468,7 @@ def _start(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
   def run() -> None:
     try:
       process = subprocess.Popen(
-        command,
+        tied(command),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

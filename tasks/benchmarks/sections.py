@@ -10,6 +10,7 @@ import glob
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,6 +208,11 @@ def _tff_in_its_context(
       with tff.framework.get_context_stack().install(context):
         run_round()
 
+    # TFF ends it with an interrupt and waits, and a worker that is started by a
+    # program in the background would ignore it, as that does.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    run()
+    signal.signal(signal.SIGINT, before)
     return run
 
   return prepare

@@ -1,7 +1,9 @@
+import csv
 import os
 import subprocess
 import sys
 
+import numpy as np
 from problems import snapshot
 import pytest
 
@@ -32,6 +34,12 @@ def compare(*flags):
     ),
     (('--override=pfl_dyn/maml:alpha=x',), '--alpha=x must be of float'),
     (('--override=fed_dyn/none:alpha=1',), 'is for none of the runs'),
+    (('--override=pfl_dyn/maml:participants=9',), 'participants must be the'),
+    (('--override=pfl_dyn/maml:seed=9',), 'seed must be the same for all'),
+    (
+      ('--rounds=7', '--rounds_per_evaluation=2'),
+      '--rounds=7 must be a multiple of --rounds_per_evaluation=2',
+    ),
   ],
 )
 def test_wrong_flags_say_what_would_be_right(flags, message):
@@ -63,7 +71,24 @@ def test_compares_and_trains_nothing_twice(tmp_path):
   assert 'not reached' in again['comparison/comparison.md'].decode()
   trained = [name for name in files if '_seed3/' in name]
   assert trained and all(files[name] == again[name] for name in trained)
-  # Another task does not go on in these folders.
-  other = compare(*flags, '--batch_size=7', '--rounds=3')
+  # The initial model is in no mean.
+  assert compare(*flags, '--smoothing=9').returncode == 0
+  path = tmp_path / 'comparison' / 'comparison.csv'
+  with open(path, newline='') as file:
+    smoothed = {
+      r['method']: float(r['last_accuracy']) for r in csv.DictReader(file)
+    }
+  for method, accuracy in smoothed.items():
+    metrics = tmp_path / 'comparison' / f'{method}_proto_seed3' / 'metrics.csv'
+    with open(metrics, newline='') as file:
+      tests = [
+        float(row['evaluation/by_device/accuracy/mean'])
+        for row in csv.DictReader(file)
+        if row['round'] != '0'
+      ]
+    assert len(tests) == 2
+    np.testing.assert_allclose(accuracy, np.mean(tests))
+  # The figures of other settings are not taken for these.
+  other = compare(*flags, '--batch_size=7')
   assert other.returncode == 2
   assert '--batch_size=10 there, 7 here' in other.stderr

@@ -140,7 +140,7 @@ def test_devices_of_many_sizes_share_a_few_traces():
 
 def test_devices_of_another_task_keep_their_shape():
   for shape in ((3,), (4,), (8, 8, 1), (5, 5)):
-    dataset = pipeline.training_dataset(device(9, shape), 4, 2, 0)
+    dataset = pipeline.training_dataset(device(9, shape), 4, 2, 0, add_seed)
     assert dataset.element_spec['x'].shape == (4, *shape)
 
 

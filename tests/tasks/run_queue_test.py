@@ -76,7 +76,7 @@ def test_all_run_so_many_at_a_time(tmp_path):
   together = [
     sum(start <= other[0] < end for other in spans) for start, end in spans
   ]
-  assert max(together) <= 2
+  assert max(together) == 2
 
 
 def test_what_is_finished_does_not_run_again(tmp_path):
@@ -87,6 +87,9 @@ def test_what_is_finished_does_not_run_again(tmp_path):
   assert not (tmp_path / 'run.started').exists()
   # With more rounds it does.
   assert fake(tmp_path / 'run', rounds=4).done == 3
+  # Its picture is not of all rounds.
+  os.utime(tmp_path / 'run' / 'convergence.png', (1, 1))
+  assert run.done == 2
   # Without its picture it is not at its end, but with fewer rounds nothing is
   # to be done.
   (tmp_path / 'run' / 'convergence.png').unlink()
@@ -121,3 +124,39 @@ def test_an_interrupt_ends_the_runs(tmp_path):
   for path in pids:
     result = subprocess.run(['ps', '-p', path.read_text()], capture_output=True)
     assert result.returncode == 1
+
+
+def test_a_kill_ends_the_runs(tmp_path):
+  program = f"""
+import sys
+from tasks import run_folder, run_queue, settings
+
+class Run(run_queue.Run):
+  @property
+  def command(self):
+    return [
+      sys.executable, '-c',
+      "import os, sys, time; open(sys.argv[1] + '.pid', 'w')"
+      ".write(str(os.getpid())); time.sleep(60)",
+      self.folder.path,
+    ]
+
+folder = run_folder.RunFolder({str(tmp_path / 'run')!r})
+run_queue.run_all([Run(settings.Settings(), folder, 3)], 1)
+"""
+  queue = subprocess.Popen([sys.executable, '-c', program])
+  path = tmp_path / 'run.pid'
+  while not (path.exists() and path.read_text()):
+    assert queue.poll() is None
+    time.sleep(0.05)
+  queue.kill()
+  queue.wait()
+  deadline = time.monotonic() + 20
+  while (
+    subprocess.run(
+      ['ps', '-p', path.read_text()], capture_output=True
+    ).returncode
+    == 0
+  ):
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
