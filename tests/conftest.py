@@ -1,9 +1,15 @@
 import os
+import signal
 
 # Read when TensorFlow is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import pytest
+
+# Shells start programs in the background so that they, and what they start,
+# ignore interrupts, which some tests send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
