@@ -511,8 +511,10 @@ def _convert(saved_model: str, needs_tensorflow: bool) -> bytes:
   try:
     return converter.convert()
   except Exception as e:
+    # Without where it is in the graph.
+    reason = str(e).splitlines()[0].split('): ')[-1]
     raise ExportError(
-      f'TensorFlow Lite cannot convert the model: {str(e).splitlines()[0]}'
+      f'TensorFlow Lite cannot convert the model: {reason}'
     ) from e
 
 
