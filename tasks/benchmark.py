@@ -12,7 +12,7 @@ import tempfile
 
 from absl import flags
 
-from tasks import program
+from tasks import cli as program
 
 _SECTIONS = (
   'plain',

@@ -10,10 +10,10 @@ import os
 
 from absl import flags
 
-from tasks import program
-from tasks import run_folder as run_folder_lib
-from tasks import run_queue
-from tasks import settings as settings_lib
+from tasks import cli as program
+from tasks.runs import folder as run_folder_lib
+from tasks.runs import queue as run_queue
+from tasks.runs import settings as settings_lib
 
 _METHODS = flags.DEFINE_list(
   'methods',
@@ -160,9 +160,9 @@ def main() -> None:
   """Trains what is not trained, and writes the results."""
   import numpy as np
 
-  from tasks import comparison
-  from tasks import experiment as experiment_lib
-  from tasks import pictures
+  from tasks.reports import figures as pictures
+  from tasks.reports import savings as comparison
+  from tasks.runs import experiment as experiment_lib
 
   all_settings = _settings()
   first = all_settings[0]

@@ -5,9 +5,9 @@ The run may be finished or still going on; nothing of it is changed.
 
 from absl import flags
 
-from tasks import program
-from tasks import run_folder as run_folder_lib
-from tasks import settings as settings_lib
+from tasks import cli as program
+from tasks.runs import folder as run_folder_lib
+from tasks.runs import settings as settings_lib
 
 _RUN = flags.DEFINE_string('run', None, 'The folder of the run.')
 _ROUND = flags.DEFINE_integer(
@@ -16,8 +16,8 @@ _ROUND = flags.DEFINE_integer(
   'The round of the checkpoint; by default that of the newest.',
   lower_bound=0,
 )
-_MAX_DEVICES = flags.DEFINE_integer(
-  'max_devices',
+_MAX_CLIENTS = flags.DEFINE_integer(
+  'max_clients',
   None,
   'The devices to evaluate, chosen by the seed of the run; by default all.',
   lower_bound=1,
@@ -39,10 +39,10 @@ _STEPS = flags.DEFINE_integer(
 
 def main() -> None:
   """Evaluates, writes the files and prints the summary."""
-  from tasks import evaluation
-  from tasks import evaluation_report
-  from tasks import experiment as experiment_lib
-  from tasks import meta_model
+  from tasks.reports import device_report as evaluation_report
+  from tasks.reports import devices as evaluation
+  from tasks.runs import checkpoint as meta_model
+  from tasks.runs import experiment as experiment_lib
   from tff_debias import runtime
 
   folder = run_folder_lib.find(_RUN.value)
@@ -53,7 +53,7 @@ def main() -> None:
       experiment,
       weights,
       round_num,
-      max_devices=_MAX_DEVICES.value,
+      max_clients=_MAX_CLIENTS.value,
       few_shot=_few_shot(),
       num_steps=_STEPS.value,
     )

@@ -10,22 +10,22 @@ import zipfile
 
 from absl import flags
 
-from tasks import program
-from tasks import run_folder as run_folder_lib
+from tasks import cli as program
+from tasks.runs import folder as run_folder_lib
 
 _RUN = flags.DEFINE_string(
   'run', None, 'The folder of the run, such as runs/NAME.'
 )
-_DEVICE = flags.DEFINE_string(
+_CLIENT = flags.DEFINE_string(
   'device',
   None,
   'The device of the run whose training examples personalize the model, such'
-  ' as device_0007.',
+  ' as client_0007.',
 )
 _EXAMPLES = flags.DEFINE_string(
   'examples',
   None,
-  'In the place of --device: a file .npz with the examples of another device,'
+  'In the place of --client: a file .npz with the examples of another device,'
   ' the arrays x (raw input, as the data set has it) and y (the classes,'
   ' integers).',
 )
@@ -33,7 +33,7 @@ _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
   None,
   'The folder for the model. By default personalized/DEVICE in the folder of'
-  ' the run (without --device, the name of the file of examples).',
+  ' the run (without --client, the name of the file of examples).',
 )
 
 
@@ -56,8 +56,8 @@ def main() -> None:
 
   import numpy as np
 
-  from tasks import experiment as experiment_lib
-  from tasks import meta_model
+  from tasks.runs import checkpoint as meta_model
+  from tasks.runs import experiment as experiment_lib
   from tff_debias import export
   from tff_debias import models
   from tff_debias import runtime  # noqa: F401 (lets TFF end without an error)
@@ -65,7 +65,7 @@ def main() -> None:
   experiment = experiment_lib.Experiment(folder.read()[0])
   test = None
   if examples is None:
-    device = _DEVICE.value
+    device = _CLIENT.value
     _check_device(device, experiment.train_data.client_ids)
 
     def arrays(data: Any) -> list[np.ndarray]:
@@ -119,9 +119,9 @@ def run() -> None:
 def _check_flags() -> None:
   if not _RUN.value:
     raise PersonalizeError('--run=runs/NAME must say which meta-model to take.')
-  if bool(_DEVICE.value) == bool(_EXAMPLES.value):
+  if bool(_CLIENT.value) == bool(_EXAMPLES.value):
     raise PersonalizeError(
-      'Give either --device, a device of the run, or --examples, a file with'
+      'Give either --client, a device of the run, or --examples, a file with'
       ' the examples of another one.'
     )
   _find_run()
@@ -144,7 +144,7 @@ def _check_device(device: str, devices: list[str]) -> None:
   if device not in devices:
     nearest = difflib.get_close_matches(device, devices, 1, 0.5)
     raise PersonalizeError(
-      f'There is no --device={device} in the run, whose devices are'
+      f'There is no --client={device} in the run, whose devices are'
       f' {devices[0]} to {devices[-1]}.'
       + (f' Did you mean {nearest[0]}?' if nearest else '')
     )

@@ -7,9 +7,9 @@ import os
 
 from absl import flags
 
-from tasks import program
-from tasks import run_folder as run_folder_lib
-from tasks import settings as settings_lib
+from tasks import cli as program
+from tasks.runs import folder as run_folder_lib
+from tasks.runs import settings as settings_lib
 
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
@@ -36,8 +36,8 @@ flags.adopt_module_key_flags(settings_lib)
 
 def main() -> None:
   """Trains to the given round, from the last checkpoint if there is one."""
-  from tasks import experiment as experiment_lib
-  from tasks import training
+  from tasks.runs import experiment as experiment_lib
+  from tasks.runs import training
 
   experiment = experiment_lib.Experiment(settings_lib.from_flags())
   folder = run_folder_lib.RunFolder(

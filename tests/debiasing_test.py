@@ -73,7 +73,7 @@ class Runner:
 
   def __init__(self, problem, correction, folder):
     self.personalization, self.data, self.optimum, _ = problem
-    self.storage = storage_lib.DeviceStorage(folder)
+    self.storage = storage_lib.ClientStorage(folder)
     self.process = learning_process.build_learning_process(
       problems.linear_model(),
       self.personalization,
@@ -81,7 +81,7 @@ class Runner:
       learning_rate=0.2,
       weight_decay=WEIGHT_DECAY,
       max_grad_norm=float('inf'),
-      num_devices=NUM_DEVICES,
+      num_clients=NUM_DEVICES,
       storage=self.storage,
     )
 

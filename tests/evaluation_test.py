@@ -98,7 +98,7 @@ def test_statistics_by_device_and_by_example(runtime):
   metrics = evaluation(model.initial_weights, _client_data(devices))
   losses, accuracies, sizes = _expected(keras_model, devices)
   ones = np.ones_like(sizes)
-  for weights, group in ((ones, 'by_device'), (sizes, 'by_example')):
+  for weights, group in ((ones, 'by_client'), (sizes, 'by_example')):
     _check(metrics[group]['loss'], losses, weights)
     _check(metrics[group]['acc'], accuracies, weights)
   assert metrics['devices'] == _NUM_DEVICES
@@ -123,16 +123,16 @@ def test_leaves_out_devices_without_a_result(runtime, knows_its_length):
       device['train'] = device['train'].filter(lambda *_: True)
   metrics = evaluation(model.initial_weights, data)
   assert (metrics['devices'], metrics['left_out']) == (2, 3)
-  assert metrics['by_device'] == whole['by_device']
+  assert metrics['by_client'] == whole['by_client']
   nobody = evaluation(model.initial_weights, _client_data(devices[:1]))
   assert (nobody['devices'], nobody['left_out']) == (0, 1)
-  assert np.isfinite(list(nobody['by_device']['loss'].values())).all()
+  assert np.isfinite(list(nobody['by_client']['loss'].values())).all()
 
 
 def test_device_results_are_in_the_order_of_the_devices(runtime):
   keras_model, devices = _keras_model(), _data()
   model = _model(keras_model)
-  evaluation = tff_debias.build_device_evaluation(
+  evaluation = tff_debias.build_client_evaluation(
     model, tff_debias.NoPersonalization()
   )
   results = evaluation(model.initial_weights, _client_data(devices))
@@ -154,7 +154,7 @@ def test_results_by_step_are_those_of_so_many_steps(runtime):
     personalization = tff_debias.NoPersonalization()
     if step:
       personalization = tff_debias.Maml(step, 0.4)
-    expected = tff_debias.build_device_evaluation(
+    expected = tff_debias.build_client_evaluation(
       model, personalization, **options
     )(model.initial_weights, data)
     for found, wanted in zip(by_step, expected, strict=True):
@@ -205,7 +205,7 @@ def test_inside_tffs_personalization_evaluation(runtime, personalization):
     for d in _client_data(devices)
   ]
   theirs = computation(model.initial_weights, data)['ours']
-  ours = tff_debias.build_device_evaluation(model, personalization)(
+  ours = tff_debias.build_client_evaluation(model, personalization)(
     model.initial_weights, _client_data(devices)
   )
   for name in ('loss', 'acc'):

@@ -101,8 +101,8 @@ def test_every_round_is_that_of_the_authors(tmp_path, name):
     learning_rate=config['learning_rate'],
     weight_decay=config['weight_decay'],
     max_grad_norm=config['max_grad_norm'],
-    num_devices=config['num_clients'],
-    storage=storage_lib.DeviceStorage(tmp_path),
+    num_clients=config['num_clients'],
+    storage=storage_lib.ClientStorage(tmp_path),
     track_all=True,
   )
   # Proto without a correction: the authors do not decay the last layer, which
@@ -137,7 +137,7 @@ def test_every_round_is_that_of_the_authors(tmp_path, name):
         np.testing.assert_allclose(
           weight, arrays[f'{name}/{key}_average/{t}/{i}'], rtol=0, atol=1e-5
         )
-      metrics = evaluate(weights, devices)['by_device']
+      metrics = evaluate(weights, devices)['by_client']
       accuracy = metrics['accuracy']
       np.testing.assert_allclose(
         [
@@ -342,8 +342,8 @@ def test_a_convolutional_network_follows_the_plain_loop(
     learning_rate_schedule=learning_process.exponential_decay(options['decay']),
     weight_decay=options['wd'],
     max_grad_norm=options['max_norm'],
-    num_devices=options['m'],
-    storage=storage_lib.DeviceStorage(tmp_path),
+    num_clients=options['m'],
+    storage=storage_lib.ClientStorage(tmp_path),
     track_all=True,
   )
   loop = PlainLoop(

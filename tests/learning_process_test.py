@@ -31,8 +31,8 @@ NAN = (DATA[0][0] * np.nan, DATA[0][1])
 def build(correction, folder=None, personalization=NONE, **options):
   """A process on the linear problem."""
   if folder is not None:
-    options.setdefault('storage', storage_lib.DeviceStorage(folder))
-    options.setdefault('num_devices', 5)
+    options.setdefault('storage', storage_lib.ClientStorage(folder))
+    options.setdefault('num_clients', 5)
   model = options.pop('model', None) or problems.linear_model()
   return learning_process.build_learning_process(
     model, personalization, correction, **options
@@ -122,7 +122,7 @@ def test_fed_avg_is_that_of_tff(momentum):
     model=model,
     learning_rate=0.05,
     max_grad_norm=math.inf,
-    server_optimizer=optimizer,
+    server_optimizer_fn=optimizer,
   )
   state = ours.initialize()
   their_state = theirs.set_model_weights(
@@ -365,7 +365,7 @@ def test_a_round_that_is_run_again_counts_once(tmp_path, correction):
 
   once = run(1)
   files = problems.snapshot(tmp_path)
-  storage_lib.DeviceStorage(tmp_path / 'a').rollback(0)
+  storage_lib.ClientStorage(tmp_path / 'a').rollback(0)
   assert_same(run(3), once)
   assert problems.snapshot(tmp_path) == files
 
@@ -383,8 +383,8 @@ def test_a_resumed_run_is_as_never_stopped(tmp_path, correction, options):
   rounds = [None, [0, 1], [1, 2], [0, 3], [2, 4], [1, 3], [0, 4], [2, 3]]
 
   def run(name, num_rounds):
-    storage = storage_lib.DeviceStorage(tmp_path / name / 'devices', run=name)
-    process = build(correction, storage=storage, num_devices=5, track_all=True)
+    storage = storage_lib.ClientStorage(tmp_path / name / 'devices', run=name)
+    process = build(correction, storage=storage, num_clients=5, track_all=True)
     manager = storage_lib.StorageStateManager(
       tff.program.FileProgramStateManager(tmp_path / name / 'state', **options),
       storage,
@@ -453,7 +453,7 @@ def test_ids_of_any_bytes_have_states_of_their_own(tmp_path):
   ids = ['', '../x', '*', 'x' * 10_000, 'new\nline', 'A', 'a', '1', '%s']
   ids += [client_id.encode() for client_id in ('Gerät', 'nul\0', 'nul', '\0')]
   ids += [b'\xff\xfe']
-  process = build(DYN, tmp_path / 'in', num_devices=len(ids))
+  process = build(DYN, tmp_path / 'in', num_clients=len(ids))
   data = problems.linear_data(len(ids), seed=1)
   clients = [
     problems.client(client_id, x, y, 2)
@@ -461,7 +461,7 @@ def test_ids_of_any_bytes_have_states_of_their_own(tmp_path):
   ]
   process.next(process.initialize(), clients)
   assert [path.name for path in tmp_path.iterdir()] == ['in']
-  storage = storage_lib.DeviceStorage(tmp_path / 'in')
+  storage = storage_lib.ClientStorage(tmp_path / 'in')
   for client_id, (x, y) in zip(ids, data, strict=True):
     found, (kept,) = storage.read(
       tf.constant(client_id), tf.constant(2), [tf.zeros([3, 1])]
@@ -494,7 +494,7 @@ def test_devices_that_do_not_count(tmp_path):
   before = [files(i) for i in range(5)]
   assert [len(found) > 0 for found in before] == [True] * 3 + [False] * 2
   expected = process.next(state, [device(2, 6)])
-  storage_lib.DeviceStorage(tmp_path).rollback(1)
+  storage_lib.ClientStorage(tmp_path).rollback(1)
   out = process.next(
     state,
     [
@@ -526,7 +526,7 @@ def test_a_round_in_which_nobody_counts(tmp_path, nobody):
     SCAF,
     tmp_path,
     track_all=True,
-    server_optimizer=tff.learning.optimizers.build_sgdm(0.5, momentum=0.9),
+    server_optimizer_fn=tff.learning.optimizers.build_sgdm(0.5, momentum=0.9),
   )
   state, _ = process.next(process.initialize(), [device(0), device(1)])
   files = problems.snapshot(tmp_path)
@@ -630,7 +630,7 @@ def test_all_is_the_mean_of_the_newest_models(tmp_path, aggregator):
   newest = [initial] * 5
   for participants in ([0, 1], [1, 2], [1], [4, 0]):
     start = selected(process, state) - state.finalizer['correction'][0] / 0.5
-    kept = storage_lib.DeviceStorage(tmp_path)
+    kept = storage_lib.ClientStorage(tmp_path)
     for i in participants:
       _, (lam, _) = kept.read(
         tf.constant(f'device {i}'),
@@ -748,8 +748,8 @@ def test_train_model_of_tff_runs_it_and_resumes_it(tmp_path):
   for t in range(1, 7):
     participants = [device((t + i) % 5) for i in range(3)]
     state, metrics = expected.next(state, participants)
-  storage = storage_lib.DeviceStorage(tmp_path / 'devices', run='r')
-  process = build(DYN, storage=storage, num_devices=5)
+  storage = storage_lib.ClientStorage(tmp_path / 'devices', run='r')
+  process = build(DYN, storage=storage, num_clients=5)
   models_released = tff.program.MemoryReleaseManager()
   metrics_released = tff.program.MemoryReleaseManager()
 
@@ -801,26 +801,26 @@ def test_train_model_of_tff_runs_it_and_resumes_it(tmp_path):
     ({'max_grad_norm': 0}, ValueError, 'max_grad_norm must be a positive.* 0'),
     ({'max_grad_norm': None}, ValueError, 'max_grad_norm must be .*None'),
     ({'learning_rate_schedule': 0.9}, TypeError, 'rate_schedule .*function'),
-    ({'num_devices': None}, ValueError, 'Dyn.* needs num_devices.*None'),
-    ({'num_devices': 0}, ValueError, 'needs num_devices.* 0'),
-    ({'num_devices': 2.5}, ValueError, 'needs num_devices.*2.5'),
-    ({'num_devices': True}, ValueError, 'needs num_devices.*True'),
+    ({'num_clients': None}, ValueError, 'Dyn.* needs num_clients.*None'),
+    ({'num_clients': 0}, ValueError, 'needs num_clients.* 0'),
+    ({'num_clients': 2.5}, ValueError, 'needs num_clients.*2.5'),
+    ({'num_clients': True}, ValueError, 'needs num_clients.*True'),
     ({'storage': None}, ValueError, 'Dyn.* needs storage.*None'),
     ({'storage': '/tmp/x'}, ValueError, "needs storage.*'/tmp/x'"),
     ({'correction': 'dyn'}, TypeError, "correction must be .*'dyn'"),
     ({'correction': corrections.Dyn}, TypeError, 'correction must be'),
     ({'personalization': None}, TypeError, 'personalization must be .*None'),
     ({'model': 3}, TypeError, 'model must be .* 3'),
-    ({'server_optimizer': 'sgd'}, TypeError, "server_optimizer .*'sgd'"),
+    ({'server_optimizer_fn': 'sgd'}, TypeError, "server_optimizer_fn .*'sgd'"),
     (
-      {'server_optimizer': tff.learning.optimizers.build_sgdm(1.0)},
+      {'server_optimizer_fn': tff.learning.optimizers.build_sgdm(1.0)},
       ValueError,
-      'Dyn.* server step .*server_optimizer must be None',
+      'Dyn.* server step .*server_optimizer_fn must be None',
     ),
     (
-      {'correction': PLAIN, 'track_all': True, 'num_devices': None},
+      {'correction': PLAIN, 'track_all': True, 'num_clients': None},
       ValueError,
-      'track_all needs num_devices',
+      'track_all needs num_clients',
     ),
     (
       {'correction': PLAIN, 'track_all': True, 'storage': None},
@@ -839,8 +839,8 @@ def test_an_argument_that_is_wrong_is_named(tmp_path, options, error, message):
     'model': problems.linear_model(),
     'personalization': NONE,
     'correction': DYN,
-    'num_devices': 5,
-    'storage': storage_lib.DeviceStorage(tmp_path / 'new'),
+    'num_clients': 5,
+    'storage': storage_lib.ClientStorage(tmp_path / 'new'),
     **options,
   }
   with pytest.raises(error, match=message):
@@ -853,7 +853,7 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     DYN,
     tmp_path,
     learning_rate=np.float32(0.25),
-    num_devices=np.int64(5),
+    num_clients=np.int64(5),
   )
   assert process.get_hparams(process.initialize())['learning_rate'] == 0.25
 
@@ -866,7 +866,7 @@ def test_a_wrong_rate_of_decay_is_named(rate):
 
 def test_a_storage_of_another_method_is_refused(tmp_path):
   """And nothing in it changes."""
-  run = {'storage': storage_lib.DeviceStorage(tmp_path, 'r'), 'num_devices': 5}
+  run = {'storage': storage_lib.ClientStorage(tmp_path, 'r'), 'num_clients': 5}
   process = build(DYN, **run)
   process.next(process.initialize(), [device(0)])
   before = problems.snapshot(tmp_path)
@@ -889,7 +889,7 @@ def test_a_storage_of_another_method_is_refused(tmp_path):
     'tracks_all': (DYN, None, NONE, {**run, 'track_all': True}),
   }.items():
     correction, folder, personalization, options = arguments
-    with pytest.raises(storage_lib.DeviceStorageError, match=what):
+    with pytest.raises(storage_lib.ClientStorageError, match=what):
       build(correction, folder, personalization, **options)
   assert problems.snapshot(tmp_path) == before
   build(DYN, **run)

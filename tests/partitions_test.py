@@ -39,31 +39,31 @@ def as_lists(client_data):
   return [(i.tolist(), y.tolist()) for i, y in read(client_data)]
 
 
-def check_exactly_once(devices, num_examples, num_devices):
-  assert len(devices) == num_devices
+def check_exactly_once(devices, num_examples, num_clients):
+  assert len(devices) == num_clients
   together = np.concatenate([indices for indices, _ in devices])
   assert np.array_equal(np.sort(together), np.arange(num_examples))
   sizes = [len(indices) for indices, _ in devices]
   assert max(sizes) - min(sizes) <= 1
 
 
-def is_feasible(counts, num_devices, classes_per_device):
+def is_feasible(counts, num_clients, classes_per_client):
   """Whether an ACID split exists, by a flow over single examples and places.
 
   Independent of the implementation: all choices of who gets one example more
   are left to the flow, through places that any device may take.
   """
   total, num_classes = sum(counts), len(counts)
-  size, num_larger = divmod(total, num_devices)
+  size, num_larger = divmod(total, num_clients)
   source, sink = 0, 1
   classes = 2 + np.arange(num_classes)
-  firm = 2 + num_classes + np.arange(num_devices)
-  spare = firm + num_devices
+  firm = 2 + num_classes + np.arange(num_clients)
+  spare = firm + num_clients
   pool = int(spare[-1]) + 1
   capacity = np.zeros((pool + 1, pool + 1), np.int32)
   capacity[source, classes] = counts
-  for device in range(num_devices):
-    for k in range(classes_per_device):
+  for device in range(num_clients):
+    for k in range(classes_per_client):
       held = classes[(device + k) % num_classes]
       capacity[held, firm[device]] = total
       capacity[held, spare[device]] = 1
@@ -77,7 +77,7 @@ def is_feasible(counts, num_devices, classes_per_device):
 
 
 @pytest.mark.parametrize(
-  'counts, num_devices, classes_per_device',
+  'counts, num_clients, classes_per_client',
   [
     (DIGITS, 40, 3),
     (DIGITS, 10, 2),
@@ -93,18 +93,18 @@ def is_feasible(counts, num_devices, classes_per_device):
   ],
 )
 def test_acid_gives_consecutive_classes_and_each_example_once(
-  counts, num_devices, classes_per_device
+  counts, num_clients, classes_per_client
 ):
   train, test = make_set(counts), make_set(np.array(counts) * 2, seed=1)
-  split = partitions.acid(train, test, num_devices, classes_per_device, 0)
+  split = partitions.acid(train, test, num_clients, classes_per_client, 0)
   for client_data, (_, y) in zip(split, (train, test), strict=True):
     devices = read(client_data)
-    check_exactly_once(devices, len(y), num_devices)
+    check_exactly_once(devices, len(y), num_clients)
     for device, (indices, labels) in enumerate(devices):
       assert np.array_equal(labels, y[indices])
-      allowed = (device + np.arange(classes_per_device)) % len(counts)
+      allowed = (device + np.arange(classes_per_client)) % len(counts)
       assert set(labels) <= set(allowed)
-      if len(y) >= classes_per_device * num_devices:
+      if len(y) >= classes_per_client * num_clients:
         assert set(labels) == set(allowed)
 
 
@@ -133,19 +133,19 @@ def test_acid_succeeds_exactly_where_a_split_exists():
     num_classes = rng.integers(2, 6)
     counts = rng.integers(6, 20, num_classes)
     size = rng.integers(1, num_classes + 1)
-    num_devices = rng.integers(num_classes - size + 1, 12)
+    num_clients = rng.integers(num_classes - size + 1, 12)
     data = make_set(counts)
-    expected = is_feasible(counts, num_devices, size)
+    expected = is_feasible(counts, num_clients, size)
     outcomes[expected] += 1
     if expected:
-      client_data, _ = partitions.acid(data, data, num_devices, size, 0)
-      check_exactly_once(read(client_data), len(data[1]), num_devices)
+      client_data, _ = partitions.acid(data, data, num_clients, size, 0)
+      check_exactly_once(read(client_data), len(data[1]), num_clients)
     else:
-      with pytest.raises(ValueError, match='classes_per_device must be') as e:
-        partitions.acid(data, data, num_devices, size, 0)
+      with pytest.raises(ValueError, match='classes_per_client must be') as e:
+        partitions.acid(data, data, num_clients, size, 0)
       enough = int(str(e.value).split('at least ')[1].split()[0])
-      assert is_feasible(counts, num_devices, enough)
-      assert not is_feasible(counts, num_devices, enough - 1)
+      assert is_feasible(counts, num_clients, enough)
+      assert not is_feasible(counts, num_clients, enough - 1)
   assert min(outcomes.values()) > 10
 
 
@@ -180,23 +180,23 @@ def test_alid_relabels_with_one_permutation_a_device_for_train_and_test():
 
 
 @pytest.mark.parametrize('concentration', [1e-3, 0.3, 100.0])
-@pytest.mark.parametrize('num_devices', [7, 30])
+@pytest.mark.parametrize('num_clients', [7, 30])
 def test_dirichlet_gives_train_and_test_the_same_mixtures(
-  concentration, num_devices
+  concentration, num_clients
 ):
   train, test = make_set(DIGITS * 4), make_set(DIGITS * 2, seed=1)
   mixtures = []
   for client_data, (_, y) in zip(
-    partitions.dirichlet(train, test, num_devices, concentration, 3),
+    partitions.dirichlet(train, test, num_clients, concentration, 3),
     (train, test),
     strict=True,
   ):
     devices = read(client_data)
-    check_exactly_once(devices, len(y), num_devices)
+    check_exactly_once(devices, len(y), num_clients)
     counts = [np.bincount(labels, minlength=10) for _, labels in devices]
     mixtures.append(np.array([c / c.sum() for c in counts]))
   # Rounding moves an amount by less than one.
-  size = test[1].size // num_devices
+  size = test[1].size // num_clients
   assert np.abs(mixtures[0] - mixtures[1]).max() < 1.6 / size
 
 
@@ -237,7 +237,7 @@ def test_the_seed_decides(split):
 def test_a_graph_gives_the_same_as_the_fast_way(split):
   train, test = make_set(EVEN), make_set(EVEN, seed=1)
   client_data, _ = split((train[0], train[1].astype(np.uint8)), test, 0)
-  assert client_data.client_ids[7] == 'device_0007'
+  assert client_data.client_ids[7] == 'client_0007'
   assert client_data.element_type_structure == collections.OrderedDict(
     x=tf.TensorSpec([2], tf.float32), y=tf.TensorSpec([], tf.int32)
   )
@@ -248,9 +248,9 @@ def test_a_graph_gives_the_same_as_the_fast_way(split):
       assert np.array_equal(one['x'], other['x'])
       assert one['y'] == other['y']
   with pytest.raises(tf.errors.InvalidArgumentError):
-    as_graph(tf.constant('device_0020'))
-  with pytest.raises(ValueError, match='device_0020'):
-    client_data.create_tf_dataset_for_client('device_0020')
+    as_graph(tf.constant('client_0020'))
+  with pytest.raises(ValueError, match='client_0020'):
+    client_data.create_tf_dataset_for_client('client_0020')
   together = client_data.create_tf_dataset_from_all_clients()
   assert len(list(together)) == len(train[1])
 
@@ -275,7 +275,7 @@ def test_dataset_computation_runs_in_tff(runtime):
     ),
   )
   expected = sum(read(client_data)[i][0].sum() * 2 for i in (3, 4))
-  assert composed(['device_0003', 'device_0004']) == expected
+  assert composed(['client_0003', 'client_0004']) == expected
 
 
 def test_a_device_is_made_fast_and_its_graph_holds_its_data_only():
@@ -283,7 +283,7 @@ def test_a_device_is_made_fast_and_its_graph_holds_its_data_only():
   y = np.repeat(np.arange(10), 2000)
   x = rng.random((20000, 28, 28, 1), np.float32)
   client_data, _ = partitions.acid((x, y), (x, y), 40, 3, 0)
-  dataset = client_data.create_tf_dataset_for_client('device_0005')
+  dataset = client_data.create_tf_dataset_for_client('client_0005')
   graph = tf.raw_ops.DatasetToGraphV2(
     input_dataset=tf.data.experimental.to_variant(dataset)
   ).numpy()
@@ -317,10 +317,10 @@ def with_nan():
   [
     (TypeError, 'train must be a pair .* got ndarray', {'train': GOOD[0]}),
     (TypeError, 'test must be a pair', {'test': (1, 2)}),
-    (TypeError, 'num_devices must be an integer, got 2.5', {'m': 2.5}),
-    (TypeError, 'num_devices must be an integer, got True', {'m': True}),
-    (ValueError, 'num_devices must be at least 1, got 0', {'m': 0}),
-    (ValueError, 'num_devices must be at most 600, .* 601', {'m': 601}),
+    (TypeError, 'num_clients must be an integer, got 2.5', {'m': 2.5}),
+    (TypeError, 'num_clients must be an integer, got True', {'m': True}),
+    (ValueError, 'num_clients must be at least 1, got 0', {'m': 0}),
+    (ValueError, 'num_clients must be at most 600, .* 601', {'m': 601}),
     (ValueError, 'seed must be at least 0, got -1', {'seed': -1}),
     (ValueError, r'train y .* got float32 of shape \[600\]',
      {'train': changed(y=GOOD[1].astype(np.float32))}),
@@ -351,20 +351,20 @@ def test_bad_data_are_refused(error, match, arguments):
 
 
 @pytest.mark.parametrize(
-  'error, match, num_devices, classes_per_device',
+  'error, match, num_clients, classes_per_client',
   [
-    (ValueError, 'classes_per_device must be at least 1, got 0', 20, 0),
-    (ValueError, 'classes_per_device must be at most 10, .* got 11', 20, 11),
-    (TypeError, 'classes_per_device must be an integer', 20, '3'),
-    (ValueError, 'classes from 8 on: num_devices must be at least 8', 6, 3),
+    (ValueError, 'classes_per_client must be at least 1, got 0', 20, 0),
+    (ValueError, 'classes_per_client must be at most 10, .* got 11', 20, 11),
+    (TypeError, 'classes_per_client must be an integer', 20, '3'),
+    (ValueError, 'classes from 8 on: num_clients must be at least 8', 6, 3),
   ],
 )
 def test_bad_classes_per_device_are_refused(
-  error, match, num_devices, classes_per_device
+  error, match, num_clients, classes_per_client
 ):
   for split in (partitions.acid, partitions.alid):
     with pytest.raises(error, match=match):
-      split(GOOD, GOOD, num_devices, classes_per_device, 0)
+      split(GOOD, GOOD, num_clients, classes_per_client, 0)
 
 
 @pytest.mark.parametrize('concentration', [0, -1.0, np.nan, np.inf])

@@ -28,11 +28,11 @@ def linear_model(num_inputs=3, initial=None, metrics=None):
   )
 
 
-def linear_data(num_devices, num_examples=8, num_inputs=3, seed=0):
+def linear_data(num_clients, num_examples=8, num_inputs=3, seed=0):
   """Devices with their own inputs and their own truth: `x, y` of each."""
   random = np.random.RandomState(seed)
   devices = []
-  for _ in range(num_devices):
+  for _ in range(num_clients):
     x = random.normal(size=(num_examples, num_inputs)).astype(np.float32)
     truth = random.normal(size=(num_inputs, 1)) + 1
     devices.append((x, (x @ truth).astype(np.float32)))

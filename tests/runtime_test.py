@@ -336,8 +336,8 @@ def test_rounds_of_some_after_the_other_are_the_same(tmp_path, monkeypatch):
       model,
       tff_debias.NoPersonalization(),
       tff_debias.Dyn(0.5),
-      num_devices=8,
-      storage=tff_debias.DeviceStorage(tmp_path / folder),
+      num_clients=8,
+      storage=tff_debias.ClientStorage(tmp_path / folder),
       track_all=True,
     )
     output, metrics = None, []
@@ -348,7 +348,7 @@ def test_rounds_of_some_after_the_other_are_the_same(tmp_path, monkeypatch):
       )
       state = output.state
       metrics.append(output.metrics)
-    test = tff_debias.build_device_evaluation(
+    test = tff_debias.build_client_evaluation(
       model, tff_debias.NoPersonalization()
     )
     tested = test(

@@ -46,7 +46,7 @@ HOSTILE_IDS = [
 
 
 def make(folder, run='run'):
-  storage = storage_lib.DeviceStorage(folder, run)
+  storage = storage_lib.ClientStorage(folder, run)
   storage.claim({'method': 'm'})
   return storage
 
@@ -360,8 +360,8 @@ def test_a_folder_that_is_not_ours_is_refused_and_left(
   write(storage, 'a', 1, 1)
   damage(tmp_path)
   before = problems.snapshot(tmp_path)
-  with pytest.raises(storage_lib.DeviceStorageError, match=message):
-    storage_lib.DeviceStorage(tmp_path, run).claim(method)
+  with pytest.raises(storage_lib.ClientStorageError, match=message):
+    storage_lib.ClientStorage(tmp_path, run).claim(method)
   assert problems.snapshot(tmp_path) == before
 
 
@@ -369,7 +369,7 @@ def test_a_folder_that_is_a_file_or_cannot_be_made_is_refused(tmp_path):
   file = tmp_path / 'file'
   file.write_text('mine')
   for folder in (file, file / 'storage', '/proc/storage'):
-    with pytest.raises(storage_lib.DeviceStorageError, match=str(folder)):
+    with pytest.raises(storage_lib.ClientStorageError, match=str(folder)):
       make(folder)
   assert file.read_text() == 'mine'
 
@@ -377,19 +377,19 @@ def test_a_folder_that_is_a_file_or_cannot_be_made_is_refused(tmp_path):
 def test_a_claim_can_be_repeated_by_its_run_only(tmp_path):
   folder = tmp_path / 'new' / 'folder'
   shapes = {'method': 'm', 'shapes': [(3,), [2, 2]]}
-  storage_lib.DeviceStorage(folder, 'run').claim(shapes)
-  storage_lib.DeviceStorage(str(folder) + '/', 'run').claim(shapes)
+  storage_lib.ClientStorage(folder, 'run').claim(shapes)
+  storage_lib.ClientStorage(str(folder) + '/', 'run').claim(shapes)
   assert json.loads((folder / 'storage.json').read_text())['run'] == 'run'
   unnamed = tmp_path / 'unnamed'
-  storage_lib.DeviceStorage(unnamed).claim({})
-  with pytest.raises(storage_lib.DeviceStorageError, match='already holds'):
-    storage_lib.DeviceStorage(unnamed).claim({})
+  storage_lib.ClientStorage(unnamed).claim({})
+  with pytest.raises(storage_lib.ClientStorageError, match='already holds'):
+    storage_lib.ClientStorage(unnamed).claim({})
 
 
 @pytest.mark.parametrize('folder', ['', 'a*b', 'a?', 'a[1]', 'a\\b'])
 def test_a_path_with_a_wildcard_is_refused(folder):
-  with pytest.raises(storage_lib.DeviceStorageError, match='path without'):
-    storage_lib.DeviceStorage(folder)
+  with pytest.raises(storage_lib.ClientStorageError, match='path without'):
+    storage_lib.ClientStorage(folder)
 
 
 def test_a_write_that_fails_is_an_error_and_works_later(tmp_path):
@@ -477,7 +477,7 @@ def test_the_state_manager_keeps_the_storage_in_step(tmp_path, keep_first):
     if keep_first:
       assert await manager.load(0, [0.0]) == [0.0]
     shutil.rmtree(tmp_path / 'state')
-    with pytest.raises(storage_lib.DeviceStorageError, match='no checkpoint'):
+    with pytest.raises(storage_lib.ClientStorageError, match='no checkpoint'):
       await manager.load_latest([0.0])
     await manager.remove_all()
     assert await manager.load_latest([0.0]) == (None, 0)

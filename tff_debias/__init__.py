@@ -5,7 +5,7 @@ from tff_debias.corrections import Correction
 from tff_debias.corrections import Dyn
 from tff_debias.corrections import NoCorrection
 from tff_debias.corrections import Scaf
-from tff_debias.evaluation import build_device_evaluation
+from tff_debias.evaluation import build_client_evaluation
 from tff_debias.evaluation import build_personalize_fn
 from tff_debias.evaluation import build_personalized_evaluation
 from tff_debias.evaluation import build_step_evaluation
@@ -27,5 +27,5 @@ from tff_debias.personalizations import Maml
 from tff_debias.personalizations import NoPersonalization
 from tff_debias.personalizations import Personalization
 from tff_debias.personalizations import Proto
-from tff_debias.storage import DeviceStorage
+from tff_debias.storage import ClientStorage
 from tff_debias.storage import StorageStateManager

@@ -29,7 +29,7 @@ def build_personalized_evaluation(
   with M the `tff.learning.models.ModelWeights` and D a batch of the model. Both
   data sets hold each example once, in batches of any size.
 
-  The metrics are an `OrderedDict` of `by_device` (each device weighs the same)
+  The metrics are an `OrderedDict` of `by_client` (each device weighs the same)
   and `by_example` (its test examples), each with the loss and every metric of
   the model, each with `mean`, `min`, `max`, `q10`, `q50` and `q90` (a quantile
   is the smallest value with at least that share of the weight at or below it),
@@ -79,7 +79,7 @@ def build_personalized_evaluation(
       )
 
     return collections.OrderedDict(
-      by_device=statistics(tf.ones_like(num_examples)),
+      by_client=statistics(tf.ones_like(num_examples)),
       by_example=statistics(num_examples),
       devices=tf.shape(valid)[0],
       left_out=tf.shape(table)[0] - tf.shape(valid)[0],
@@ -101,7 +101,7 @@ def build_personalized_evaluation(
   return personalized_evaluation
 
 
-def build_device_evaluation(
+def build_client_evaluation(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
@@ -137,7 +137,7 @@ def build_step_evaluation(
   *,
   max_grad_norm: float = 10.0,
 ) -> tff.Computation:
-  """As `build_device_evaluation`, after each of MAML's steps.
+  """As `build_client_evaluation`, after each of MAML's steps.
 
   Every value of R is a vector `[num_steps + 1]`: the meta-model as it is, then
   after 1, 2, … steps. All are of one pass, which takes each step once.
@@ -195,7 +195,7 @@ def build_personalize_fn(
   Returns:
     A value of the `personalize_fn_dict` of
     `tff.learning.algorithms.build_personalization_eval_computation`. Its
-    metrics are those of `build_device_evaluation`.
+    metrics are those of `build_client_evaluation`.
 
   Raises:
     ValueError: If the model cannot be personalized this way.

@@ -37,11 +37,11 @@ def build_learning_process(
   learning_rate_schedule: Callable[[tf.Tensor], tf.Tensor] | None = None,
   weight_decay: float = 0.0,
   max_grad_norm: float = 10.0,
-  num_devices: int | None = None,
-  storage: storage_lib.DeviceStorage | None = None,
+  num_clients: int | None = None,
+  storage: storage_lib.ClientStorage | None = None,
   track_all: bool = False,
   aggregator: AggregationFactory | None = None,
-  server_optimizer: tff.learning.optimizers.Optimizer | None = None,
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Builds the learning process of any personalization and any correction.
 
@@ -68,7 +68,7 @@ def build_learning_process(
     weight_decay: wd, applied after the clipping.
     max_grad_norm: The bound on the norm of the corrected gradient, all layers
       together; `math.inf` for none.
-    num_devices: m, the number of devices in the population. Needed by
+    num_clients: m, the number of devices in the population. Needed by
       corrections and by `track_all`.
     storage: Where devices keep their state. Needed likewise.
     track_all: Whether the model *all* is kept: the mean over all devices of
@@ -77,7 +77,7 @@ def build_learning_process(
     aggregator: How updates become a mean (not a sum), by default
       `tff.aggregators.MeanFactory`. An unweighted factory sees zeros from a
       device that is left out; its result is scaled to the mean of the others.
-    server_optimizer: Applies the mean update to the model, by default by adding
+    server_optimizer_fn: Applies the mean update to the model, by default by adding
       it. Not for Dyn, whose server step is part of its mathematics.
 
   Returns:
@@ -103,15 +103,15 @@ def build_learning_process(
       f' such as exponential_decay(0.997), got {learning_rate_schedule!r}.'
     )
   personalization.check_model(model)
-  if server_optimizer is not None:
+  if server_optimizer_fn is not None:
     _check_type(
-      'server_optimizer',
-      server_optimizer,
+      'server_optimizer_fn',
+      server_optimizer_fn,
       tff.learning.optimizers.Optimizer,
     )
     if not correction.allows_server_optimizer:
       raise ValueError(
-        f'{correction} has a server step of its own: server_optimizer must be'
+        f'{correction} has a server step of its own: server_optimizer_fn must be'
         ' None.'
       )
   method = _Method(
@@ -122,10 +122,10 @@ def build_learning_process(
     learning_rate_schedule or (lambda _: 1.0),
     float(weight_decay),
     float(max_grad_norm),
-    num_devices,
+    num_clients,
     storage,
     track_all,
-    server_optimizer,
+    server_optimizer_fn,
   )
   keeps_state = track_all or method.device_state_size > 0
   _check_population(method, keeps_state)
@@ -138,7 +138,7 @@ def build_learning_process(
         'personalization': repr(personalization),
         'model': [[w.shape, w.dtype.name] for w in method.weights.trainable],
         'tracks_all': track_all,
-        'num_devices': int(num_devices),
+        'num_clients': int(num_clients),
       }
     )
   return process
@@ -190,10 +190,10 @@ class _Method:
   learning_rate_schedule: Callable[[tf.Tensor], tf.Tensor]
   weight_decay: float
   max_grad_norm: float
-  num_devices: int | None
-  storage: storage_lib.DeviceStorage | None
+  num_clients: int | None
+  storage: storage_lib.ClientStorage | None
   track_all: bool
-  server_optimizer: tff.learning.optimizers.Optimizer | None
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None
 
   @property
   def weights(self) -> models.ModelWeights:
@@ -202,7 +202,7 @@ class _Method:
   @property
   def device_state_size(self) -> int:
     """The number of tensors in the correction's device state."""
-    return self._state_size(self.correction.initial_device_state)
+    return self._state_size(self.correction.initial_state)
 
   @property
   def server_state_size(self) -> int:
@@ -219,9 +219,9 @@ class _Method:
     weights = tf.nest.map_structure(tf.constant, self.weights)
     trainable = weights.trainable
     optimizer_state = ()
-    if self.server_optimizer is not None:
+    if self.server_optimizer_fn is not None:
       specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, trainable)
-      optimizer_state = self.server_optimizer.initialize(specs)
+      optimizer_state = self.server_optimizer_fn.initialize(specs)
     tracked = ()
     if self.track_all:
       tracked = collections.OrderedDict(
@@ -337,7 +337,7 @@ class _Method:
   def _initial_stored(self, weights: corrections_lib.Weights) -> dict[str, Any]:
     """The stored state of a device that never took part."""
     return {
-      'correction': self.correction.initial_device_state(weights),
+      'correction': self.correction.initial_state(weights),
       'newest': (
         tf.nest.map_structure(tf.zeros_like, weights) if self.track_all else ()
       ),
@@ -354,16 +354,16 @@ class _Method:
     correction_state = state.finalizer['correction']
     start = self.correction.broadcast_model(weights.trainable, correction_state)
     optimizer_state = state.finalizer['optimizer']
-    if self.server_optimizer is None:
+    if self.server_optimizer_fn is None:
       new_weights = tf.nest.map_structure(tf.add, start, means['update'])
     else:
-      optimizer_state, new_weights = self.server_optimizer.next(
+      optimizer_state, new_weights = self.server_optimizer_fn.next(
         optimizer_state,
         start,
         tf.nest.map_structure(tf.negative, means['update']),
       )
-    num_devices = tf.constant(float(self.num_devices or 1))
-    share = report['participants'] / num_devices
+    num_clients = tf.constant(float(self.num_clients or 1))
+    share = report['participants'] / num_clients
     finalizer = collections.OrderedDict(
       correction=self.correction.update_server(
         correction_state, means['update'], means['message'], share
@@ -380,7 +380,7 @@ class _Method:
           means['newest'],
         ),
         share_never=tracked['share_never']
-        - report['new_devices'] / num_devices,
+        - report['new_devices'] / num_clients,
         initial=tracked['initial'],
       )
     # A round in which nobody counts leaves everything as it was.
@@ -651,7 +651,7 @@ def _no_transfer() -> collections.OrderedDict[str, tf.Tensor]:
 
 def _transfer(
   total: collections.OrderedDict[str, tf.Tensor],
-  num_devices: tf.Tensor,
+  num_clients: tf.Tensor,
   model_type: tff.Type,
   models_type: tff.Type,
   all_types: Sequence[tff.Type],
@@ -660,7 +660,7 @@ def _transfer(
 
   Args:
     total: The models (in units of one) and bytes sent so far.
-    num_devices: The number of devices that took part in the transfer.
+    num_clients: The number of devices that took part in the transfer.
     model_type: The type of one model.
     models_type: The type of what counts as models.
     all_types: The types of all that one device receives or sends.
@@ -671,8 +671,8 @@ def _transfer(
   num_models = _size(models_type)[0] / _size(model_type)[0]
   num_bytes = sum(_size(part)[1] for part in all_types)
   return collections.OrderedDict(
-    models=total['models'] + tf.cast(num_devices, tf.float64) * num_models,
-    bytes=total['bytes'] + tf.cast(num_devices, tf.int64) * num_bytes,
+    models=total['models'] + tf.cast(num_clients, tf.float64) * num_models,
+    bytes=total['bytes'] + tf.cast(num_clients, tf.int64) * num_bytes,
   )
 
 
@@ -713,16 +713,16 @@ def _check_number(
 def _check_population(method: _Method, keeps_state: bool) -> None:
   what = 'track_all' if method.track_all else f'{method.correction}'
   if (keeps_state or method.server_state_size) and (
-    not isinstance(method.num_devices, numbers.Integral)
-    or isinstance(method.num_devices, bool)
-    or method.num_devices < 1
+    not isinstance(method.num_clients, numbers.Integral)
+    or isinstance(method.num_clients, bool)
+    or method.num_clients < 1
   ):
     raise ValueError(
-      f'{what} needs num_devices, the number of devices in the population (a'
-      f' positive integer), got {method.num_devices!r}.'
+      f'{what} needs num_clients, the number of devices in the population (a'
+      f' positive integer), got {method.num_clients!r}.'
     )
-  if keeps_state and not isinstance(method.storage, storage_lib.DeviceStorage):
+  if keeps_state and not isinstance(method.storage, storage_lib.ClientStorage):
     raise ValueError(
       f'{what} keeps a state on every device and needs storage, a'
-      f' DeviceStorage(folder), got {method.storage!r}.'
+      f' ClientStorage(folder), got {method.storage!r}.'
     )

@@ -47,8 +47,8 @@ def build_fed_dyn(
   model: models.Model,
   *,
   alpha: float,
-  num_devices: int,
-  storage: storage_lib.DeviceStorage,
+  num_clients: int,
+  storage: storage_lib.ClientStorage,
   **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """FedDyn (Acar et al., ICLR 2021): no personalization, corrected."""
@@ -56,7 +56,7 @@ def build_fed_dyn(
     model,
     personalizations.NoPersonalization(),
     alpha=alpha,
-    num_devices=num_devices,
+    num_clients=num_clients,
     storage=storage,
     **options,
   )
@@ -67,8 +67,8 @@ def build_pfl_dyn(
   personalization: personalizations.Personalization,
   *,
   alpha: float,
-  num_devices: int,
-  storage: storage_lib.DeviceStorage,
+  num_clients: int,
+  storage: storage_lib.ClientStorage,
   **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """PFLDyn (Acar et al., ICML 2021, Algorithm 1): personalized, corrected."""
@@ -76,7 +76,7 @@ def build_pfl_dyn(
     model,
     personalization,
     corrections.Dyn(alpha),
-    num_devices=num_devices,
+    num_clients=num_clients,
     storage=storage,
     **options,
   )
@@ -85,15 +85,15 @@ def build_pfl_dyn(
 def build_scaffold(
   model: models.Model,
   *,
-  num_devices: int,
-  storage: storage_lib.DeviceStorage,
+  num_clients: int,
+  storage: storage_lib.ClientStorage,
   **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """SCAFFOLD (Karimireddy et al., 2020): no personalization, corrected."""
   return build_pfl_scaf(
     model,
     personalizations.NoPersonalization(),
-    num_devices=num_devices,
+    num_clients=num_clients,
     storage=storage,
     **options,
   )
@@ -103,8 +103,8 @@ def build_pfl_scaf(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
-  num_devices: int,
-  storage: storage_lib.DeviceStorage,
+  num_clients: int,
+  storage: storage_lib.ClientStorage,
   **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """PFLScaf (Acar et al., ICML 2021): personalized, with control variates."""
@@ -112,7 +112,7 @@ def build_pfl_scaf(
     model,
     personalization,
     corrections.Scaf(),
-    num_devices=num_devices,
+    num_clients=num_clients,
     storage=storage,
     **options,
   )

@@ -5,7 +5,7 @@ the usual label skew. They take the training and the test set together, because
 a device is tested on the classes (and, in `alid`, on the labels) that it was
 trained on.
 
-Device 7 is the client `device_0007`. Its examples are
+Device 7 is the client `client_0007`. Its examples are
 `OrderedDict(x=..., y=...)`, `y` an int32 scalar, in the order of the arrays,
 which are kept by reference and read when a data set is made: do not change
 them.
@@ -32,8 +32,8 @@ _TRAIN, _TEST, _MIXTURES, _RELABELLING = range(4)
 def acid(
   train: Examples,
   test: Examples,
-  num_devices: int,
-  classes_per_device: int,
+  num_clients: int,
+  classes_per_client: int,
   seed: int,
 ) -> tuple[ClientData, ClientData]:
   """Splits as ACID: device i holds the classes i, i+1, …, i+n-1, modulo all.
@@ -47,8 +47,8 @@ def acid(
     train: `(x, y)`: an array `[examples, ...]` and the classes `[examples]`,
       integers 0, 1, ….
     test: The same for the test set.
-    num_devices: m.
-    classes_per_device: n.
+    num_clients: m.
+    classes_per_client: n.
     seed: Chooses which examples of a class a device gets.
 
   Returns:
@@ -59,7 +59,7 @@ def acid(
     ValueError: If an argument is out of range, `x` is not finite, or no such
       split exists.
   """
-  holds = _consecutive(train, test, num_devices, classes_per_device, seed)
+  holds = _consecutive(train, test, num_clients, classes_per_client, seed)
   labels = np.broadcast_to(np.arange(holds.shape[1]), holds.shape)
   return _split(train, test, holds.astype(float), labels, seed, at_least=1)
 
@@ -67,8 +67,8 @@ def acid(
 def alid(
   train: Examples,
   test: Examples,
-  num_devices: int,
-  classes_per_device: int,
+  num_clients: int,
+  classes_per_client: int,
   seed: int,
 ) -> tuple[ClientData, ClientData]:
   """Splits as ALID: as `acid`, and every device relabels its n classes 0..n-1.
@@ -81,8 +81,8 @@ def alid(
   Args:
     train: As in `acid`.
     test: As in `acid`.
-    num_devices: m.
-    classes_per_device: n.
+    num_clients: m.
+    classes_per_client: n.
     seed: As in `acid`; chooses the permutations too.
 
   Returns:
@@ -92,19 +92,19 @@ def alid(
     TypeError: As `acid`.
     ValueError: As `acid`.
   """
-  holds = _consecutive(train, test, num_devices, classes_per_device, seed)
+  holds = _consecutive(train, test, num_clients, classes_per_client, seed)
   labels = np.zeros(holds.shape, np.int32)
   rng = np.random.default_rng([seed, _RELABELLING])
-  for device in range(num_devices):
-    classes = (device + np.arange(classes_per_device)) % holds.shape[1]
-    labels[device, classes] = rng.permutation(classes_per_device)
+  for device in range(num_clients):
+    classes = (device + np.arange(classes_per_client)) % holds.shape[1]
+    labels[device, classes] = rng.permutation(classes_per_client)
   return _split(train, test, holds.astype(float), labels, seed, at_least=1)
 
 
 def dirichlet(
   train: Examples,
   test: Examples,
-  num_devices: int,
+  num_clients: int,
   concentration: float,
   seed: int,
 ) -> tuple[ClientData, ClientData]:
@@ -122,7 +122,7 @@ def dirichlet(
   Args:
     train: As in `acid`.
     test: As in `acid`.
-    num_devices: m.
+    num_clients: m.
     concentration: The parameter of the distribution, above 0: near 0 a device
       has one class, at infinity all devices are alike.
     seed: Chooses the mixtures, and the examples as in `acid`.
@@ -134,7 +134,7 @@ def dirichlet(
     TypeError: If an argument is of a wrong type.
     ValueError: If an argument is out of range, or `x` is not finite.
   """
-  num_classes = _check(train, test, num_devices, seed)
+  num_classes = _check(train, test, num_clients, seed)
   if not isinstance(concentration, numbers.Real):
     raise TypeError(f'concentration must be a number, got {concentration!r}.')
   if not 0 < concentration < math.inf:
@@ -142,7 +142,7 @@ def dirichlet(
       f'concentration must be a finite number above 0, got {concentration}.'
     )
   rng = np.random.default_rng([seed, _MIXTURES])
-  mixtures = rng.dirichlet([concentration] * num_classes, num_devices)
+  mixtures = rng.dirichlet([concentration] * num_classes, num_clients)
   # Small concentrations underflow to zeros, which no fitting can fill.
   mixtures = np.maximum(mixtures, 1e-9)
   labels = np.broadcast_to(np.arange(num_classes), mixtures.shape)
@@ -152,28 +152,28 @@ def dirichlet(
 def _consecutive(
   train: Examples,
   test: Examples,
-  num_devices: int,
-  classes_per_device: int,
+  num_clients: int,
+  classes_per_client: int,
   seed: int,
 ) -> np.ndarray:
   """Which classes a device holds, bool `[devices, classes]`, if it can be."""
-  num_classes = _check(train, test, num_devices, seed)
-  _check_integer('classes_per_device', classes_per_device, 1)
-  if classes_per_device > num_classes:
+  num_classes = _check(train, test, num_clients, seed)
+  _check_integer('classes_per_client', classes_per_client, 1)
+  if classes_per_client > num_classes:
     raise ValueError(
-      f'classes_per_device must be at most {num_classes}, the number of'
-      f' classes, got {classes_per_device}.'
+      f'classes_per_client must be at most {num_classes}, the number of'
+      f' classes, got {classes_per_client}.'
     )
-  if num_devices + classes_per_device - 1 < num_classes:
+  if num_clients + classes_per_client - 1 < num_classes:
     raise ValueError(
-      f'With num_devices {num_devices} and classes_per_device'
-      f' {classes_per_device} no device holds the classes from'
-      f' {num_devices + classes_per_device - 1} on: num_devices must be at'
-      f' least {num_classes - classes_per_device + 1}.'
+      f'With num_clients {num_clients} and classes_per_client'
+      f' {classes_per_client} no device holds the classes from'
+      f' {num_clients + classes_per_client - 1} on: num_clients must be at'
+      f' least {num_classes - classes_per_client + 1}.'
     )
 
   def holds(size: int) -> np.ndarray:
-    first = np.arange(num_devices)[:, None]
+    first = np.arange(num_clients)[:, None]
     return (np.arange(num_classes) - first) % num_classes < size
 
   def is_possible(supply: np.ndarray, size: int) -> bool:
@@ -181,19 +181,19 @@ def _consecutive(
 
   for name, (_, y) in (('train', train), ('test', test)):
     supply = np.bincount(y.astype(np.int64), minlength=num_classes)
-    if not is_possible(supply, classes_per_device):
+    if not is_possible(supply, classes_per_client):
       # With all classes everywhere it is always possible.
-      enough = classes_per_device + 1
+      enough = classes_per_client + 1
       while not is_possible(supply, enough):
         enough += 1
       raise ValueError(
         f'The {name} set has {supply.tolist()} examples of its classes, which'
-        f' {num_devices} equally large devices (num_devices) of'
-        f' {classes_per_device} classes (classes_per_device) cannot share out'
-        f' so that each example goes to one device: classes_per_device must be'
-        f' at least {enough} for this num_devices.'
+        f' {num_clients} equally large devices (num_clients) of'
+        f' {classes_per_client} classes (classes_per_client) cannot share out'
+        f' so that each example goes to one device: classes_per_client must be'
+        f' at least {enough} for this num_clients.'
       )
-  return holds(classes_per_device)
+  return holds(classes_per_client)
 
 
 def _split(
@@ -283,14 +283,14 @@ def _flow(
   Returns:
     As `_amounts`.
   """
-  num_devices, num_classes = low.shape
-  size, num_larger = divmod(supply.sum(), num_devices)
+  num_clients, num_classes = low.shape
+  size, num_larger = divmod(supply.sum(), num_clients)
   sizes, rest = size - low.sum(axis=1), supply - low.sum(axis=0)
   if sizes.min() < 0 or rest.min() < 0:
     return None
   # What is below the bounds is settled. The rest flows from the source to the
   # devices, `sizes` to each and one more to some, to the classes, to the sink.
-  ends, some = scipy.sparse.csr_matrix((1, 1)), np.ones(num_devices)
+  ends, some = scipy.sparse.csr_matrix((1, 1)), np.ones(num_clients)
   capacity = scipy.sparse.bmat(
     [
       [ends, [[num_larger]], sizes[None], None, None],
@@ -301,11 +301,11 @@ def _flow(
     ]
   )
   capacity = capacity.astype(np.int32).tocsr()
-  sink = num_devices + num_classes + 2
+  sink = num_clients + num_classes + 2
   result = scipy.sparse.csgraph.maximum_flow(capacity, 0, sink)
   if result.flow_value < rest.sum():
     return None
-  flow = result.flow[2 : num_devices + 2, num_devices + 2 : sink]
+  flow = result.flow[2 : num_clients + 2, num_clients + 2 : sink]
   return low + flow.toarray()
 
 
@@ -316,7 +316,7 @@ def _client_data(
   labels: np.ndarray,
 ) -> ClientData:
   """The client data of devices that hold the examples at the given indices."""
-  ids = [f'device_{device:04d}' for device in range(len(indices))]
+  ids = [f'client_{device:04d}' for device in range(len(indices))]
   devices = {client_id: device for device, client_id in enumerate(ids)}
   y = y.astype(np.int32)
 
@@ -342,9 +342,9 @@ def _client_data(
   return ClientData.from_clients_and_tf_fn(ids, create_dataset)
 
 
-def _check(train: Examples, test: Examples, num_devices: int, seed: int) -> int:
+def _check(train: Examples, test: Examples, num_clients: int, seed: int) -> int:
   """Checks what all splits have in common, and gives the number of classes."""
-  _check_integer('num_devices', num_devices, 1)
+  _check_integer('num_clients', num_clients, 1)
   _check_integer('seed', seed, 0)
   for name, examples in (('train', train), ('test', test)):
     if (
@@ -367,10 +367,10 @@ def _check(train: Examples, test: Examples, num_devices: int, seed: int) -> int:
         f'{name} x must have the {len(y)} examples of y in its first dimension,'
         f' got the shape {list(x.shape)}.'
       )
-    if len(y) < num_devices:
+    if len(y) < num_clients:
       raise ValueError(
-        f'num_devices must be at most {len(y)}, the number of {name} examples,'
-        f' got {num_devices}: no device may be empty.'
+        f'num_clients must be at most {len(y)}, the number of {name} examples,'
+        f' got {num_clients}: no device may be empty.'
       )
     if y.min() < 0:
       raise ValueError(f'{name} y must not be negative, got {y.min()}.')

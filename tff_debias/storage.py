@@ -32,11 +32,11 @@ _NUM_SHARDS = 1000
 _VERSION = re.compile(r'^(\d{9})\.(index|data-\d+-of-\d+)$')
 
 
-class DeviceStorageError(ValueError):
+class ClientStorageError(ValueError):
   """The folder cannot be used, and why."""
 
 
-class DeviceStorage:
+class ClientStorage:
   """A folder of device states, read and written inside the client's graph.
 
   The folder must be the same for all workers that may simulate a device. Under
@@ -55,14 +55,14 @@ class DeviceStorage:
         folder that already holds states; without it the folder must be new.
 
     Raises:
-      DeviceStorageError: If the path is empty, or has a wildcard in it.
+      ClientStorageError: If the path is empty, or has a wildcard in it.
     """
     self._folder = os.fspath(folder)
     self._run = run
     if '://' not in self._folder and self._folder:
       self._folder = os.path.abspath(self._folder)
     if not self._folder or re.search(r'[*?\[\]\\]', self._folder):
-      raise DeviceStorageError(
+      raise ClientStorageError(
         'The folder of the device storage must be a path without any of'
         f' * ? [ ] \\, got {self._folder!r}.'
       )
@@ -80,13 +80,13 @@ class DeviceStorage:
         its device state.
 
     Raises:
-      DeviceStorageError: If the folder belongs to another run, method or model,
+      ClientStorageError: If the folder belongs to another run, method or model,
         or cannot be read or made. Nothing is changed then.
     """
     try:
       self._claim(method)
     except tf.errors.OpError as e:
-      raise DeviceStorageError(
+      raise ClientStorageError(
         f'The device storage {self._folder} cannot be used: {e.message}.'
       ) from e
 
@@ -97,14 +97,14 @@ class DeviceStorage:
     if tf.io.gfile.exists(path):
       found = self._read_claim(path)
       if self._run is None:
-        raise DeviceStorageError(
+        raise ClientStorageError(
           f'The device storage {self._folder} already holds the states of run'
           f' {found.get("run")!r}. Name that run to go on with it'
-          ' (DeviceStorage(folder, run=...)), or take a new folder.'
+          ' (ClientStorage(folder, run=...)), or take a new folder.'
         )
       for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
-          raise DeviceStorageError(
+          raise ClientStorageError(
             f'The device storage {self._folder} belongs to another {key}:'
             f' it has {found.get(key)!r}, this process has'
             f' {wanted.get(key)!r}. Take a new folder, or the {key} that the'
@@ -112,7 +112,7 @@ class DeviceStorage:
           )
       return
     if tf.io.gfile.exists(self._folder) and tf.io.gfile.listdir(self._folder):
-      raise DeviceStorageError(
+      raise ClientStorageError(
         f'{self._folder} is not empty and is no device storage (there is no'
         ' storage.json in it). Take a new folder.'
       )
@@ -129,7 +129,7 @@ class DeviceStorage:
         raise ValueError('it holds no JSON object')
       return found
     except ValueError as e:
-      raise DeviceStorageError(
+      raise ClientStorageError(
         f'{path} is damaged ({e}); it says whose states these are. Put it'
         ' back from a copy, or take a new folder.'
       ) from e
@@ -151,7 +151,7 @@ class DeviceStorage:
       Whether there was a state (a bool scalar), and the tensors, like
       `initial`. The graph fails with a `DataLossError` if a file is damaged.
     """
-    folder = self._path('devices', *self._shard_and_name(client_id))
+    folder = self._path('clients', *self._shard_and_name(client_id))
     files = tf.io.matching_files(tf.strings.join([folder, '*.index'], '/'))
     rounds = tf.strings.to_number(
       tf.strings.regex_replace(files, r'^.*/(\d+)\.index$', r'\1'), tf.int32
@@ -201,7 +201,7 @@ class DeviceStorage:
       control dependency, and the write with it.
     """
     shard, name = self._shard_and_name(client_id)
-    folder = self._path('devices', shard, name)
+    folder = self._path('clients', shard, name)
     entry = self._path(
       'journal', _version(round_num), tf.strings.join([shard, name], '-')
     )
@@ -225,7 +225,7 @@ class DeviceStorage:
 
   def is_empty(self) -> bool:
     """Whether no device has a state."""
-    return not _list(os.path.join(self._folder, 'devices'))
+    return not _list(os.path.join(self._folder, 'clients'))
 
   def prune(self, round_num: int) -> None:
     """Removes what a checkpoint made after `round_num` can no longer need.
@@ -252,7 +252,7 @@ class DeviceStorage:
     """
     if round_num == 0:
       # Also the states that `prune` has taken out of the journal.
-      for name in ('devices', 'journal'):
+      for name in ('clients', 'journal'):
         folder = os.path.join(self._folder, name)
         if tf.io.gfile.exists(folder):
           tf.io.gfile.rmtree(folder)
@@ -284,7 +284,7 @@ class DeviceStorage:
       (
         int(version),
         [
-          os.path.join(self._folder, 'devices', *entry.split('-'))
+          os.path.join(self._folder, 'clients', *entry.split('-'))
           for entry in _list(os.path.join(journal, version))
         ],
       )
@@ -324,7 +324,7 @@ class StorageStateManager(tff.program.ProgramStateManager):
   """
 
   def __init__(
-    self, manager: tff.program.ProgramStateManager, storage: DeviceStorage
+    self, manager: tff.program.ProgramStateManager, storage: ClientStorage
   ):
     """Wraps `manager`, which does the saving, and `storage`."""
     self._manager = manager
@@ -348,11 +348,11 @@ class StorageStateManager(tff.program.ProgramStateManager):
       See base class.
 
     Raises:
-      DeviceStorageError: If there is no version, but devices have states.
+      ClientStorageError: If there is no version, but devices have states.
     """
     state, version = await self._manager.load_latest(structure)
     if state is None and not self._storage.is_empty():
-      raise DeviceStorageError(
+      raise ClientStorageError(
         f'{self._storage.folder} holds states of devices, but there is no'
         ' checkpoint that they belong to. Put the checkpoints back, or take a'
         ' new folder for the devices.'

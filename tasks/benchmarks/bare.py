@@ -18,7 +18,7 @@ _LEARNING_RATE, _WEIGHT_DECAY, _MAX_NORM = 0.1, 1e-3, 10.0
 
 
 def cnn(weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """`tasks.networks.cnn` for pixels from 0 to 255."""
+  """`tasks.catalog.networks.cnn` for pixels from 0 to 255."""
   x = tf.cast(x, tf.float32) / 255
   for kernel, bias in (weights[:2], weights[2:4]):
     x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, 'VALID') + bias)
@@ -27,7 +27,7 @@ def cnn(weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def mlp(weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """`tasks.networks.mlp`."""
+  """`tasks.catalog.networks.mlp`."""
   x = tf.reshape(x, [-1, weights[0].shape[0]])
   for kernel, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
     x = tf.nn.relu(x @ kernel + bias)

@@ -21,11 +21,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tasks import networks
-from tasks import pipeline
 from tasks.benchmarks import bare
 from tasks.benchmarks import peers
 from tasks.benchmarks import timing
+from tasks.catalog import networks
+from tasks.runs import pipeline
 import tff_debias
 from tff_debias import runtime
 
@@ -120,8 +120,8 @@ class _Problem:
     self,
     personalization: tff_debias.Personalization,
     correction: tff_debias.Correction,
-    num_devices: int,
-    storage: tff_debias.DeviceStorage,
+    num_clients: int,
+    storage: tff_debias.ClientStorage,
   ) -> tff.learning.templates.LearningProcess:
     return tff_debias.build_learning_process(
       self.model,
@@ -129,7 +129,7 @@ class _Problem:
       correction,
       learning_rate=0.1,
       weight_decay=1e-3,
-      num_devices=num_devices,
+      num_clients=num_clients,
       storage=storage,
     )
 
@@ -164,8 +164,8 @@ def _rounds(
   return run_round
 
 
-def _new_storage() -> tff_debias.DeviceStorage:
-  return tff_debias.DeviceStorage(tempfile.mkdtemp())
+def _new_storage() -> tff_debias.ClientStorage:
+  return tff_debias.ClientStorage(tempfile.mkdtemp())
 
 
 def _ours(
@@ -173,7 +173,7 @@ def _ours(
   personalization: tff_debias.Personalization,
   correction: tff_debias.Correction,
   batches: Sequence[tf.data.Dataset],
-  storage: tff_debias.DeviceStorage | None = None,
+  storage: tff_debias.ClientStorage | None = None,
 ) -> timing.Prepare:
   return lambda: _rounds(
     problem.build_process(
@@ -450,7 +450,7 @@ class _Memory:
   def case(
     self,
     name: str,
-    prepare: Callable[[tff_debias.DeviceStorage], Callable[[], None]],
+    prepare: Callable[[tff_debias.ClientStorage], Callable[[], None]],
   ) -> timing.Prepare:
     def prepare_case() -> Callable[[], float]:
       storage = _new_storage()
@@ -492,11 +492,11 @@ def population(size: Size) -> timing.Section:
   memory, folders = _Memory(None, 20), {}
 
   def prepare(
-    num_devices: int, storage: tff_debias.DeviceStorage
+    num_clients: int, storage: tff_debias.ClientStorage
   ) -> Callable[[], None]:
-    folders[num_devices] = storage.folder
+    folders[num_clients] = storage.folder
     process = _TINY.build_process(
-      tff_debias.Proto(), _CORRECTIONS['Dyn'], num_devices, storage
+      tff_debias.Proto(), _CORRECTIONS['Dyn'], num_clients, storage
     )
     rng, state = random.Random(0), None
 
@@ -507,18 +507,18 @@ def population(size: Size) -> timing.Section:
         collections.OrderedDict(
           client_id=f'device {i}', data=_TINY.batches(i, 10, 20, 30)
         )
-        for i in rng.sample(range(num_devices), 10)
+        for i in rng.sample(range(num_clients), 10)
       ]
       state = process.next(state, data).state
 
     with runtime.local_context():
       run_round()
-    _copy_states(storage.folder, min(num_devices, _MAX_STATES))
+    _copy_states(storage.folder, min(num_clients, _MAX_STATES))
     return run_round
 
   def figures(name: str) -> dict[str, str]:
     folder = folders[int(name.split()[0].replace(',', ''))]
-    files = glob.glob(os.path.join(folder, 'devices', '*', '*', '*data*'))
+    files = glob.glob(os.path.join(folder, 'clients', '*', '*', '*data*'))
     return {
       **memory.figures(name),
       'states on the disk': f'{len(files):,}',
@@ -541,7 +541,7 @@ def population(size: Size) -> timing.Section:
 
 def _copy_states(folder: str, number: int) -> None:
   """Fills the storage with states of devices that never take part again."""
-  (device, *_) = glob.glob(os.path.join(folder, 'devices', '*', '*'))
+  (device, *_) = glob.glob(os.path.join(folder, 'clients', '*', '*'))
   files = os.listdir(device)
   for i in range(number):
     copy = os.path.join(folder, 'devices', str(i % 1000), f'copy{i}')
@@ -580,7 +580,7 @@ def _participants_section(
   name: str, title: str, cases: Mapping[str, tuple[_Memory, int]], size: Size
 ) -> timing.Section:
   def prepare(
-    number: int, storage: tff_debias.DeviceStorage
+    number: int, storage: tff_debias.ClientStorage
   ) -> Callable[[], None]:
     batches = [
       _PAPER.batches(i, size.batch_size, 2, size.batch_size)

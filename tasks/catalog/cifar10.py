@@ -1,8 +1,8 @@
 """CIFAR-10 as in the published experiment."""
 
-from tasks import cifar_files
-from tasks import published
-from tasks import task
+from tasks.catalog import published
+from tasks.catalog import task
+from tasks.readers import cifar as cifar_files
 
 _VARIANT = cifar_files.Variant(
   title='CIFAR-10',

@@ -4,9 +4,9 @@ The authors' program treats both alike, but runs CIFAR-10 only: that a device
 holds 20 of the 100 classes is assumed.
 """
 
-from tasks import cifar_files
-from tasks import published
-from tasks import task
+from tasks.catalog import published
+from tasks.catalog import task
+from tasks.readers import cifar as cifar_files
 
 _VARIANT = cifar_files.Variant(
   title='CIFAR-100',
@@ -36,5 +36,5 @@ def load(data_dir: str | None = None) -> task.Task:
   """
   train, test = cifar_files.load(_VARIANT, data_dir)
   return published.image_task(
-    train, test, _VARIANT.num_classes, classes_per_device=20
+    train, test, _VARIANT.num_classes, classes_per_client=20
   )

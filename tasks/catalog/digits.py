@@ -7,10 +7,10 @@ from sklearn import datasets
 from sklearn import model_selection
 import tensorflow as tf
 
-from tasks import networks
-from tasks import published
-from tasks import settings as settings_lib
-from tasks import task
+from tasks.catalog import networks
+from tasks.catalog import published
+from tasks.catalog import task
+from tasks.runs import settings as settings_lib
 
 _SPLIT_SEED = 0
 
@@ -63,9 +63,9 @@ def _defaults(settings: settings_lib.Settings) -> dict[str, Any]:
   return {
     **published.defaults(settings),
     'rounds': 100,
-    'num_devices': 40,
-    'participants': 4,
-    'classes_per_device': 3,
+    'num_clients': 40,
+    'clients_per_round': 4,
+    'classes_per_client': 3,
     'local_steps': 10,
     'batch_size': 10,
     'rounds_per_evaluation': 1,

@@ -11,11 +11,11 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tasks import from_tff
-from tasks import networks
-from tasks import published
-from tasks import settings as settings_lib
-from tasks import task
+from tasks.catalog import networks
+from tasks.catalog import published
+from tasks.catalog import task
+from tasks.readers import tff_data as from_tff
+from tasks.runs import settings as settings_lib
 
 _IMAGE_SHAPE = (28, 28, 1)
 _NUM_DIGITS, _NUM_CHARACTERS = 10, 62
@@ -53,11 +53,11 @@ def make_task(
   def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
     return {
       **published.defaults(settings),
-      'num_devices': len(train.client_ids),
-      'classes_per_device': None,
+      'num_clients': len(train.client_ids),
+      'classes_per_client': None,
       'local_steps': 10,
       'batch_size': 20,
-      'evaluation_devices': 100,
+      'evaluation_clients': 100,
     }
 
   return task.Task(

@@ -1,7 +1,7 @@
 """TFF's federated EMNIST, digits only; otherwise as `emnist`."""
 
-from tasks import task
 from tasks.catalog import emnist
+from tasks.catalog import task
 
 
 def load(data_dir: str | None = None) -> task.Task:

@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 
-from tasks import from_tfds
-from tasks import idx
-from tasks import published
-from tasks import task
+from tasks.catalog import published
+from tasks.catalog import task
+from tasks.readers import idx
+from tasks.readers import tfds as from_tfds
 
 _DEBIAN_DIR = '/usr/share/datasets/fashion-mnist'
 _NUM_CLASSES = 10

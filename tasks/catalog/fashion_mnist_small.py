@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from tasks import images
-from tasks import networks
-from tasks import task
 from tasks.catalog import fashion_mnist
+from tasks.catalog import images
+from tasks.catalog import networks
+from tasks.catalog import task
 
 
 def load(data_dir: str | None = None) -> task.Task:

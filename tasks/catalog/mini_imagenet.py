@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from tasks import images
-from tasks import networks
-from tasks import published
-from tasks import safe_pickle
-from tasks import task
+from tasks.catalog import images
+from tasks.catalog import networks
+from tasks.catalog import published
+from tasks.catalog import task
+from tasks.readers import pickles as safe_pickle
 
 _IMAGE_SHAPE = (84, 84, 3)
 # For the files of the training, the validation and the test classes.
@@ -87,7 +87,7 @@ def load(data_dir: str | None = None) -> task.Task:
     ),
     defaults=lambda settings: {
       **published.defaults(settings),
-      'classes_per_device': 20,
+      'classes_per_client': 20,
     },
   )
 

@@ -12,11 +12,11 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tasks import from_tff
-from tasks import networks
-from tasks import published
-from tasks import settings as settings_lib
-from tasks import task
+from tasks.catalog import networks
+from tasks.catalog import published
+from tasks.catalog import task
+from tasks.readers import tff_data as from_tff
+from tasks.runs import settings as settings_lib
 
 _LENGTH = 80
 # The codes of ASCII; 0 is what comes before the beginning.
@@ -52,12 +52,12 @@ def make_task(train: task.ClientData, test: task.ClientData) -> task.Task:
   def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
     return {
       **published.defaults(settings),
-      'num_devices': len(train.client_ids),
-      'classes_per_device': None,
+      'num_clients': len(train.client_ids),
+      'classes_per_client': None,
       'local_steps': 10,
       'batch_size': 10,
       'weight_decay': 0.0,
-      'evaluation_devices': 20,
+      'evaluation_clients': 20,
       'rounds_per_evaluation': 50,
     }
 

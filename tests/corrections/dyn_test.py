@@ -38,7 +38,7 @@ def test_states_start_at_zero_in_the_shape_of_the_weights():
   weights = (tf.ones([2, 3]), tf.constant(4.0))
   dyn = corrections.Dyn(1.0)
   for state in (
-    dyn.initial_device_state(weights),
+    dyn.initial_state(weights),
     dyn.initial_server_state(weights),
   ):
     assert [(s.shape, s.dtype) for s in state] == [

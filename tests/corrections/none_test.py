@@ -9,7 +9,7 @@ def test_nothing_is_added_kept_or_sent():
   weights = (tf.constant([1.0, 2.0]), tf.constant(3.0))
   update = (tf.constant([0.5, 0.5]), tf.constant(1.0))
   assert NONE.allows_server_optimizer
-  assert NONE.initial_device_state(weights) == ()
+  assert NONE.initial_state(weights) == ()
   assert NONE.initial_server_state(weights) == ()
   assert NONE.server_message(()) == ()
   assert NONE.gradient_term((), (), weights, weights) is None

@@ -37,7 +37,7 @@ def test_the_formulas():
 def test_states_start_at_zero_in_the_shape_of_the_weights():
   weights = (tf.ones([2, 3]), tf.constant(4.0))
   for state in (
-    SCAF.initial_device_state(weights),
+    SCAF.initial_state(weights),
     SCAF.initial_server_state(weights),
   ):
     assert [(s.shape, s.dtype) for s in state] == [

@@ -37,7 +37,7 @@ def rounds(correction, num_rounds=8, decay=0.8, seed=0):
   """
   random = np.random.RandomState(seed)
   selected = constants(weights(random))
-  states = [correction.initial_device_state(selected)] * NUM_DEVICES
+  states = [correction.initial_state(selected)] * NUM_DEVICES
   server = correction.initial_server_state(selected)
   for t in range(num_rounds):
     participants = random.permutation(NUM_DEVICES)[: random.randint(1, 4)]

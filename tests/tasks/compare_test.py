@@ -34,7 +34,10 @@ def compare(*flags):
     ),
     (('--override=pfl_dyn/maml:alpha=x',), '--alpha=x must be of float'),
     (('--override=fed_dyn/none:alpha=1',), 'is for none of the runs'),
-    (('--override=pfl_dyn/maml:participants=9',), 'participants must be the'),
+    (
+      ('--override=pfl_dyn/maml:clients_per_round=9',),
+      'participants must be the',
+    ),
     (('--override=pfl_dyn/maml:seed=9',), 'seed must be the same for all'),
     (
       ('--rounds=7', '--rounds_per_evaluation=2'),
@@ -56,7 +59,12 @@ def test_compares_and_trains_nothing_twice(tmp_path):
     '--methods=per_fed_avg,pfl_dyn',
     '--personalizations=proto',
     '--seeds=3',
-    *('--rounds=2', '--num_devices=8', '--participants=2', '--local_steps=2'),
+    *(
+      '--rounds=2',
+      '--num_clients=8',
+      '--clients_per_round=2',
+      '--local_steps=2',
+    ),
     f'--output_dir={tmp_path / "comparison"}',
   ]
   result = compare(*flags)
@@ -82,7 +90,7 @@ def test_compares_and_trains_nothing_twice(tmp_path):
     metrics = tmp_path / 'comparison' / f'{method}_proto_seed3' / 'metrics.csv'
     with open(metrics, newline='') as file:
       tests = [
-        float(row['evaluation/by_device/accuracy/mean'])
+        float(row['evaluation/by_client/accuracy/mean'])
         for row in csv.DictReader(file)
         if row['round'] != '0'
       ]

@@ -12,13 +12,13 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tasks import evaluation
-from tasks import evaluation_report
-from tasks import experiment as experiment_lib
-from tasks import meta_model
-from tasks import run_folder as run_folder_lib
-from tasks import settings as settings_lib
-from tasks import training
+from tasks.reports import device_report as evaluation_report
+from tasks.reports import devices as evaluation
+from tasks.runs import checkpoint as meta_model
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import folder as run_folder_lib
+from tasks.runs import settings as settings_lib
+from tasks.runs import training
 from tests import problems
 
 _ROUNDS = 4
@@ -26,8 +26,8 @@ _ROUNDS = 4
 
 def experiment(**options):
   options = {
-    'num_devices': 12,
-    'participants': 2,
+    'num_clients': 12,
+    'clients_per_round': 2,
     'held_out_share': 0.25,
     'local_steps': 2,
     'rounds_per_evaluation': 2,
@@ -107,7 +107,10 @@ def test_with_none_held_out_the_participants_are_as_ever():
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'participants': 10}, 'participants=10 must be .* less the 3 of --held'),
+    (
+      {'clients_per_round': 10},
+      'clients_per_round=10 must be .* less the 3 of --held',
+    ),
     ({'held_out_share': 1.0}, 'held_out_share=1.0 must be below 1'),
     ({'held_out_share': -0.1}, 'held_out_share=-0.1 must be at least 0'),
   ],
@@ -142,7 +145,7 @@ def test_agrees_with_the_metrics_of_the_run(runs, evaluated, name):
       'max': max(values),
     }
     for statistic, expected in found.items():
-      metric = metrics[f'evaluation/by_device/{value}/{statistic}']
+      metric = metrics[f'evaluation/by_client/{value}/{statistic}']
       assert metric == pytest.approx(expected, rel=1e-5)
 
 
@@ -154,7 +157,7 @@ def test_groups_are_those_of_the_devices_own_storage(runs, evaluated, name):
       with open(os.path.join(root, 'client_id')) as file:
         took_part.add(file.read())
   with open(os.path.join(runs[name].devices, 'storage.json')) as file:
-    assert json.load(file)['num_devices'] == 9
+    assert json.load(file)['num_clients'] == 9
   rows = read(os.path.join(evaluated[name], 'devices.csv'))
   groups = {
     group: {row['device'] for row in rows if row['group'] == group}
@@ -270,7 +273,7 @@ def test_a_running_folder_is_only_read(runs, tmp_path):
     result = subprocess.run(
       [
         *(sys.executable, '-m', 'tasks.evaluate', f'--run={folder.path}'),
-        *('--round=2', '--max_devices=5', '--few_shot='),
+        *('--round=2', '--max_clients=5', '--few_shot='),
       ],
       capture_output=True,
       text=True,

@@ -7,16 +7,16 @@ import pytest
 from sklearn import datasets
 import tensorflow as tf
 
-from tasks import experiment as experiment_lib
-from tasks import run_folder as run_folder_lib
-from tasks import settings as settings_lib
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import folder as run_folder_lib
+from tasks.runs import settings as settings_lib
 from tff_debias import evaluation
 
 
 def make_run(path, **options):
   """The folder of a run, with a meta-model of its own."""
   experiment = experiment_lib.Experiment(
-    settings_lib.Settings(num_devices=8, participants=3, **options)
+    settings_lib.Settings(num_clients=8, clients_per_round=3, **options)
   )
   folder = run_folder_lib.RunFolder(str(path))
   os.makedirs(path)
@@ -42,19 +42,19 @@ def test_a_device_of_the_run(tmp_path, runtime, personalization, partition):
   experiment = make_run(
     run, personalization=personalization, partition=partition
   )
-  result = personalize(f'--run={run}', '--device=device_0003')
+  result = personalize(f'--run={run}', '--client=client_0003')
   assert result.returncode == 0, result.stderr
   assert not result.stderr
-  folder = run / 'personalized' / 'device_0003'
+  folder = run / 'personalized' / 'client_0003'
   assert sorted(os.listdir(folder)) == [
     'model.keras',
     'model.tflite',
     'saved_model',
   ]
   # TFF's own test of the device, and the file on the raw images.
-  data = experiment.device_data('device_0003')
+  data = experiment.device_data('client_0003')
   weights = experiment.model.initial_weights
-  right = evaluation.build_device_evaluation(
+  right = evaluation.build_client_evaluation(
     experiment.model, experiment.personalization
   )(weights, [data])[0]
   (batch,) = data['test'].as_numpy_iterator()
@@ -63,8 +63,8 @@ def test_a_device_of_the_run(tmp_path, runtime, personalization, partition):
   accuracy = np.mean(found == batch['y'])
   np.testing.assert_allclose(accuracy, right['accuracy'], atol=1e-6)
   assert f'{accuracy:.4f} personalized' in result.stdout
-  by_device = 'by TensorFlow Lite itself' in result.stdout
-  assert by_device == (personalization == 'maml')
+  by_client = 'by TensorFlow Lite itself' in result.stdout
+  assert by_client == (personalization == 'maml')
 
 
 def test_the_examples_of_another_device(tmp_path):
@@ -103,11 +103,11 @@ def test_wrong_flags_and_files_are_named(tmp_path):
   here = f'--run={run}'
   cases = [
     ((), '--run=runs/NAME must say'),
-    ((here,), 'either --device'),
-    ((here, '--device=device_0001', f'--examples={good}'), 'either --device'),
-    ((f'--run={tmp_path}/digit_run', '--device=a'), f'Did you mean {run}?'),
-    ((f'--run={tmp_path}', '--device=a'), 'holds no run'),
-    ((here, '--device=device_003'), 'Did you mean device_0003?'),
+    ((here,), 'either --client'),
+    ((here, '--client=client_0001', f'--examples={good}'), 'either --client'),
+    ((f'--run={tmp_path}/digit_run', '--client=a'), f'Did you mean {run}?'),
+    ((f'--run={tmp_path}', '--client=a'), 'holds no run'),
+    ((here, '--client=client_003'), 'Did you mean client_0003?'),
     ((here, f'--examples={tmp_path}/no.npz'), 'There is no file --examples='),
     ((here, f'--examples={cut}'), 'truncated'),
     ((here, f'--examples={run}/settings.json'), 'cannot be read as an .npz'),
@@ -125,8 +125,8 @@ def test_wrong_flags_and_files_are_named(tmp_path):
   path = run / 'meta_model.keras'
   content = path.read_bytes()
   path.write_bytes(content[: len(content) // 2])
-  result = personalize(here, '--device=device_0001')
+  result = personalize(here, '--client=client_0001')
   assert result.returncode == 2 and 'is damaged' in result.stderr
   path.unlink()
-  result = personalize(here, '--device=device_0001')
+  result = personalize(here, '--client=client_0001')
   assert result.returncode == 2 and 'no meta_model.keras yet' in result.stderr

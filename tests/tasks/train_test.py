@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 _FLAGS = [
-  '--num_devices=8',
-  '--participants=3',
+  '--num_clients=8',
+  '--clients_per_round=3',
   '--local_steps=3',
   '--rounds_per_checkpoint=3',
   '--rounds_per_evaluation=2',

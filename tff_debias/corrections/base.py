@@ -26,7 +26,7 @@ class Correction(abc.ABC):
   #: through an optimizer of its own.
   allows_server_optimizer: bool = True
 
-  def initial_device_state(self, weights: Weights) -> tuple[tf.Tensor, ...]:
+  def initial_state(self, weights: Weights) -> tuple[tf.Tensor, ...]:
     """The state of a device that never took part, of fixed shapes."""
     del weights
     return ()
@@ -84,7 +84,7 @@ class Correction(abc.ABC):
       learning_rate: The learning rate β_t, a float32 scalar.
 
     Returns:
-      A pair of the new state and the message, like `initial_device_state`.
+      A pair of the new state and the message, like `initial_state`.
     """
     del server_message, update, num_steps, learning_rate
     return device_state, ()

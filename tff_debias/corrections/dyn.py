@@ -33,7 +33,7 @@ class Dyn(base.Correction):
     if not is_number or not 0 < self.alpha < math.inf:
       raise ValueError(f'α must be positive and finite, got {self.alpha!r}.')
 
-  def initial_device_state(self, weights):
+  def initial_state(self, weights):
     """See base class: λ_i = 0."""
     return tuple(tf.zeros_like(w) for w in weights)
 

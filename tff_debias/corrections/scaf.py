@@ -15,7 +15,7 @@ class Scaf(base.Correction):
   model; a device sends the change of its c_i with its update: two each way.
   """
 
-  def initial_device_state(self, weights):
+  def initial_state(self, weights):
     """See base class: c_i = 0."""
     return tuple(tf.zeros_like(w) for w in weights)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tasks import networks
 from tasks.benchmarks import bare
+from tasks.catalog import networks
 import tff_debias
 from tff_debias import local_training
 from tff_debias import models
@@ -79,7 +79,7 @@ def test_the_personalized_test_is_the_same(personalization, runtime):
   )
   expected = evaluate(
     model.initial_weights, [collections.OrderedDict(train=train, test=test)]
-  )['by_device']['accuracy']['mean']
+  )['by_client']['accuracy']['mean']
   found = bare.build_test(forward, personalization, 2, 0.05)(
     [tf.constant(w) for w in model.initial_weights.trainable],
     next(iter(train)),

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from tasks import settings as settings_lib
-from tasks import task
 from tasks.catalog import digits
+from tasks.catalog import task
+from tasks.runs import settings as settings_lib
 
 
 def test_all_digits_are_split_once_in_equal_shares():

@@ -3,10 +3,10 @@ import pytest
 import tensorflow_federated as tff
 import tff_files
 
-from tasks import experiment as experiment_lib
-from tasks import settings as settings_lib
 from tasks.catalog import emnist
 from tasks.catalog import emnist_digits
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import settings as settings_lib
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def test_a_device_is_a_writer(tmp_path, module, num_classes):
         assert one['y'] == raw['label']
   settings = settings_lib.Settings()
   defaults = loaded.defaults(settings)
-  assert defaults['num_devices'] == 4
+  assert defaults['num_clients'] == 4
   unset = {k for k, v in vars(settings.resolve(defaults)).items() if v is None}
-  assert unset == {'data_dir', 'partition', 'classes_per_device'}
+  assert unset == {'data_dir', 'partition', 'classes_per_client'}
   assert loaded.build_model(3).output_shape == (None, 3)
 
 
@@ -58,19 +58,19 @@ def test_trains_and_tests_through_the_runtime(tmp_path, runtime, method):
       task='emnist_digits',
       method=method,
       data_dir=str(tmp_path),
-      num_devices=4,
-      participants=2,
+      num_clients=4,
+      clients_per_round=2,
       local_steps=2,
       batch_size=4,
     )
   )
   process = experiment.build_process(
-    tff_debias.DeviceStorage(str(tmp_path / 'devices'))
+    tff_debias.ClientStorage(str(tmp_path / 'devices'))
   )
   state = process.initialize()
   for round_num in (1, 2):
     state, metrics = process.next(state, experiment.training_data(round_num))
-    assert metrics['client_work']['participants'] == 2
+    assert metrics['client_work']['clients_per_round'] == 2
   tested = experiment.build_evaluation()(
     experiment.evaluated_weights(process, state), experiment.evaluation_data
   )

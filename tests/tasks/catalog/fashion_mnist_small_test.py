@@ -2,9 +2,9 @@ from fashion_mnist_test import files  # noqa: F401
 from fashion_mnist_test import scaled
 import numpy as np
 
-from tasks import settings as settings_lib
 from tasks.catalog import fashion_mnist
 from tasks.catalog import fashion_mnist_small
+from tasks.runs import settings as settings_lib
 
 
 def test_every_2_by_2_pixels_are_their_mean(files):  # noqa: F811
@@ -33,4 +33,4 @@ def test_the_network_and_the_settings_are_smaller(files):  # noqa: F811
   defaults = task.defaults(settings_lib.Settings(method='pfl_scaf'))
   assert defaults['local_steps'] == 10
   # As published.
-  assert (defaults['num_devices'], defaults['participants']) == (100, 10)
+  assert (defaults['num_clients'], defaults['clients_per_round']) == (100, 10)

@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from tasks import from_tfds
-from tasks import settings as settings_lib
-from tasks import task
 from tasks.catalog import fashion_mnist
+from tasks.catalog import task
+from tasks.readers import tfds as from_tfds
+from tasks.runs import settings as settings_lib
 
 REAL = '/usr/share/datasets/fashion-mnist'
 

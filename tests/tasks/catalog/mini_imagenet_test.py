@@ -3,10 +3,10 @@ import pickle
 import numpy as np
 import pytest
 
-from tasks import experiment as experiment_lib
-from tasks import settings as settings_lib
-from tasks import task
 from tasks.catalog import mini_imagenet
+from tasks.catalog import task
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import settings as settings_lib
 
 _PARTS = {'train': range(64), 'val': range(64, 80), 'test': range(80, 100)}
 _SIZE, _TRAIN_SIZE = 6, 5
@@ -104,7 +104,7 @@ def test_is_the_published_experiment(tmp_path, partition):
     )
   )
   s = experiment.settings
-  assert (s.num_devices, s.classes_per_device, s.alpha) == (100, 20, 0.1)
+  assert (s.num_clients, s.classes_per_client, s.alpha) == (100, 20, 0.1)
   outputs = 100 if partition == 'acid' else 20
   # As the authors' layers: 3 convolutions, 64·7·7 → 400 → 100 → outputs.
   weights = (5 * 5 * 3 + 1) * 64 + 2 * (5 * 5 * 64 + 1) * 64
@@ -117,7 +117,7 @@ def test_is_the_published_experiment(tmp_path, partition):
   scaled = scaled.numpy().astype(float)
   np.testing.assert_allclose(scaled.mean((0, 1, 2)), 0, atol=1e-3)
   np.testing.assert_allclose(scaled.std((0, 1, 2)), 1, atol=1e-3)
-  device = experiment.device_data('device_0090')['train'].get_single_element()
+  device = experiment.device_data('client_0090')['train'].get_single_element()
   labels = device['x'][:, 0, 0, 0].numpy()
   assert set(labels) <= {(90 + i) % 100 for i in range(20)}
   if partition == 'acid':

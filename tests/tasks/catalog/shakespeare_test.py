@@ -4,10 +4,10 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tff_files
 
-from tasks import experiment as experiment_lib
-from tasks import networks
-from tasks import settings as settings_lib
+from tasks.catalog import networks
 from tasks.catalog import shakespeare
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import settings as settings_lib
 import tff_debias
 
 _TEXTS = {
@@ -62,9 +62,9 @@ def test_takes_tffs_own_examples():
   assert text.startswith(b'Never.But now, my lord.How if fair')
   settings = settings_lib.Settings()
   resolved = settings.resolve(made.defaults(settings))
-  assert resolved.num_devices == 3
+  assert resolved.num_clients == 3
   unset = {k for k, v in vars(resolved).items() if v is None}
-  assert unset == {'data_dir', 'partition', 'classes_per_device'}
+  assert unset == {'data_dir', 'partition', 'classes_per_client'}
 
 
 @pytest.mark.parametrize('personalization', ['maml', 'proto'])
@@ -88,18 +88,18 @@ def test_trains_and_tests_through_the_runtime(
       task='shakespeare',
       personalization=personalization,
       data_dir=folder,
-      participants=2,
+      clients_per_round=2,
       local_steps=1,
       maml_steps=1,
     )
   )
   process = experiment.build_process(
-    tff_debias.DeviceStorage(str(tmp_path / 'devices'))
+    tff_debias.ClientStorage(str(tmp_path / 'devices'))
   )
   state, metrics = process.next(
     process.initialize(), experiment.training_data(1)
   )
-  assert metrics['client_work']['participants'] == 2
+  assert metrics['client_work']['clients_per_round'] == 2
   tested = experiment.build_evaluation()(
     experiment.evaluated_weights(process, state), experiment.evaluation_data
   )

@@ -1,0 +1,74 @@
+"""What the published image experiments have in common (Acar et al., 2021)."""
+
+from typing import Any
+
+import numpy as np
+
+from tasks.catalog import images
+from tasks.catalog import networks
+from tasks.catalog import task
+from tasks.runs import settings as settings_lib
+
+
+def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
+  """The published settings of CIFAR-10, as `task.Task.defaults`.
+
+  Args:
+    settings: The settings that are given; the method decides on some others.
+
+  Returns:
+    The defaults.
+  """
+  is_scaf = settings.correction == 'scaf'
+  return {
+    'rounds': 1000,
+    'num_clients': 100,
+    'clients_per_round': 10,
+    'classes_per_client': 5,
+    'local_steps': 50,
+    'batch_size': 50,
+    'learning_rate': 0.1,
+    'learning_rate_decay': 0.997,
+    'weight_decay': 1e-3,
+    'alpha': 1e-1 if settings.personalization == 'proto' else 1e-2,
+    'maml_steps': 1 if is_scaf else 5,
+    'maml_learning_rate': 1e-1 if is_scaf else 1e-2,
+    'evaluation_clients': 0,
+    'rounds_per_evaluation': 10,
+  }
+
+
+def image_task(
+  train: tuple[np.ndarray, np.ndarray],
+  test: tuple[np.ndarray, np.ndarray],
+  num_classes: int,
+  **other_defaults: Any,
+) -> task.Task:
+  """A task with the published treatment of small images.
+
+  Images are normalized by the mean and the deviation of the training set;
+  training images are padded by 4, cropped and mirrored at random. The network
+  is `networks.cnn`.
+
+  Args:
+    train: The images, uint8 `[examples, height, width, channels]`, and the
+      classes, integers `[examples]`.
+    test: The same for the test set.
+    num_classes: The number of classes.
+    **other_defaults: Settings that differ from `defaults`.
+
+  Returns:
+    The `Task`.
+  """
+  shape = train[0].shape[1:]
+  statistics = images.statistics(train[0])
+  return task.Task(
+    train=(train[0], train[1].astype(np.int32)),
+    test=(test[0], test[1].astype(np.int32)),
+    num_classes=num_classes,
+    build_model=lambda num_outputs: networks.cnn(
+      shape, num_outputs, images.scaling(*statistics)
+    ),
+    augment=images.random_crop_and_flip(),
+    defaults=lambda settings: {**defaults(settings), **other_defaults},
+  )

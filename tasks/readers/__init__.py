@@ -1,0 +1,1 @@
+"""Readers: files of known formats to arrays, with clear errors."""

@@ -1,0 +1,160 @@
+"""Reads CIFAR-10 and CIFAR-100 from their original archives, binary version.
+
+A file is records of some labels, a byte each, and an image of 32×32, a byte for
+each pixel: all of red, then green, then blue.
+"""
+
+import dataclasses
+import gzip
+import io
+import os
+import tarfile
+import zlib
+
+import numpy as np
+
+from tasks.catalog import task
+from tasks.readers import tfds as from_tfds
+
+_SHAPE = (3, 32, 32)
+_URL = 'https://www.cs.toronto.edu/~kriz/cifar.html'
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One of the two data sets.
+
+  Attributes:
+    title: Its name.
+    tfds_name: Its name in tensorflow-datasets.
+    archive: The file in which it is distributed.
+    folder: The folder in the archive.
+    train: The training files and the number of records in each.
+    test: The test file likewise.
+    num_labels: The labels of a record; the last is the class.
+    num_classes: The number of classes.
+  """
+
+  title: str
+  tfds_name: str
+  archive: str
+  folder: str
+  train: dict[str, int]
+  test: dict[str, int]
+  num_labels: int
+  num_classes: int
+
+
+def load(
+  variant: Variant, data_dir: str | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Loads a data set.
+
+  Args:
+    variant: The data set.
+    data_dir: A folder with the archive, with its folder, or with the files; by
+      default tensorflow-datasets provides the data.
+
+  Returns:
+    For the training and the test set the images, uint8 `[examples, 32, 32, 3]`,
+    and the classes, integers `[examples]`.
+
+  Raises:
+    DataError: If the data set is missing, with how to get it, or damaged, with
+      what was found and what is right.
+  """
+  if data_dir is None:
+    return from_tfds.load(variant.tfds_name, _how_to_get(variant))
+  contents = _contents(variant, data_dir)
+  return [
+    tuple(
+      np.concatenate(parts)
+      for parts in zip(
+        *(_decode(variant, size, *contents[name]) for name, size in files),
+        strict=True,
+      )
+    )
+    for files in (variant.train.items(), variant.test.items())
+  ]
+
+
+def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
+  """For each file where it is and what is in it."""
+  names = [*variant.train, *variant.test]
+  for folder in (data_dir, os.path.join(data_dir, variant.folder)):
+    paths = {name: os.path.join(folder, name) for name in names}
+    found = [name for name in names if os.path.isfile(paths[name])]
+    if len(found) == len(names):
+      return {name: (paths[name], _read(paths[name])) for name in names}
+    if found:
+      missing = [name for name in names if name not in found]
+      raise task.DataError(
+        f'{folder} has {", ".join(found)}, but not {", ".join(missing)}.'
+        f' {_how_to_get(variant)}'
+      )
+  archive = os.path.join(data_dir, variant.archive)
+  if not os.path.isfile(archive):
+    raise task.DataError(
+      f'There is neither {variant.archive} nor {variant.folder} nor {names[0]}'
+      f' in {data_dir}. {_how_to_get(variant)}'
+    )
+  try:
+    # Whole, because only at the end gzip knows whether what it read is right.
+    with gzip.open(archive) as file:
+      content = io.BytesIO(file.read())
+    with tarfile.open(fileobj=content) as tar:
+      return {
+        name: (
+          f'{name} in {archive}',
+          tar.extractfile(f'{variant.folder}/{name}').read(),
+        )
+        for name in names
+      }
+  except KeyError as e:
+    raise task.DataError(
+      f'{archive} is another archive: {e.args[0]}. {_how_to_get(variant)}'
+    ) from e
+  except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
+    raise task.DataError(
+      f'{archive} is truncated or damaged ({e}): get it again.'
+    ) from e
+
+
+def _read(path: str) -> bytes:
+  try:
+    with open(path, 'rb') as file:
+      return file.read()
+  except OSError as e:
+    raise task.DataError(f'{path} cannot be read: {e.strerror}.') from e
+
+
+def _decode(
+  variant: Variant, num_records: int, place: str, content: bytes
+) -> tuple[np.ndarray, np.ndarray]:
+  """The images `[n, 32, 32, 3]` and the classes `[n]` of a file, uint8."""
+  record = variant.num_labels + int(np.prod(_SHAPE))
+  expected = num_records * record
+  if len(content) != expected:
+    raise task.DataError(
+      f'{place} is {"truncated" if len(content) < expected else "too long"}: it'
+      f' must have {num_records} records of {record} bytes, that is {expected}'
+      f' bytes, got {len(content)}.'
+    )
+  records = np.frombuffer(content, np.uint8).reshape(num_records, record)
+  y = records[:, variant.num_labels - 1]
+  if y.max() >= variant.num_classes:
+    raise task.DataError(
+      f'{place} must have classes of 0 to {variant.num_classes - 1}, got'
+      f' {y.max()} in record {y.argmax()}.'
+    )
+  x = records[:, variant.num_labels :].reshape(-1, *_SHAPE)
+  return x.transpose(0, 2, 3, 1), y
+
+
+def _how_to_get(variant: Variant) -> str:
+  return (
+    f'To get {variant.title}, either put {variant.archive} (the binary version)'
+    f' from {_URL}, unpacked or not, into a folder and name that as data_dir;'
+    ' or, with an internet connection, leave data_dir out, and'
+    ' tensorflow-datasets downloads it.'
+  )

@@ -1,0 +1,50 @@
+"""Loads image data sets from tensorflow-datasets."""
+
+import contextlib
+import urllib.error
+import urllib.request
+
+import numpy as np
+
+from tasks.catalog import task
+
+
+def load(name: str, how_to_get: str) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Loads a whole data set, which is downloaded when it is first used.
+
+  Args:
+    name: Its name there.
+    how_to_get: What the error says about how to get it otherwise.
+
+  Returns:
+    For the training and the test set the images, uint8 `[examples, height,
+    width, channels]`, and the classes, int64 `[examples]`.
+
+  Raises:
+    DataError: If it cannot be had.
+  """
+  try:
+    # Slow to import, and not needed where there are files.
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name)
+    if not builder.is_prepared():
+      _check_server(next(iter(builder.url_infos)))
+    sets = tfds.load(name, split=['train', 'test'], as_supervised=True)
+    # Larger than the sets: all examples in one batch.
+    batches = [dataset.batch(10**6).get_single_element() for dataset in sets]
+    return [(x.numpy(), y.numpy()) for x, y in batches]
+  # Without internet this ends in any of a dozen exceptions of as many packages.
+  except Exception as e:
+    raise task.DataError(
+      f'tensorflow-datasets could not provide {name} ({type(e).__name__}: {e}).'
+      f' {how_to_get}'
+    ) from e
+
+
+def _check_server(url: str) -> None:
+  """Fails at once without internet, where the library tries for minutes."""
+  request = urllib.request.Request(url, method='HEAD')
+  # That it refuses such a request is an answer too.
+  with contextlib.suppress(urllib.error.HTTPError):
+    urllib.request.urlopen(request, timeout=30).close()

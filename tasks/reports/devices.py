@@ -1,0 +1,339 @@
+"""What a meta-model is worth on each device, with how much data and work."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import grpc
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+import tqdm
+
+from tasks.runs import experiment as experiment_lib
+import tff_debias
+
+GROUPS = ('took part', 'not yet', 'held out')
+
+_BATCH_SIZE = 500
+# Bounds the memory: the data of so many are sent to the worker at a time.
+_DEVICES_PER_CALL = 20
+
+Row = dict[str, Any]
+# The values of all devices, float64 [devices] or [devices, steps]; NaN where a
+# device was not evaluated or its result is not finite.
+Results = dict[str, np.ndarray]
+
+
+class EvaluationError(ValueError):
+  """The evaluation cannot be made, and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What was found. A value that there is not, or not finite, is NaN.
+
+  Attributes:
+    title: What was evaluated.
+    round_num: The round after which.
+    trained_steps: The MAML steps of the training.
+    devices: A row for each device: its id `device`, its `group` (of `GROUPS`),
+      `train_examples`, `test_examples`, how many of these were `tested` (with
+      prototypes, those of the classes that the device has), `meta_accuracy` and
+      `meta_loss` (of the meta-model as it is), `accuracy` and `loss`
+      (personalized), and `gain` (of accuracy).
+    few_shot: A row for each `group` and number of local `examples` (a number,
+      or `all`): how many `devices` have as many, and `mean`, `q10` and `q90` of
+      their accuracy, where a test example of a class without a prototype counts
+      as wrong.
+    steps: A row for each `group` and number of MAML `steps`, likewise.
+    notes: What a reader of the numbers must know.
+  """
+
+  title: str
+  round_num: int
+  trained_steps: int
+  devices: list[Row]
+  few_shot: list[Row]
+  steps: list[Row]
+  notes: list[str]
+
+
+def evaluate(
+  experiment: experiment_lib.Experiment,
+  weights: Any,
+  round_num: int,
+  *,
+  max_clients: int | None = None,
+  few_shot: Sequence[int] | None = None,
+  num_steps: int | None = None,
+) -> Evaluation:
+  """Evaluates a meta-model device by device.
+
+  Args:
+    experiment: The experiment.
+    weights: The meta-model, a `tff.learning.models.ModelWeights`.
+    round_num: The round after which it was so.
+    max_clients: The number of devices, chosen at random; by default all.
+    few_shot: Numbers of local examples; by default 1, 2, 5, 10, 20, 50, …
+    num_steps: The last step of the curve against MAML steps; by default twice
+      those of the experiment.
+
+  Returns:
+    What was found.
+
+  Raises:
+    EvaluationError: If an argument does not suit the experiment, or the runtime
+      fails.
+  """
+  personalization = experiment.settings.personalization
+  if num_steps is not None and personalization != 'maml':
+    raise EvaluationError(
+      f'--steps={num_steps} is for MAML, but the run has'
+      f' --personalization={personalization}.'
+    )
+  population = _Population(experiment, round_num, max_clients)
+  most = population.train_examples.max()
+  if few_shot is None:
+    few_shot = [n * 10**k for k in range(9) for n in (1, 2, 5)]
+    few_shot = [n for n in few_shot if n < most]
+  elif max(few_shot, default=0) > most:
+    raise EvaluationError(
+      f'--few_shot has {max(few_shot)}, but no device has more than {most}'
+      ' training examples.'
+    )
+  if personalization == 'none':
+    few_shot = []
+  try:
+    with tqdm.tqdm(
+      total=len(population.ids) * (1 + len(few_shot)),
+      unit='device',
+      dynamic_ncols=True,
+    ) as bar:
+      return _evaluate(population, weights, few_shot, num_steps, bar)
+  except grpc.RpcError as e:
+    reason = (e.details() or str(e.code())).split('\n')[0]
+    raise EvaluationError(
+      f'The evaluation failed: {reason}. Nothing was written.'
+    ) from e
+
+
+def _evaluate(
+  population: '_Population',
+  weights: Any,
+  few_shot: Sequence[int],
+  num_steps: int | None,
+  bar: tqdm.tqdm,
+) -> Evaluation:
+  experiment = population.experiment
+  personalization = experiment.personalization
+  arguments = (experiment.model, personalization)
+  options = {'max_grad_norm': experiment.settings.max_grad_norm}
+  test = tff_debias.build_client_evaluation(*arguments, **options)
+  steps, shots = [], []
+  if isinstance(personalization, tff_debias.Maml):
+    trained = personalization.num_steps
+    shown = num_steps or 2 * trained
+    by_step = tff_debias.build_step_evaluation(
+      *arguments, max(shown, trained), **options
+    )
+    table = population.run(by_step, weights, bar)
+    meta, personalized = (
+      {name: values[:, step] for name, values in table.items()}
+      for step in (0, trained)
+    )
+    for step in range(shown + 1):
+      steps += population.curve('steps', step, table['accuracy'][:, step])
+    if few_shot:
+      shots += population.curve('examples', 0, population.right_share(meta))
+  else:
+    personalized = meta = population.run(test, weights, bar)
+    if isinstance(personalization, tff_debias.Proto):
+      meta = {name: v * np.nan for name, v in personalized.items()}
+  for size in few_shot:
+    results = population.run(test, weights, bar, size)
+    shots += population.curve('examples', size, population.right_share(results))
+  if few_shot:
+    everything = population.right_share(personalized)
+    shots += population.curve('examples', 'all', everything)
+  return Evaluation(
+    f'{experiment.title}; the model {experiment.settings.evaluated_model!r}'
+    f' after round {population.round_num}',
+    population.round_num,
+    experiment.settings.maml_steps,
+    population.rows(meta, personalized),
+    shots,
+    steps,
+    population.notes(personalized, bool(few_shot)),
+  )
+
+
+class _Population:
+  """The devices that are evaluated: their groups, their data, their results.
+
+  Attributes:
+    experiment: The experiment.
+    round_num: The round after which they are evaluated.
+    ids: Their ids.
+    train_examples: How many training examples they have, `[devices]`.
+  """
+
+  def __init__(
+    self,
+    experiment: experiment_lib.Experiment,
+    round_num: int,
+    max_clients: int | None,
+  ):
+    self.experiment = experiment
+    self.round_num = round_num
+    everyone = experiment.train_data.client_ids
+    self._places = np.arange(len(everyone))
+    if max_clients is not None and max_clients < len(everyone):
+      rng = np.random.default_rng([experiment.settings.seed, 4])
+      self._places = np.sort(rng.permutation(self._places)[:max_clients])
+    self.ids = [everyone[place] for place in self._places]
+    held_out = set(experiment.held_out_devices)
+    took_part = experiment.participants_until(round_num)
+    self._groups = np.array(
+      [
+        GROUPS[2 if id_ in held_out else 0 if id_ in took_part else 1]
+        for id_ in self.ids
+      ]
+    )
+    self.train_examples, self._test_examples = (
+      np.array([_size(data.create_tf_dataset_for_client(i)) for i in self.ids])
+      for data in (experiment.train_data, experiment.test_data)
+    )
+
+  def run(
+    self,
+    evaluation: tff.Computation,
+    weights: Any,
+    bar: tqdm.tqdm,
+    size: int | None = None,
+  ) -> Results:
+    """The results of the devices that have so many training examples."""
+    results = {}
+    devices = np.flatnonzero(self.train_examples >= (size or 0))
+    for start in range(0, len(devices), _DEVICES_PER_CALL):
+      chunk = devices[start : start + _DEVICES_PER_CALL]
+      answers = evaluation(weights, [self._data(i, size) for i in chunk])
+      for i, answer in zip(chunk, answers, strict=True):
+        for name, value in answer.items():
+          if name not in results:
+            results[name] = np.full([len(self.ids), *np.shape(value)], np.nan)
+          is_known = name == 'num_examples' or answer['counts']
+          results[name][i] = np.where(is_known, value, np.nan)
+      bar.update(len(chunk))
+    bar.update(len(self.ids) - len(devices))
+    return results
+
+  def _data(self, device: int, size: int | None) -> Mapping[str, Any]:
+    """A device's data; those of a smaller size are part of a larger one's."""
+    data = self.experiment.device_data(self.ids[device])
+    if size is not None:
+      num_examples = self.train_examples[device]
+      seed = [self.experiment.settings.seed, 5, self._places[device]]
+      order = np.random.default_rng(seed).permutation(num_examples)[:size]
+      examples = data['train'].unbatch().batch(num_examples)
+      chosen = tf.nest.map_structure(
+        lambda values: tf.gather(values, order), examples.get_single_element()
+      )
+      chosen = tf.data.Dataset.from_tensor_slices(chosen)
+      data['train'] = chosen.batch(_BATCH_SIZE)
+    return data
+
+  def right_share(self, results: Results) -> np.ndarray:
+    """The accuracy where a test example that does not count is wrong."""
+    tested = results['num_examples']
+    right = np.where(tested == 0, 0.0, results['accuracy'] * tested)
+    with np.errstate(invalid='ignore'):
+      return right / self._test_examples
+
+  def curve(self, name: str, place: Any, accuracy: np.ndarray) -> list[Row]:
+    """The rows of one place of a curve, of the devices that have a value."""
+    rows = []
+    for group in GROUPS:
+      values = accuracy[(self._groups == group) & np.isfinite(accuracy)]
+      if len(values):
+        low, high = quantile(values, (0.1, 0.9))
+        rows.append(
+          {
+            'group': group,
+            name: place,
+            'devices': len(values),
+            'mean': values.mean(),
+            'q10': low,
+            'q90': high,
+          }
+        )
+    return rows
+
+  def rows(self, meta: Results, personalized: Results) -> list[Row]:
+    """The rows of the devices."""
+    columns = {
+      'device': self.ids,
+      'group': self._groups.tolist(),
+      'train_examples': self.train_examples,
+      'test_examples': self._test_examples,
+      'tested': personalized['num_examples'],
+      'meta_accuracy': meta['accuracy'],
+      'meta_loss': meta['loss'],
+      'accuracy': personalized['accuracy'],
+      'loss': personalized['loss'],
+      'gain': personalized['accuracy'] - meta['accuracy'],
+    }
+    return [
+      dict(zip(columns, values, strict=True))
+      for values in zip(*columns.values(), strict=True)
+    ]
+
+  def notes(self, personalized: Results, has_few_shot: bool) -> list[str]:
+    """See `Evaluation`."""
+    notes = []
+    num_clients = len(self.experiment.train_data.client_ids)
+    if len(self.ids) < num_clients:
+      notes.append(f'{len(self.ids)} of {num_clients} devices, chosen by seed.')
+    personalization = self.experiment.settings.personalization
+    if personalization == 'none':
+      notes.append('The method does not personalize: there is no gain.')
+    if personalization == 'proto':
+      notes.append(
+        'Prototypes replace the last layer, so that it is not trained: the'
+        ' meta-model as it is has no accuracy of its own, and no gain is given.'
+      )
+    lost = np.isnan(personalized['accuracy'])
+    if lost.any():
+      named = [
+        id_ for id_, is_lost in zip(self.ids, lost, strict=True) if is_lost
+      ]
+      notes.append(
+        f'{len(named)} devices have no data to train or test on, or no finite'
+        f' result, and are in no mean: {", ".join(named[:5])}'
+        + (', …' if len(named) > 5 else '.')
+      )
+    untested = int(
+      self._test_examples.sum() - personalized['num_examples'].sum()
+    )
+    if untested:
+      notes.append(
+        f'{untested} test examples are of a class of which their device has no'
+        ' training example. They do not count, but in the few-shot curve they'
+        ' are wrong.'
+      )
+    if has_few_shot:
+      notes.append(
+        'A point of the few-shot curve takes so many random examples of every'
+        ' device that has as many, among them those of the point before.'
+      )
+    return notes
+
+
+def quantile(values: np.ndarray, shares: Any) -> Any:
+  """As in the metrics: the smallest value with that share at or below it."""
+  return np.quantile(values, shares, method='inverted_cdf')
+
+
+def _size(dataset: tf.data.Dataset) -> int:
+  return int(dataset.reduce(np.int64(0), lambda total, _: total + 1))

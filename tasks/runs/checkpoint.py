@@ -1,0 +1,159 @@
+"""Reads the meta-model of a run that is finished or that still goes on.
+
+Nothing of the run is written, and its lock is neither needed nor taken.
+"""
+
+import asyncio
+import os
+import tempfile
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import folder as run_folder_lib
+import tff_debias
+
+
+class MetaModelError(ValueError):
+  """There is no such model, or it cannot be read, and why."""
+
+
+def load(
+  experiment: experiment_lib.Experiment,
+  folder: run_folder_lib.RunFolder,
+  round_num: int | None = None,
+) -> tuple[tff.learning.models.ModelWeights, int]:
+  """The model that the settings say is evaluated.
+
+  Args:
+    experiment: The experiment of the run.
+    folder: The folder of the run.
+    round_num: The round; by default that of the newest checkpoint, or, where
+      only the final model is left, the last one.
+
+  Returns:
+    The `tff.learning.models.ModelWeights`, and the round.
+
+  Raises:
+    MetaModelError: If there is no such model, or it is damaged or another
+      network's.
+  """
+  if _versions(folder):
+    return _load_checkpoint(experiment, folder, round_num)
+  if not os.path.exists(folder.meta_model):
+    raise MetaModelError(
+      f'There is no checkpoint in {folder.path} yet. Wait until the run has'
+      ' saved one, or train it: python -m tasks.train.'
+    )
+  rows = folder.read_metrics()
+  if not rows:
+    raise MetaModelError(
+      f'It is not known of which round {folder.meta_model} is: there is no'
+      f' {folder.metrics}, and no checkpoint. Put one of them back.'
+    )
+  last = int(rows[-1]['round'])
+  if round_num not in (None, last):
+    raise MetaModelError(
+      f'--round={round_num} must be {last}: only the final model is left in'
+      f' {folder.path}.'
+    )
+  return load_final(experiment, folder), last
+
+
+def load_final(
+  experiment: experiment_lib.Experiment, folder: run_folder_lib.RunFolder
+) -> tff.learning.models.ModelWeights:
+  """The model of a run that has finished.
+
+  Args:
+    experiment: The experiment of the run.
+    folder: The folder of the run, with its `meta_model.keras`.
+
+  Returns:
+    The `tff.learning.models.ModelWeights`.
+
+  Raises:
+    MetaModelError: If the file is damaged or another network's.
+  """
+  # A damaged file ends in any of a dozen exceptions of as many packages.
+  try:
+    keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
+  except Exception as e:
+    raise MetaModelError(
+      f'{folder.meta_model} is damaged: {_first_line(e)}. The command of the'
+      ' run, given again, writes it anew.'
+    ) from e
+  weights = tff.learning.models.ModelWeights(
+    tuple(v.numpy() for v in keras_model.trainable_variables),
+    tuple(v.numpy() for v in keras_model.non_trainable_variables),
+  )
+  _check_shapes(weights, experiment, folder.meta_model)
+  return weights
+
+
+def _load_checkpoint(
+  experiment: experiment_lib.Experiment,
+  folder: run_folder_lib.RunFolder,
+  round_num: int | None,
+) -> tuple[tff.learning.models.ModelWeights, int]:
+  with tempfile.TemporaryDirectory() as storage:
+    # Only for the structure of its state, so with a storage of its own.
+    process = experiment.build_process(tff_debias.ClientStorage(storage))
+    structure = process.initialize()
+  while True:
+    versions = _versions(folder)
+    chosen = versions[-1] if round_num is None else round_num
+    if chosen not in versions:
+      kept = ', '.join(map(str, versions))
+      raise MetaModelError(
+        f'--round={chosen} is not among the checkpoints that are kept in'
+        f' {folder.path}: {kept}.'
+      )
+    try:
+      state = asyncio.run(_manager(folder).load(chosen, structure))
+      break
+    except Exception as e:
+      # A run that goes on removes old ones, also while they are being read.
+      if max(_versions(folder), default=0) > versions[-1]:
+        continue
+      others = [f'--round={v}' for v in versions if v != chosen]
+      raise MetaModelError(
+        f'The checkpoint of round {chosen} in {folder.checkpoints} is damaged'
+        f' or of another task: {_first_line(e)}.'
+        + (f' Another one is {others[-1]}.' if others else '')
+      ) from e
+  _check_shapes(state.global_model_weights, experiment, folder.checkpoints)
+  return experiment.evaluated_weights(process, state), chosen
+
+
+def _versions(folder: run_folder_lib.RunFolder) -> list[int]:
+  # The manager would make the folder.
+  if not os.path.isdir(folder.checkpoints):
+    return []
+  return asyncio.run(_manager(folder).get_versions()) or []
+
+
+def _manager(
+  folder: run_folder_lib.RunFolder,
+) -> tff.program.FileProgramStateManager:
+  return tff.program.FileProgramStateManager(folder.checkpoints)
+
+
+def _check_shapes(
+  weights: Any, experiment: experiment_lib.Experiment, path: str
+) -> None:
+  found, wanted = (
+    [w.shape for w in tf.nest.flatten(w)]
+    for w in (weights, experiment.model.initial_weights)
+  )
+  if found != wanted:
+    raise MetaModelError(
+      f'{path} is of another network: its weights are of the shapes {found},'
+      f' those of the run of {wanted}.'
+    )
+
+
+def _first_line(error: BaseException) -> str:
+  return str(error).split('\n')[0].rstrip('.') or type(error).__name__

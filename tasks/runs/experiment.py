@@ -1,0 +1,296 @@
+"""An experiment: what its settings make of a task and a method."""
+
+import collections
+import functools
+import importlib
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tasks.runs import pipeline
+from tasks.runs import settings as settings_lib
+from tasks.catalog import task as task_lib
+import tff_debias
+from tff_debias import partitions
+
+ClientData = tff.simulation.datasets.ClientData
+
+_EVALUATION_BATCH_SIZE = 500
+
+
+def resolve(
+  task: task_lib.Task, settings: settings_lib.Settings
+) -> settings_lib.Settings:
+  """The settings, with the task's defaults for those that are `None`."""
+  partition = 'acid' if task.natural is None else 'natural'
+  return settings.resolve({'partition': partition, **task.defaults(settings)})
+
+
+class Experiment:
+  """A task, split over devices, and a method, as the settings say.
+
+  Attributes:
+    settings: The settings, resolved.
+    task: The task.
+    default_rounds: The rounds that the task suggests.
+    train_data: The devices' training data.
+    test_data: The devices' test data.
+  """
+
+  def __init__(self, settings: settings_lib.Settings):
+    """Loads the data and splits them.
+
+    Args:
+      settings: The settings; those that are `None` become the task's defaults.
+
+    Raises:
+      ValueError: If a setting is wrong for the task, or the data are not there.
+    """
+    module = importlib.import_module(f'tasks.catalog.{settings.task}')
+    self.task = module.load(settings.data_dir)
+    self.default_rounds = self.task.defaults(settings)['rounds']
+    self.settings = resolve(self.task, settings)
+    self._check_participants()
+    self.train_data, self.test_data = self._split()
+
+  @property
+  def name(self) -> str:
+    """A name of the run that tells it from its usual neighbours."""
+    s = self.settings
+    return '_'.join(
+      (s.task, s.partition, s.method, s.personalization, f'seed{s.seed}')
+    )
+
+  @property
+  def title(self) -> str:
+    """What the experiment is, for people."""
+    s = self.settings
+    return f'{s.method}, {s.personalization} on {self.data_title}'
+
+  @property
+  def data_title(self) -> str:
+    """The task and how it is split, for people."""
+    s = self.settings
+    split = {
+      'acid': f'ACID, {s.classes_per_client} classes a device',
+      'alid': f'ALID, {s.classes_per_client} classes a device',
+      'dirichlet': f'Dirichlet({s.concentration:g})',
+      'natural': 'its own users',
+    }[s.partition]
+    return (
+      f'{s.task}: {split}, {s.clients_per_round} of'
+      f' {s.num_clients - self._num_held_out} devices a round'
+      + (f', {self._num_held_out} held out' * (s.held_out_share > 0))
+    )
+
+  @property
+  def _num_held_out(self) -> int:
+    s = self.settings
+    return max(round(s.held_out_share * s.num_clients), s.held_out_share > 0)
+
+  def _check_participants(self) -> None:
+    s = self.settings
+    if s.clients_per_round > s.num_clients - self._num_held_out:
+      held_out = f' less the {self._num_held_out} of --held_out_share'
+      raise settings_lib.SettingsError(
+        f'--clients_per_round={s.clients_per_round} must be at most'
+        f' --num_clients={s.num_clients}{held_out * (s.held_out_share > 0)}.'
+      )
+
+  @functools.cached_property
+  def held_out_devices(self) -> list[str]:
+    """The ids of the devices that never take part in training."""
+    ids = self.train_data.client_ids
+    rng = np.random.default_rng([self.settings.seed, 3])
+    chosen = rng.choice(len(ids), self._num_held_out, replace=False)
+    return [ids[i] for i in sorted(chosen)]
+
+  @functools.cached_property
+  def training_devices(self) -> list[str]:
+    """The ids of the devices that can take part, in order."""
+    held_out = set(self.held_out_devices)
+    return [i for i in self.train_data.client_ids if i not in held_out]
+
+  def participants_until(self, round_num: int) -> set[str]:
+    """The ids of the devices chosen in any round from 1 to `round_num`."""
+    rounds = range(1, round_num + 1)
+    size = self.settings.clients_per_round
+    return set().union(*(self._sample(r, size) for r in rounds))
+
+  def _split(self) -> tuple[ClientData, ClientData]:
+    s = self.settings
+    if s.partition == 'natural':
+      return self._choose_users()
+    if self.task.train is None:
+      raise settings_lib.SettingsError(
+        f'--partition={s.partition} does not go with --task={s.task}, whose'
+        ' data are split over its own users: take --partition=natural.'
+      )
+    split = getattr(partitions, s.partition)
+    parameter = s.classes_per_client
+    if s.partition == 'dirichlet':
+      parameter = s.concentration
+    return split(
+      self.task.train, self.task.test, s.num_clients, parameter, s.seed
+    )
+
+  def _choose_users(self) -> tuple[ClientData, ClientData]:
+    """As many of the data set's users as there are devices, at random."""
+    s = self.settings
+    if self.task.natural is None:
+      raise settings_lib.SettingsError(
+        f'--partition=natural does not go with --task={s.task}, whose data have'
+        ' no users: take --partition=acid, alid or dirichlet.'
+      )
+    users = set.intersection(*(set(d.client_ids) for d in self.task.natural))
+    if s.num_clients > len(users):
+      raise settings_lib.SettingsError(
+        f'--num_clients={s.num_clients} must be at most {len(users)}: so many'
+        f' users has {s.task}.'
+      )
+    rng = np.random.default_rng([s.seed, 2])
+    chosen = rng.choice(sorted(users), s.num_clients, replace=False).tolist()
+    return tuple(
+      ClientData.from_clients_and_tf_fn(
+        sorted(chosen), data.serializable_dataset_fn
+      )
+      for data in self.task.natural
+    )
+
+  @functools.cached_property
+  def num_outputs(self) -> int:
+    """The network's outputs: all classes, or with ALID those of a device."""
+    if self.settings.partition == 'alid':
+      return self.settings.classes_per_client
+    return self.task.num_classes
+
+  def build_keras_model(self) -> tf.keras.Model:
+    """A new Keras model with the initial weights of the experiment."""
+    tf.keras.utils.set_random_seed(self.settings.seed)
+    return self.task.build_model(self.num_outputs)
+
+  @functools.cached_property
+  def model(self) -> tff_debias.Model:
+    """The model with its loss and its metric, the accuracy."""
+    device = self.train_data.client_ids[0]
+    examples = self.train_data.create_tf_dataset_for_client(device)
+    return tff_debias.from_keras(
+      self.build_keras_model(),
+      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      examples.batch(1).element_spec,
+      lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
+    )
+
+  @functools.cached_property
+  def personalization(self) -> tff_debias.Personalization:
+    """The personalization T_i."""
+    s = self.settings
+    return {
+      'none': tff_debias.NoPersonalization,
+      'maml': lambda: tff_debias.Maml(
+        s.maml_steps, s.maml_learning_rate, s.maml_first_order
+      ),
+      'proto': tff_debias.Proto,
+    }[s.personalization]()
+
+  @functools.cached_property
+  def correction(self) -> tff_debias.Correction:
+    """The correction R_i."""
+    return {
+      'none': tff_debias.NoCorrection,
+      'dyn': lambda: tff_debias.Dyn(self.settings.alpha),
+      'scaf': tff_debias.Scaf,
+    }[self.settings.correction]()
+
+  def build_process(
+    self, storage: tff_debias.ClientStorage
+  ) -> tff.learning.templates.LearningProcess:
+    """The learning process, with the devices' storage."""
+    s = self.settings
+    return tff_debias.build_learning_process(
+      self.model,
+      self.personalization,
+      self.correction,
+      learning_rate=s.learning_rate,
+      learning_rate_schedule=tff_debias.exponential_decay(
+        s.learning_rate_decay
+      ),
+      weight_decay=s.weight_decay,
+      max_grad_norm=s.max_grad_norm,
+      num_clients=len(self.training_devices),
+      storage=storage,
+      track_all=s.evaluated_model == 'all',
+    )
+
+  def training_data(
+    self, round_num: int
+  ) -> list[collections.OrderedDict[str, Any]]:
+    """The participants of a round and their batches, the same each time."""
+    s = self.settings
+    return [
+      collections.OrderedDict(
+        client_id=client_id,
+        data=pipeline.training_dataset(
+          self.train_data.create_tf_dataset_for_client(client_id),
+          batch_size=s.batch_size,
+          num_batches=s.local_steps * self.personalization.batches_per_step,
+          seed=(s.seed, round_num, self._places[client_id]),
+          augment=self.task.augment,
+        ),
+      )
+      for client_id in self._sample(round_num, s.clients_per_round)
+    ]
+
+  @functools.cached_property
+  def _places(self) -> dict[str, int]:
+    return {id_: place for place, id_ in enumerate(self.train_data.client_ids)}
+
+  @functools.cached_property
+  def _sample(self):
+    return tff.simulation.build_uniform_sampling_fn(
+      self.training_devices, random_seed=self.settings.seed
+    )
+
+  @functools.cached_property
+  def evaluation_data(self) -> list[collections.OrderedDict[str, Any]]:
+    """The data of the devices that are tested, the same devices each time.
+
+    They are of those that can take part: the others are for `tasks.evaluate`.
+    """
+    s = self.settings
+    ids = self.training_devices
+    chosen = np.arange(len(ids))
+    if 0 < s.evaluation_clients < len(ids):
+      rng = np.random.default_rng([s.seed, 1])
+      chosen = rng.choice(len(ids), s.evaluation_clients, replace=False)
+    return [self.device_data(ids[i]) for i in sorted(chosen)]
+
+  def device_data(
+    self, client_id: str
+  ) -> collections.OrderedDict[str, tf.data.Dataset]:
+    """The data of a device for the personalized test."""
+    return collections.OrderedDict(
+      (
+        name,
+        pipeline.test_dataset(
+          data.create_tf_dataset_for_client(client_id), _EVALUATION_BATCH_SIZE
+        ),
+      )
+      for name, data in (('train', self.train_data), ('test', self.test_data))
+    )
+
+  def build_evaluation(self) -> tff.Computation:
+    """The personalized test."""
+    return tff_debias.build_personalized_evaluation(
+      self.model,
+      self.personalization,
+      max_grad_norm=self.settings.max_grad_norm,
+    )
+
+  def evaluated_weights(self, process: Any, state: Any) -> Any:
+    """The weights of the model that the settings say is evaluated."""
+    if self.settings.evaluated_model == 'all':
+      return tff_debias.get_all_model_weights(state)
+    return process.get_model_weights(state)

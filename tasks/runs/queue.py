@@ -1,0 +1,138 @@
+"""Runs of `tasks.train` in processes of their own, several at a time."""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import tqdm
+
+from tasks.runs import folder as run_folder_lib
+from tasks.runs import settings as settings_lib
+
+_SECONDS_BETWEEN_LOOKS = 1
+
+
+class RunsFailedError(ValueError):
+  """Some runs failed: which, and what they said."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run of an experiment.
+
+  Attributes:
+    settings: Its settings, as the user gave them.
+    folder: Its folder.
+    rounds: The rounds to train to.
+  """
+
+  settings: settings_lib.Settings
+  folder: run_folder_lib.RunFolder
+  rounds: int
+
+  @property
+  def command(self) -> list[str]:
+    """What trains it, or goes on with it."""
+    given = dataclasses.asdict(self.settings)
+    return [
+      *(sys.executable, '-m', 'tasks.train'),
+      *(
+        f'--{name}={value}'
+        for name, value in given.items()
+        if value is not None
+      ),
+      f'--rounds={self.rounds}',
+      f'--output_dir={self.folder.path}',
+    ]
+
+  @property
+  def log(self) -> str:
+    """What it said."""
+    return f'{self.folder.path}.log'
+
+  @property
+  def done(self) -> int:
+    """The rounds in its metrics; `rounds` only if there is nothing to do."""
+    rows = self.folder.read_metrics()
+    last = int(rows[-1]['round']) if rows else 0
+    has_ended = last > self.rounds or self._has_new_picture()
+    return min(last, self.rounds if has_ended else self.rounds - 1)
+
+  def _has_new_picture(self) -> bool:
+    """Whether the picture, which comes last, is of all rounds."""
+    try:
+      drawn = os.path.getmtime(self.folder.picture)
+      return drawn >= os.path.getmtime(self.folder.metrics)
+    except FileNotFoundError:
+      return False
+
+
+def run_all(runs: Sequence[Run], at_a_time: int) -> None:
+  """Trains the runs that have not finished.
+
+  Args:
+    runs: The runs.
+    at_a_time: How many at a time.
+
+  Raises:
+    RunsFailedError: If one fails, after the others have ended.
+  """
+  waiting = [run for run in runs if run.done < run.rounds]
+  running: dict[subprocess.Popen, Run] = {}
+  failed: dict[str, str] = {}
+  with tqdm.tqdm(
+    total=sum(run.rounds for run in runs), unit='round', dynamic_ncols=True
+  ) as bar:
+    bar.initial = bar.n = sum(run.done for run in runs)
+    try:
+      while waiting or running:
+        while waiting and len(running) < at_a_time:
+          run = waiting.pop(0)
+          running[_start(run)] = run
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        for process in [p for p in running if p.poll() is not None]:
+          run = running.pop(process)
+          if process.returncode:
+            failed[run.folder.path] = _last_line(run.log)
+        bar.set_postfix_str(
+          ', '.join(os.path.basename(r.folder.path) for r in running.values())
+        )
+        under_way = [*waiting, *running.values()]
+        remaining = sum(run.rounds - run.done for run in under_way)
+        bar.update(bar.total - remaining - bar.n)
+    finally:
+      for process in running:
+        process.terminate()
+      for process in running:
+        process.wait()
+  if failed:
+    raise RunsFailedError(
+      '\n'.join(
+        f'The run in {path} failed. {said}' for path, said in failed.items()
+      )
+    )
+
+
+def _start(run: Run) -> subprocess.Popen:
+  # Slow to import, and not needed to check flags.
+  from tff_debias import runtime
+
+  os.makedirs(os.path.dirname(run.log) or '.', exist_ok=True)
+  with open(run.log, 'w') as log:
+    # A session of its own: Ctrl-C is for the program, which then ends it.
+    return subprocess.Popen(
+      runtime.tied(run.command),
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      start_new_session=True,
+    )
+
+
+def _last_line(path: str) -> str:
+  with open(path, errors='replace') as file:
+    lines = file.read().replace('\r', '\n').strip().split('\n')
+  return lines[-1]

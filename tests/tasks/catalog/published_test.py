@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from tasks.catalog import published
+from tasks.runs import settings as settings_lib
+
+
+# ALGORITHMS.md, "The published experiment": s, a and α by method.
+@pytest.mark.parametrize(
+  'method, personalization, maml_steps, maml_learning_rate, alpha',
+  [
+    ('fed_dyn', 'none', 5, 0.01, 0.01),
+    ('per_fed_avg', 'maml', 5, 0.01, 0.01),
+    ('pfl_dyn', 'maml', 5, 0.01, 0.01),
+    ('pfl_dyn', 'proto', 5, 0.01, 0.1),
+    ('pfl_scaf', 'maml', 1, 0.1, 0.01),
+    ('scaffold', 'none', 1, 0.1, 0.01),
+  ],
+)
+def test_defaults_depend_on_the_method(
+  method, personalization, maml_steps, maml_learning_rate, alpha
+):
+  settings = settings_lib.Settings(
+    method=method, personalization=personalization
+  )
+  resolved = settings.resolve(published.defaults(settings))
+  assert resolved.maml_steps == maml_steps
+  assert resolved.maml_learning_rate == maml_learning_rate
+  assert resolved.alpha == alpha
+  assert (resolved.num_clients, resolved.clients_per_round) == (100, 10)
+  assert (resolved.local_steps, resolved.batch_size) == (50, 50)
+  assert (resolved.learning_rate, resolved.weight_decay) == (0.1, 1e-3)
+  assert resolved.learning_rate_decay == 0.997
+
+
+def test_what_is_given_is_no_default():
+  settings = settings_lib.Settings(method='pfl_scaf', maml_steps=3)
+  resolved = settings.resolve(published.defaults(settings))
+  assert (resolved.maml_steps, resolved.maml_learning_rate) == (3, 0.1)
+
+
+def test_image_task_is_the_published_treatment():
+  rng = np.random.default_rng(0)
+  x = rng.integers(0, 200, (40, 32, 32, 3)).astype(np.uint8)
+  y = np.arange(40) % 10
+  made = published.image_task((x, y), (x[:10], y[:10]), 10, rounds=7)
+  mean, deviation = (x / 255).mean((0, 1, 2)), (x / 255).std((0, 1, 2))
+  expected = (x / 255 - mean) / deviation
+  assert made.train[0] is x
+  scaled = made.build_model(10).get_layer('scaling')(x)
+  np.testing.assert_allclose(scaled, expected, atol=1e-4)
+  assert made.train[1].dtype == made.test[1].dtype == np.int32
+  assert made.build_model(10).count_params() == 797_962
+  assert made.defaults(settings_lib.Settings())['rounds'] == 7
+  white = np.full((20, 32, 32, 3), 255, np.uint8)
+  padded = made.augment(white, [1, 2]).numpy()
+  colors = np.unique(padded.reshape(-1, 3), axis=0)
+  assert colors.tolist() == [[0] * 3, [255] * 3]

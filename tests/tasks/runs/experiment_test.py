@@ -1,0 +1,136 @@
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tasks.runs import experiment as experiment_lib
+from tasks.catalog import networks
+from tasks.catalog import published
+from tasks.runs import settings as settings_lib
+from tasks.catalog import task
+from tasks.catalog import digits
+
+
+def users(names, num_examples):
+  """Client data whose x says whose it is."""
+  return tff.simulation.datasets.TestClientData(
+    {
+      name: collections.OrderedDict(
+        x=np.full((num_examples, 3), ord(name[0]), np.float32),
+        y=np.arange(num_examples, dtype=np.int32) % 2,
+      )
+      for name in names
+    }
+  )
+
+
+@pytest.fixture
+def natural_task(monkeypatch):
+  """Digits' place is taken by a task of seven users, one without a test."""
+  made = task.Task(
+    train=None,
+    test=None,
+    num_classes=2,
+    build_model=lambda num_outputs: networks.mlp((3,), (4,), num_outputs),
+    augment=None,
+    defaults=lambda settings: {
+      **published.defaults(settings),
+      'num_clients': 6,
+      'clients_per_round': 2,
+    },
+    natural=(users('gafbecd', 5), users('gafbec', 3)),
+  )
+  monkeypatch.setattr(digits, 'load', lambda data_dir: made)
+
+
+def test_users_are_the_devices(natural_task):
+  experiment = experiment_lib.Experiment(settings_lib.Settings())
+  assert experiment.settings.partition == 'natural'
+  assert experiment.name.startswith('digits_natural_pfl_dyn')
+  assert 'its own users, 2 of 6 devices' in experiment.title
+  assert experiment.train_data.client_ids == list('abcefg')
+  assert experiment.test_data.client_ids == list('abcefg')
+  assert len(experiment.evaluation_data) == 6
+  for name, data in zip('abcefg', experiment.evaluation_data, strict=True):
+    for split, size in (('train', 5), ('test', 3)):
+      batch = data[split].get_single_element()
+      assert batch['x'].numpy().tolist() == [[ord(name)] * 3] * size
+  for participant in experiment.training_data(3):
+    for batch in participant['data']:
+      assert np.all(batch['x'] == ord(participant['client_id']))
+
+
+def test_some_users_are_drawn(natural_task):
+  drawn = set()
+  for seed in range(20):
+    settings = settings_lib.Settings(seed=seed, num_clients=3)
+    first, again = (experiment_lib.Experiment(settings) for _ in range(2))
+    ids = first.train_data.client_ids
+    assert ids == sorted(set(ids)) and len(ids) == 3
+    assert ids == again.train_data.client_ids == first.test_data.client_ids
+    drawn.update(ids)
+  assert drawn == set('abcefg')
+
+
+@pytest.mark.parametrize(
+  'given, said',
+  [
+    ({'partition': 'acid'}, 'acid does not go with --task=digits, whose data'),
+    ({'num_clients': 7}, '--num_clients=7 must be at most 6'),
+    ({'num_clients': 1}, '--clients_per_round=2 must be at most --num_clients=1'),
+  ],
+)
+def test_what_users_cannot_do_is_an_error(natural_task, given, said):
+  with pytest.raises(settings_lib.SettingsError, match=said):
+    experiment_lib.Experiment(settings_lib.Settings(**given))
+
+
+def test_data_without_users_have_no_natural_partition():
+  with pytest.raises(settings_lib.SettingsError, match='acid, alid or dirich'):
+    experiment_lib.Experiment(settings_lib.Settings(partition='natural'))
+
+
+def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
+  x = np.random.default_rng(0).integers(0, 256, (83, 8, 8)).astype(np.uint8)
+  y = (np.arange(83) % 10).astype(np.int32)
+  made = task.Task(
+    train=(x, y),
+    test=(x, y),
+    num_classes=10,
+    build_model=lambda num_outputs: networks.mlp((8, 8), (4,), num_outputs),
+    augment=None,
+    defaults=published.defaults,
+  )
+  monkeypatch.setattr(digits, 'load', lambda data_dir: made)
+  experiment = experiment_lib.Experiment(
+    settings_lib.Settings(num_clients=8, clients_per_round=2, batch_size=4)
+  )
+  spec = experiment.model.input_spec
+  assert spec['x'] == tf.TensorSpec([None, 8, 8], tf.uint8)
+  rows = {tuple(row.ravel()): label for row, label in zip(x, y, strict=True)}
+  training = [batch for p in experiment.training_data(1) for batch in p['data']]
+  tests = [
+    batch
+    for device in experiment.evaluation_data
+    for data in device.values()
+    for batch in data
+  ]
+  assert len({len(batch['y']) for batch in tests}) > 1
+  for batch in training + tests:
+    assert all(
+      tensor_spec.is_compatible_with(tensor)
+      for tensor_spec, tensor in zip(spec.values(), batch.values(), strict=True)
+    )
+    for image, label in zip(
+      batch['x'].numpy(), batch['y'].numpy(), strict=True
+    ):
+      assert rows[tuple(image.ravel())] == label
+
+
+def test_defaults_follow_the_method():
+  settings = settings_lib.Settings(method='pfl_scaf', personalization='maml')
+  resolved = experiment_lib.Experiment(settings).settings
+  assert (resolved.maml_steps, resolved.maml_learning_rate) == (1, 0.1)
+  assert (resolved.partition, resolved.num_clients) == ('acid', 40)
