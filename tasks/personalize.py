@@ -10,8 +10,8 @@ import zipfile
 
 from absl import flags
 
-from tasks import cli as program
-from tasks.runs import folder as run_folder_lib
+from tasks import cli
+from tasks.runs import folder as folder_lib
 
 _RUN = flags.DEFINE_string(
   'run', None, 'The folder of the run, such as runs/NAME.'
@@ -56,7 +56,7 @@ def main() -> None:
 
   import numpy as np
 
-  from tasks.runs import checkpoint as meta_model
+  from tasks.runs import checkpoint
   from tasks.runs import experiment as experiment_lib
   from tff_debias import export
   from tff_debias import models
@@ -77,7 +77,7 @@ def main() -> None:
   else:
     device = os.path.splitext(os.path.basename(_EXAMPLES.value))[0]
   keras_model = experiment.build_keras_model()
-  meta_model.load_final(experiment, folder).assign_weights_to(keras_model)
+  checkpoint.load_final(experiment, folder).assign_weights_to(keras_model)
   exported = export.export_personalized_model(
     keras_model,
     experiment.model,
@@ -113,7 +113,7 @@ def main() -> None:
 
 def run() -> None:
   """The console script."""
-  program.run(main, _check_flags, 'The same command begins anew.')
+  cli.run(main, _check_flags, 'The same command begins anew.')
 
 
 def _check_flags() -> None:
@@ -129,9 +129,9 @@ def _check_flags() -> None:
     _read_examples(_EXAMPLES.value)
 
 
-def _find_run() -> run_folder_lib.RunFolder:
+def _find_run() -> folder_lib.RunFolder:
   """The run. Raises an error if it has no meta-model."""
-  folder = run_folder_lib.find(_RUN.value)
+  folder = folder_lib.find(_RUN.value)
   if not os.path.exists(folder.meta_model):
     raise PersonalizeError(
       f'The run {folder.path} has no meta_model.keras yet: it is written when'

@@ -7,8 +7,8 @@ import os
 
 from absl import flags
 
-from tasks import cli as program
-from tasks.runs import folder as run_folder_lib
+from tasks import cli
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 
 _OUTPUT_DIR = flags.DEFINE_string(
@@ -40,7 +40,7 @@ def main() -> None:
   from tasks.runs import training
 
   experiment = experiment_lib.Experiment(settings_lib.from_flags())
-  folder = run_folder_lib.RunFolder(
+  folder = folder_lib.RunFolder(
     _OUTPUT_DIR.value or os.path.join('runs', experiment.name)
   )
   with folder.lock():
@@ -55,7 +55,7 @@ def main() -> None:
 
 def run() -> None:
   """The console script."""
-  program.run(main, settings_lib.from_flags)
+  cli.run(main, settings_lib.from_flags)
 
 
 if __name__ == '__main__':

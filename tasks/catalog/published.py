@@ -1,4 +1,4 @@
-"""What the published image experiments have in common (Acar et al., 2021)."""
+"""Holds the settings and data preparation of Acar et al. (2021) for images."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ import numpy as np
 from tasks.catalog import images
 from tasks.catalog import networks
 from tasks.catalog import task
-from tasks.runs import settings as settings_lib
 
 
-def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
+def defaults(correction: str, personalization: str) -> dict[str, Any]:
   """The published settings of CIFAR-10, as `task.Task.defaults`.
 
   Args:
-    settings: The settings that are given; the method decides on some others.
+    correction: The name of the correction.
+    personalization: The name of the personalization.
 
   Returns:
     The defaults.
   """
-  is_scaf = settings.correction == 'scaf'
+  is_scaf = correction == 'scaf'
   return {
     'rounds': 1000,
     'num_clients': 100,
@@ -30,7 +30,7 @@ def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
     'learning_rate': 0.1,
     'learning_rate_decay': 0.997,
     'weight_decay': 1e-3,
-    'alpha': 1e-1 if settings.personalization == 'proto' else 1e-2,
+    'alpha': 1e-1 if personalization == 'proto' else 1e-2,
     'maml_steps': 1 if is_scaf else 5,
     'maml_learning_rate': 1e-1 if is_scaf else 1e-2,
     'evaluation_clients': 0,
@@ -70,5 +70,5 @@ def image_task(
       shape, num_outputs, images.scaling(*statistics)
     ),
     augment=images.random_crop_and_flip(),
-    defaults=lambda settings: {**defaults(settings), **other_defaults},
+    defaults=lambda *method: {**defaults(*method), **other_defaults},
   )

@@ -13,8 +13,8 @@ import zlib
 
 import numpy as np
 
-from tasks.catalog import task
-from tasks.readers import tfds as from_tfds
+from tasks.readers import files
+from tasks.readers import tfds
 
 _SHAPE = (3, 32, 32)
 _URL = 'https://www.cs.toronto.edu/~kriz/cifar.html'
@@ -64,7 +64,7 @@ def load(
       what was found and what is right.
   """
   if data_dir is None:
-    return from_tfds.load(variant.tfds_name, _how_to_get(variant))
+    return tfds.load(variant.tfds_name, _how_to_get(variant))
   contents = _contents(variant, data_dir)
   return [
     tuple(
@@ -88,13 +88,13 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
       return {name: (paths[name], _read(paths[name])) for name in names}
     if found:
       missing = [name for name in names if name not in found]
-      raise task.DataError(
+      raise files.DataError(
         f'{folder} has {", ".join(found)}, but not {", ".join(missing)}.'
         f' {_how_to_get(variant)}'
       )
   archive = os.path.join(data_dir, variant.archive)
   if not os.path.isfile(archive):
-    raise task.DataError(
+    raise files.DataError(
       f'There is neither {variant.archive} nor {variant.folder} nor {names[0]}'
       f' in {data_dir}. {_how_to_get(variant)}'
     )
@@ -111,11 +111,11 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
         for name in names
       }
   except KeyError as e:
-    raise task.DataError(
+    raise files.DataError(
       f'{archive} is another archive: {e.args[0]}. {_how_to_get(variant)}'
     ) from e
   except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
-    raise task.DataError(
+    raise files.DataError(
       f'{archive} is truncated or damaged ({e}): get it again.'
     ) from e
 
@@ -125,7 +125,7 @@ def _read(path: str) -> bytes:
     with open(path, 'rb') as file:
       return file.read()
   except OSError as e:
-    raise task.DataError(f'{path} cannot be read: {e.strerror}.') from e
+    raise files.DataError(f'{path} cannot be read: {e.strerror}.') from e
 
 
 def _decode(
@@ -135,7 +135,7 @@ def _decode(
   record = variant.num_labels + int(np.prod(_SHAPE))
   expected = num_records * record
   if len(content) != expected:
-    raise task.DataError(
+    raise files.DataError(
       f'{place} is {"truncated" if len(content) < expected else "too long"}: it'
       f' must have {num_records} records of {record} bytes, that is {expected}'
       f' bytes, got {len(content)}.'
@@ -143,7 +143,7 @@ def _decode(
   records = np.frombuffer(content, np.uint8).reshape(num_records, record)
   y = records[:, variant.num_labels - 1]
   if y.max() >= variant.num_classes:
-    raise task.DataError(
+    raise files.DataError(
       f'{place} must have classes of 0 to {variant.num_classes - 1}, got'
       f' {y.max()} in record {y.argmax()}.'
     )

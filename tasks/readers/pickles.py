@@ -8,7 +8,7 @@ import os
 import pickle
 from typing import Any
 
-from tasks.catalog import task
+from tasks.readers import files
 
 # Named as NumPy 1 or as NumPy 2 does, and as it is here.
 _NUMPY = {
@@ -47,10 +47,10 @@ def read(path: str | os.PathLike[str]) -> Any:
     with open(path, 'rb') as file:
       return _Unpickler(file, encoding='latin1').load()
   except OSError as e:
-    raise task.DataError(f'{path} cannot be read: {e.strerror}.') from e
+    raise files.DataError(f'{path} cannot be read: {e.strerror}.') from e
   # What a damaged pickle raises depends on where it is damaged.
   except Exception as e:
-    raise task.DataError(
+    raise files.DataError(
       f'{path} is no pickle of arrays, or it is truncated or damaged'
       f' ({type(e).__name__}: {e}).'
     ) from e

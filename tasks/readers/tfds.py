@@ -6,7 +6,7 @@ import urllib.request
 
 import numpy as np
 
-from tasks.catalog import task
+from tasks.readers import files
 
 
 def load(name: str, how_to_get: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -36,7 +36,7 @@ def load(name: str, how_to_get: str) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(x.numpy(), y.numpy()) for x, y in batches]
   # Without internet this ends in any of a dozen exceptions of as many packages.
   except Exception as e:
-    raise task.DataError(
+    raise files.DataError(
       f'tensorflow-datasets could not provide {name} ({type(e).__name__}: {e}).'
       f' {how_to_get}'
     ) from e

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tasks.runs import experiment as experiment_lib
-from tasks.runs import folder as run_folder_lib
+from tasks.runs import folder as folder_lib
 import tff_debias
 
 
@@ -22,7 +22,7 @@ class MetaModelError(ValueError):
 
 def load(
   experiment: experiment_lib.Experiment,
-  folder: run_folder_lib.RunFolder,
+  folder: folder_lib.RunFolder,
   round_num: int | None = None,
 ) -> tuple[tff.learning.models.ModelWeights, int]:
   """The model that the settings say is evaluated.
@@ -63,7 +63,7 @@ def load(
 
 
 def load_final(
-  experiment: experiment_lib.Experiment, folder: run_folder_lib.RunFolder
+  experiment: experiment_lib.Experiment, folder: folder_lib.RunFolder
 ) -> tff.learning.models.ModelWeights:
   """The model of a run that has finished.
 
@@ -95,7 +95,7 @@ def load_final(
 
 def _load_checkpoint(
   experiment: experiment_lib.Experiment,
-  folder: run_folder_lib.RunFolder,
+  folder: folder_lib.RunFolder,
   round_num: int | None,
 ) -> tuple[tff.learning.models.ModelWeights, int]:
   with tempfile.TemporaryDirectory() as storage:
@@ -128,7 +128,7 @@ def _load_checkpoint(
   return experiment.evaluated_weights(process, state), chosen
 
 
-def _versions(folder: run_folder_lib.RunFolder) -> list[int]:
+def _versions(folder: folder_lib.RunFolder) -> list[int]:
   # The manager would make the folder.
   if not os.path.isdir(folder.checkpoints):
     return []
@@ -136,7 +136,7 @@ def _versions(folder: run_folder_lib.RunFolder) -> list[int]:
 
 
 def _manager(
-  folder: run_folder_lib.RunFolder,
+  folder: folder_lib.RunFolder,
 ) -> tff.program.FileProgramStateManager:
   return tff.program.FileProgramStateManager(folder.checkpoints)
 

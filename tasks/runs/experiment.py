@@ -9,9 +9,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks.catalog import task as task_lib
 from tasks.runs import pipeline
 from tasks.runs import settings as settings_lib
-from tasks.catalog import task as task_lib
 import tff_debias
 from tff_debias import partitions
 
@@ -25,7 +25,12 @@ def resolve(
 ) -> settings_lib.Settings:
   """The settings, with the task's defaults for those that are `None`."""
   partition = 'acid' if task.natural is None else 'natural'
-  return settings.resolve({'partition': partition, **task.defaults(settings)})
+  return settings.resolve(
+    {
+      'partition': partition,
+      **task.defaults(settings.correction, settings.personalization),
+    }
+  )
 
 
 class Experiment:
@@ -50,7 +55,9 @@ class Experiment:
     """
     module = importlib.import_module(f'tasks.catalog.{settings.task}')
     self.task = module.load(settings.data_dir)
-    self.default_rounds = self.task.defaults(settings)['rounds']
+    self.default_rounds = self.task.defaults(
+      settings.correction, settings.personalization
+    )['rounds']
     self.settings = resolve(self.task, settings)
     self._check_participants()
     self.train_data, self.test_data = self._split()

@@ -9,7 +9,7 @@ import time
 
 import tqdm
 
-from tasks.runs import folder as run_folder_lib
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 
 _SECONDS_BETWEEN_LOOKS = 1
@@ -30,7 +30,7 @@ class Run:
   """
 
   settings: settings_lib.Settings
-  folder: run_folder_lib.RunFolder
+  folder: folder_lib.RunFolder
   rounds: int
 
   @property

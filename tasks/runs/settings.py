@@ -67,7 +67,9 @@ class Settings:
   A setting that is `None` is the task's default; `resolve` fills it in.
   """
 
-  task: str = _setting('digits', 'The data and the network.', choices=catalog.TASKS)
+  task: str = _setting(
+    'digits', 'The data and the network.', choices=catalog.TASKS
+  )
   method: str = _setting(
     'pfl_dyn',
     'The method; fed_avg, fed_dyn and scaffold do not personalize.',

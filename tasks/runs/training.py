@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow_federated as tff
 import tqdm
 
-from tasks.runs import experiment as experiment_lib
 from tasks.reports import figures as pictures
-from tasks.runs import folder as run_folder_lib
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 import tff_debias
 from tff_debias import runtime
@@ -24,7 +24,7 @@ class RoundFailedError(ValueError):
 
 def run(
   experiment: experiment_lib.Experiment,
-  folder: run_folder_lib.RunFolder,
+  folder: folder_lib.RunFolder,
   rounds: int,
   rounds_per_checkpoint: int,
 ) -> None:
@@ -103,7 +103,7 @@ def run(
 
 
 def summary(
-  experiment: experiment_lib.Experiment, folder: run_folder_lib.RunFolder
+  experiment: experiment_lib.Experiment, folder: folder_lib.RunFolder
 ) -> str:
   """The outcome of a run in some lines, from its metrics."""
   rows = folder.read_metrics()

@@ -8,7 +8,7 @@ from sklearn import datasets
 import tensorflow as tf
 
 from tasks.runs import experiment as experiment_lib
-from tasks.runs import folder as run_folder_lib
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 from tff_debias import evaluation
 
@@ -18,7 +18,7 @@ def make_run(path, **options):
   experiment = experiment_lib.Experiment(
     settings_lib.Settings(num_clients=8, clients_per_round=3, **options)
   )
-  folder = run_folder_lib.RunFolder(str(path))
+  folder = folder_lib.RunFolder(str(path))
   os.makedirs(path)
   folder.claim(experiment.settings)
   experiment.build_keras_model().save(folder.meta_model)

@@ -3,7 +3,7 @@ import pytest
 from sklearn import datasets
 
 from tasks.catalog import digits
-from tasks.catalog import task
+from tasks.readers import files
 from tasks.runs import settings as settings_lib
 
 
@@ -48,7 +48,9 @@ def test_network_and_augmentation():
 @pytest.mark.parametrize('method', settings_lib.METHODS)
 def test_defaults_complete_the_settings(method):
   settings = settings_lib.Settings(method=method)
-  defaults = digits.load().defaults(settings)
+  defaults = digits.load().defaults(
+    settings.correction, settings.personalization
+  )
   assert defaults['rounds'] >= 1
   resolved = vars(settings.resolve(defaults))
   unset = {k for k, v in resolved.items() if v is None}
@@ -56,5 +58,5 @@ def test_defaults_complete_the_settings(method):
 
 
 def test_a_folder_is_refused():
-  with pytest.raises(task.DataError, match="data_dir .* got '/tmp'"):
+  with pytest.raises(files.DataError, match="data_dir .* got '/tmp'"):
     digits.load('/tmp')

@@ -28,7 +28,7 @@ def test_a_device_is_a_writer(tmp_path, module, num_classes):
         np.testing.assert_array_equal(one['x'][..., 0], raw['pixels'])
         assert one['y'] == raw['label']
   settings = settings_lib.Settings()
-  defaults = loaded.defaults(settings)
+  defaults = loaded.defaults(settings.correction, settings.personalization)
   assert defaults['num_clients'] == 4
   unset = {k for k, v in vars(settings.resolve(defaults)).items() if v is None}
   assert unset == {'data_dir', 'partition', 'classes_per_client'}

@@ -23,7 +23,9 @@ def test_defaults_depend_on_the_method(
   settings = settings_lib.Settings(
     method=method, personalization=personalization
   )
-  resolved = settings.resolve(published.defaults(settings))
+  resolved = settings.resolve(
+    published.defaults(settings.correction, settings.personalization)
+  )
   assert resolved.maml_steps == maml_steps
   assert resolved.maml_learning_rate == maml_learning_rate
   assert resolved.alpha == alpha
@@ -35,7 +37,9 @@ def test_defaults_depend_on_the_method(
 
 def test_what_is_given_is_no_default():
   settings = settings_lib.Settings(method='pfl_scaf', maml_steps=3)
-  resolved = settings.resolve(published.defaults(settings))
+  resolved = settings.resolve(
+    published.defaults(settings.correction, settings.personalization)
+  )
   assert (resolved.maml_steps, resolved.maml_learning_rate) == (3, 0.1)
 
 
@@ -51,7 +55,7 @@ def test_image_task_is_the_published_treatment():
   np.testing.assert_allclose(scaled, expected, atol=1e-4)
   assert made.train[1].dtype == made.test[1].dtype == np.int32
   assert made.build_model(10).count_params() == 797_962
-  assert made.defaults(settings_lib.Settings())['rounds'] == 7
+  assert made.defaults('dyn', 'proto')['rounds'] == 7
   white = np.full((20, 32, 32, 3), 255, np.uint8)
   padded = made.augment(white, [1, 2]).numpy()
   colors = np.unique(padded.reshape(-1, 3), axis=0)

@@ -61,7 +61,9 @@ def test_takes_tffs_own_examples():
   text = bytes(int(example['y']) for example in dataset)
   assert text.startswith(b'Never.But now, my lord.How if fair')
   settings = settings_lib.Settings()
-  resolved = settings.resolve(made.defaults(settings))
+  resolved = settings.resolve(
+    made.defaults(settings.correction, settings.personalization)
+  )
   assert resolved.num_clients == 3
   unset = {k for k, v in vars(resolved).items() if v is None}
   assert unset == {'data_dir', 'partition', 'classes_per_client'}

@@ -5,12 +5,12 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tasks.runs import experiment as experiment_lib
+from tasks.catalog import digits
 from tasks.catalog import networks
 from tasks.catalog import published
-from tasks.runs import settings as settings_lib
 from tasks.catalog import task
-from tasks.catalog import digits
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import settings as settings_lib
 
 
 def users(names, num_examples):
@@ -35,8 +35,8 @@ def natural_task(monkeypatch):
     num_classes=2,
     build_model=lambda num_outputs: networks.mlp((3,), (4,), num_outputs),
     augment=None,
-    defaults=lambda settings: {
-      **published.defaults(settings),
+    defaults=lambda *method: {
+      **published.defaults(*method),
       'num_clients': 6,
       'clients_per_round': 2,
     },
@@ -79,7 +79,10 @@ def test_some_users_are_drawn(natural_task):
   [
     ({'partition': 'acid'}, 'acid does not go with --task=digits, whose data'),
     ({'num_clients': 7}, '--num_clients=7 must be at most 6'),
-    ({'num_clients': 1}, '--clients_per_round=2 must be at most --num_clients=1'),
+    (
+      {'num_clients': 1},
+      '--clients_per_round=2 must be at most --num_clients=1',
+    ),
   ],
 )
 def test_what_users_cannot_do_is_an_error(natural_task, given, said):
