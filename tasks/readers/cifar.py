@@ -1,7 +1,7 @@
 """Reads CIFAR-10 and CIFAR-100 from their original archives, binary version.
 
-A file is records of some labels, a byte each, and an image of 32×32, a byte for
-each pixel: all of red, then green, then blue.
+A file is a sequence of records. A record is one or two labels, a byte each, and
+an image of 32×32 with a byte for each pixel: all red, then green, then blue.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
     paths = {name: os.path.join(folder, name) for name in names}
     found = [name for name in names if os.path.isfile(paths[name])]
     if len(found) == len(names):
-      return {name: (paths[name], _read(paths[name])) for name in names}
+      return {name: (paths[name], files.read(paths[name])) for name in names}
     if found:
       missing = [name for name in names if name not in found]
       raise files.DataError(
@@ -99,7 +99,7 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
       f' in {data_dir}. {_how_to_get(variant)}'
     )
   try:
-    # Whole, because only at the end gzip knows whether what it read is right.
+    # The whole archive: gzip's checksum is at its end.
     with gzip.open(archive) as file:
       content = io.BytesIO(file.read())
     with tarfile.open(fileobj=content) as tar:
@@ -120,26 +120,17 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
     ) from e
 
 
-def _read(path: str) -> bytes:
-  try:
-    with open(path, 'rb') as file:
-      return file.read()
-  except OSError as e:
-    raise files.DataError(f'{path} cannot be read: {e.strerror}.') from e
-
-
 def _decode(
   variant: Variant, num_records: int, place: str, content: bytes
 ) -> tuple[np.ndarray, np.ndarray]:
   """The images `[n, 32, 32, 3]` and the classes `[n]` of a file, uint8."""
   record = variant.num_labels + int(np.prod(_SHAPE))
-  expected = num_records * record
-  if len(content) != expected:
-    raise files.DataError(
-      f'{place} is {"truncated" if len(content) < expected else "too long"}: it'
-      f' must have {num_records} records of {record} bytes, that is {expected}'
-      f' bytes, got {len(content)}.'
-    )
+  files.check_length(
+    place,
+    content,
+    num_records * record,
+    f'for {num_records} records of {record} bytes',
+  )
   records = np.frombuffer(content, np.uint8).reshape(num_records, record)
   y = records[:, variant.num_labels - 1]
   if y.max() >= variant.num_classes:

@@ -19,21 +19,17 @@ def read(path: str | os.PathLike[str], rank: int) -> np.ndarray:
   """Reads a file of unsigned bytes, which may be compressed by gzip.
 
   Args:
-    path: The file. Whether it is compressed is seen from its contents.
+    path: The file. Its first bytes tell whether it is compressed.
     rank: The number of dimensions that it must have.
 
   Returns:
     uint8 with the dimensions of the file, read-only.
 
   Raises:
-    DataError: If the file cannot be read or is not such a file: what was found
-      and what is right.
+    DataError: If the file cannot be read or is of another format. It says the
+      difference.
   """
-  try:
-    with open(path, 'rb') as file:
-      data = file.read()
-  except OSError as e:
-    raise files.DataError(f'{path} cannot be read: {e.strerror}.') from e
+  data = files.read(path)
   if data[:2] == b'\x1f\x8b':
     try:
       data = gzip.decompress(data)
@@ -53,10 +49,5 @@ def read(path: str | os.PathLike[str], rank: int) -> np.ndarray:
     )
   shape = tuple(np.frombuffer(data, '>u4', rank, 4).tolist())
   expected = start + int(np.prod(shape, dtype=object))
-  if len(data) != expected:
-    raise files.DataError(
-      f'{path} is {"truncated" if len(data) < expected else "too long"}: by its'
-      f' dimensions {list(shape)} it must have {expected} bytes, got'
-      f' {len(data)}.'
-    )
+  files.check_length(path, data, expected, f'by its dimensions {list(shape)}')
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -27,9 +27,10 @@ def load(
   Args:
     load_data: TFF's function; it takes `cache_dir`.
     file_name: The SQLite database that it opens.
-    data_dir: The folder with the database, or with what TFF's server has: the
-      same with `.lzma` behind its name, which is unpacked there. By default
-      TFF's cache, to which it is downloaded when it is first used.
+    data_dir: The folder with the database, or with the compressed database as
+      on TFF's server, whose name ends with `.lzma`; it is unpacked in the
+      folder. By default TFF's cache, to which TFF downloads the database when
+      it is first used.
 
   Returns:
     The training and the test data of the users.
@@ -59,17 +60,17 @@ def load(
     _check_size(path)
   try:
     return load_data(cache_dir=folder)
-  # Of the database, or of the server, the network and the disk.
+  # The database, the server, the network and the disk may each be the reason.
   except Exception as e:
     reason = f'({type(e).__name__}: {e})'
-    what = f'TFF could not provide {file_name} {reason}.'
+    message = f'TFF could not provide {file_name} {reason}.'
     if is_there:
-      what = f'{path} is damaged, or another database {reason}: remove it.'
-    raise files.DataError(f'{what} {how_to_get}') from e
+      message = f'{path} is damaged, or another database {reason}: remove it.'
+    raise files.DataError(f'{message} {how_to_get}') from e
 
 
 def _unpack(source: str, path: str) -> None:
-  # An unpacking that is broken off leaves no half a database.
+  # Under another name until it is complete, in case the unpacking is stopped.
   unfinished = f'{path}.{os.getpid()}'
   try:
     with lzma.open(source) as packed, open(unfinished, 'wb') as unpacked:
@@ -89,7 +90,7 @@ def _unpack(source: str, path: str) -> None:
 
 
 def _check_size(path: str) -> None:
-  """SQLite itself sees that a page is missing only when it comes to it."""
+  """Finds missing pages now; SQLite finds one only when it reads it."""
   size = os.path.getsize(path)
   with open(path, 'rb') as file:
     header = file.read(100)

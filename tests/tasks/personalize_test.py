@@ -52,7 +52,7 @@ def test_a_device_of_the_run(tmp_path, runtime, personalization, partition):
     'saved_model',
   ]
   # TFF's own test of the device, and the file on the raw images.
-  data = experiment.device_data('client_0003')
+  data = experiment.client_data('client_0003')
   weights = experiment.model.initial_weights
   right = evaluation.build_client_evaluation(
     experiment.model, experiment.personalization
@@ -102,7 +102,7 @@ def test_wrong_flags_and_files_are_named(tmp_path):
   pickled = npz(tmp_path / 'pickled.npz', x=np.array([{}]), y=[0])
   here = f'--run={run}'
   cases = [
-    ((), '--run=runs/NAME must say'),
+    ((), '--run=runs/NAME must name'),
     ((here,), 'either --client'),
     ((here, '--client=client_0001', f'--examples={good}'), 'either --client'),
     ((f'--run={tmp_path}/digit_run', '--client=a'), f'Did you mean {run}?'),

@@ -8,6 +8,8 @@ import pytest
 
 from tasks.catalog import fashion_mnist
 from tasks.readers import files as files_lib
+from tasks.readers import tfds as tfds_lib
+from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 
 REAL = '/usr/share/datasets/fashion-mnist'
@@ -171,11 +173,7 @@ def test_network_and_defaults(files):
   assert loaded.num_classes == 10
   model = loaded.build_model(5)
   assert model(loaded.train[0][:2]).shape == (2, 5)
-  settings = settings_lib.Settings()
-  resolved = vars(
-    settings.resolve(
-      loaded.defaults(settings.correction, settings.personalization)
-    )
-  )
+  settings = settings_lib.Settings(personalization='maml')
+  resolved = vars(experiment_lib.resolve(loaded, settings))
   unset = {k for k, v in resolved.items() if v is None}
-  assert unset == {'data_dir', 'partition'}
+  assert unset == {'data_dir', 'concentration'}

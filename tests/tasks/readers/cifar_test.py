@@ -9,6 +9,7 @@ from tasks.catalog import cifar10
 from tasks.catalog import cifar100
 from tasks.readers import cifar
 from tasks.readers import files
+from tasks.readers import tfds as tfds_lib
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 

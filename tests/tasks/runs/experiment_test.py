@@ -1,4 +1,5 @@
 import collections
+import string
 
 import numpy as np
 import pytest
@@ -137,3 +138,36 @@ def test_defaults_follow_the_method():
   resolved = experiment_lib.Experiment(settings).settings
   assert (resolved.maml_steps, resolved.maml_learning_rate) == (1, 0.1)
   assert (resolved.partition, resolved.num_clients) == ('acid', 40)
+
+
+def test_runs_with_other_settings_have_other_names():
+  given = [
+    {},
+    {'seed': 1},
+    {'partition': 'alid'},
+    {'method': 'per_fed_avg'},
+    {'personalization': 'maml'},
+    {'alpha': 0.02},
+    {'alpha': 0.03},
+    {'learning_rate': 0.2, 'local_steps': 3},
+    {'correction': 'tff_debias:Dyn(alpha=0.02)'},
+    {'correction': 'tff_debias:Dyn(alpha=0.03)'},
+    # So many that the name would be too long for a folder.
+    {'learning_rate': 0.2, 'weight_decay': 0.1, 'held_out_share': 0.1,
+     'batch_size': 3, 'num_clients': 20},
+    {'learning_rate': 0.2, 'weight_decay': 0.1, 'held_out_share': 0.1,
+     'batch_size': 3, 'num_clients': 21},
+  ]  # fmt: skip
+  names = [
+    experiment_lib.Experiment(settings_lib.Settings(**options)).name
+    for options in given
+  ]
+  assert len(set(names)) == len(names)
+  assert names[0] == 'digits_acid_pfl_dyn_proto_seed0'
+  assert names[5] == 'digits_acid_pfl_dyn_proto_seed0_alpha=0.02'
+  assert max(map(len, names)) <= 100
+  for name in names:
+    assert set(name) <= set(string.ascii_letters + string.digits + '_=.,+-')
+  # The task's default is not named.
+  same = experiment_lib.Experiment(settings_lib.Settings(num_clients=40))
+  assert same.name == names[0]

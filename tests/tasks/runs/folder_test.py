@@ -29,7 +29,10 @@ def test_a_second_claim_gives_the_same_run(tmp_path):
     ({'thesis.txt': 'mine'}, 'holds no run .* but thesis.txt'),
     ({'settings.json': '{"run": "a"'}, 'settings.json is damaged'),
     ({'settings.json': '{"run": "a", "settings": 3}'}, 'is damaged'),
-    ({'settings.json': '{"run": "a", "settings": {"x": 1}}'}, 'is damaged'),
+    (
+      {'settings.json': '{"run": "a", "settings": {"participants": 1}}'},
+      r'another version .* \(unknown here: participants; missing there: .*task',
+    ),
   ],
 )
 def test_refuses_a_folder_of_others_and_changes_nothing(

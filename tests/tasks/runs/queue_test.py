@@ -129,7 +129,7 @@ def test_an_interrupt_ends_the_runs(tmp_path):
 def test_a_kill_ends_the_runs(tmp_path):
   program = f"""
 import sys
-from tasks import run_folder, run_queue, settings
+from tasks.runs import folder as folder_lib, queue, settings
 
 class Run(queue.Run):
   @property
