@@ -1,4 +1,4 @@
-"""CIFAR-10 as in the published experiment."""
+"""Loads CIFAR-10 as in the published experiment."""
 
 from tasks.catalog import published
 from tasks.catalog import task

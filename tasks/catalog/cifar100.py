@@ -1,7 +1,7 @@
-"""CIFAR-100 as in the published experiment.
+"""Loads CIFAR-100 as in the published experiment.
 
-The authors' program treats both alike, but runs CIFAR-10 only: that a device
-holds 20 of the 100 classes is assumed.
+The authors' program treats it like CIFAR-10, but was run on CIFAR-10 only. That
+a client holds 20 of the 100 classes is our assumption.
 """
 
 from tasks.catalog import published
@@ -15,7 +15,7 @@ _VARIANT = cifar.Variant(
   folder='cifar-100-binary',
   train={'train.bin': 50_000},
   test={'test.bin': 10_000},
-  # The coarse and the fine one.
+  # The coarse label and the fine label.
   num_labels=2,
   num_classes=100,
 )

@@ -1,4 +1,4 @@
-"""TFF's federated EMNIST, digits only; otherwise as `emnist`."""
+"""Loads TFF's federated EMNIST, digits only; otherwise like `emnist`."""
 
 from tasks.catalog import emnist
 from tasks.catalog import task
