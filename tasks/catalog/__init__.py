@@ -1,4 +1,10 @@
-"""Lists the tasks, a module each; the other modules here serve them."""
+"""Lists the tasks, a module each; the other modules here serve them.
+
+The module of a task has a function `load`. It takes the folder of the data,
+`data_dir` (a string, or `None`), and gives the `task.Task`. It raises a
+`tasks.readers.files.DataError` if the data are missing (the message says how to
+get them) or damaged (the message says where).
+"""
 
 import pkgutil
 

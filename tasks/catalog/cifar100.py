@@ -22,18 +22,7 @@ _VARIANT = cifar.Variant(
 
 
 def load(data_dir: str | None = None) -> task.Task:
-  """Loads the task.
-
-  Args:
-    data_dir: As in `cifar.load`.
-
-  Returns:
-    The `Task`; there are 50,000 training and 10,000 test images `[32, 32, 3]`
-    of the 100 fine classes.
-
-  Raises:
-    DataError: As `cifar.load`.
-  """
+  """Loads the task: 50,000 and 10,000 images of the 100 fine classes."""
   train, test = cifar.load(_VARIANT, data_dir)
   return published.image_task(
     train, test, _VARIANT.num_classes, classes_per_client=20

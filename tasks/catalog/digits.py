@@ -27,9 +27,6 @@ def load(data_dir: str | None = None) -> task.Task:
 
   Returns:
     The `Task`; there are 1,198 training and 599 test images `[8, 8]`.
-
-  Raises:
-    DataError: If `data_dir` is given.
   """
   if data_dir is not None:
     raise files.DataError(

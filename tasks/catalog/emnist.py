@@ -33,9 +33,6 @@ def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
     The `Task`, with the writers as its natural partition only. There are 3,400
     writers with 671,585 training and 77,483 test images `[28, 28, 1]` of 62
     classes; or 3,383 writers with 341,873 and 40,832 images of 10 classes.
-
-  Raises:
-    DataError: As `tff_data.load`.
   """
   load_data = functools.partial(
     tff.simulation.datasets.emnist.load_data, only_digits

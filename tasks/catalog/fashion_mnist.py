@@ -26,10 +26,6 @@ def load(data_dir: str | None = None) -> task.Task:
 
   Returns:
     The `Task`; there are 60,000 training and 10,000 test images `[28, 28, 1]`.
-
-  Raises:
-    DataError: If the data set is missing (the message says how to get it) or
-      damaged (the message says where).
   """
   if data_dir is None and not os.path.isdir(_DEBIAN_DIR):
     train, test = tfds.load('fashion_mnist', _how_to_get())

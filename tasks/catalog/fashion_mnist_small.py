@@ -17,14 +17,7 @@ def load(data_dir: str | None = None) -> task.Task:
   The network has two hidden layers, 128 and 64 (34,122 weights). A client takes
   10 local steps instead of 50.
 
-  Args:
-    data_dir: As in `fashion_mnist`.
-
-  Returns:
-    The `Task`; there are 60,000 training and 10,000 test images `[14, 14, 1]`.
-
-  Raises:
-    DataError: As `fashion_mnist`.
+  There are 60,000 training and 10,000 test images `[14, 14, 1]`.
   """
   full = fashion_mnist.load(data_dir)
   statistics = images.statistics(full.train[0])

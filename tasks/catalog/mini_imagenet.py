@@ -57,10 +57,6 @@ def load(data_dir: str | None = None) -> task.Task:
 
   Returns:
     The `Task`; there are 50,000 training and 10,000 test images `[84, 84, 3]`.
-
-  Raises:
-    DataError: If the data set is missing (the message says how to get it) or
-      damaged (the message says where).
   """
   if data_dir is None:
     raise files.DataError(

@@ -32,9 +32,6 @@ def load(data_dir: str | None = None) -> task.Task:
     The `Task`, with the roles as its natural partition only. The input of an
     example is the codes of 80 characters, int32 `[80]`. Its class is the code
     of the next character. Each character of a role is the class of one example.
-
-  Raises:
-    DataError: As `tff_data.load`.
   """
   return make_task(
     *tff_data.load(
