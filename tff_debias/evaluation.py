@@ -33,7 +33,7 @@ def build_personalized_evaluation(
   and `by_example` (its test examples), each with the loss and every metric of
   the model, each with `mean`, `min`, `max`, `q10`, `q50` and `q90` (a quantile
   is the smallest value with at least that share of the weight at or below it),
-  float32; and of `devices`, `left_out` and `num_examples`, int32. A device that
+  float32; and of `clients`, `left_out` and `num_examples`, int32. A device that
   has no data to train or to test on, or whose result is not finite, is left
   out.
 
@@ -59,7 +59,7 @@ def build_personalized_evaluation(
 
   @tff.tensorflow.computation(table, test_device.type_signature.result)
   def add_device(table, result):
-    columns = ['counts', 'num_examples', *names]
+    columns = ['is_included', 'num_examples', *names]
     row = tf.stack([tf.cast(result[name], tf.float32) for name in columns])
     return tf.concat([table, row[tf.newaxis]], axis=0)
 
@@ -81,7 +81,7 @@ def build_personalized_evaluation(
     return collections.OrderedDict(
       by_client=statistics(tf.ones_like(num_examples)),
       by_example=statistics(num_examples),
-      devices=tf.shape(valid)[0],
+      clients=tf.shape(valid)[0],
       left_out=tf.shape(table)[0] - tf.shape(valid)[0],
       num_examples=tf.cast(tf.reduce_sum(num_examples), tf.int32),
     )
@@ -110,7 +110,7 @@ def build_client_evaluation(
   """Builds the personalized test with a result for each device.
 
   Its type is `(<M@SERVER, {<train=D*,test=D*>}@CLIENTS> -> {R}@CLIENTS)`. R is
-  an `OrderedDict` of `counts` (bool, see `build_personalized_evaluation`),
+  an `OrderedDict` of `is_included` (bool, see `build_personalized_evaluation`),
   `num_examples`, `loss` and the metrics (scalars, 0 where it does not count).
   Only for simulation: a deployed device keeps its result to itself.
 
@@ -313,21 +313,21 @@ def _test(
       model.metrics.update(metrics, result.labels, result.batch_output),
     )
 
-  loss_sum, num_examples, metrics = loops.reduce(
+  loss_sum, num_examples, metrics = loops.reduce_batches(
     test, (0.0, 0.0, model.metrics.initialize()), add_batch
   )
   values = collections.OrderedDict(
     loss=tf.math.divide_no_nan(loss_sum, num_examples),
     **model.metrics.finalize(metrics),
   )
-  counts = _has_data(train) & (num_examples > 0)
+  is_included = _has_data(train) & (num_examples > 0)
   for value in values.values():
-    counts &= tf.math.is_finite(tf.cast(value, tf.float32))
+    is_included &= tf.math.is_finite(tf.cast(value, tf.float32))
   return collections.OrderedDict(
-    counts=counts,
+    is_included=is_included,
     num_examples=tf.cast(num_examples, tf.int32),
     **{
-      name: tf.where(counts, value, tf.zeros_like(value))
+      name: tf.where(is_included, value, tf.zeros_like(value))
       for name, value in values.items()
     },
   )
@@ -337,7 +337,7 @@ def _has_data(dataset: tf.data.Dataset) -> tf.Tensor:
   cardinality = dataset.cardinality()
   return tf.cond(
     tf.equal(cardinality, tf.data.UNKNOWN_CARDINALITY),
-    lambda: loops.reduce(dataset.take(1), False, lambda *_: True),
+    lambda: loops.reduce_batches(dataset.take(1), False, lambda *_: True),
     # To begin to iterate takes a millisecond.
     lambda: tf.not_equal(cardinality, 0),
   )

@@ -105,5 +105,5 @@ def _full_batch_gradient(
     return total, num_examples + result.num_examples
 
   zeros = tuple(tf.zeros_like(w) for w in weights.trainable)
-  total, num_examples = loops.reduce(dataset, (zeros, 0.0), add_batch)
+  total, num_examples = loops.reduce_batches(dataset, (zeros, 0.0), add_batch)
   return tuple(tf.math.divide_no_nan(t, num_examples) for t in total)

@@ -83,7 +83,7 @@ class Proto(base.Personalization):
   def personalize(self, model, weights, dataset, max_grad_norm):
     """See base class: the prototypes of all of the training data."""
     del max_grad_norm
-    sums = loops.reduce(
+    sums = loops.reduce_batches(
       dataset,
       self._empty_sums(model),
       lambda sums, batch: self._add_batch(
