@@ -3,11 +3,11 @@
 Round t, with m clients, the participants S, and the meta-loss f_i(w) =
 L_i(T_i(w)) of a personalization T_i:
 
-    server      broadcast      sends w^t, β_t and, for Scaf, c
-    client i∈S  client_init    w = w^t
-                client_step    K times w ← w - β_t (clip(∇f_i(w) + R_i(w)) + wd w)
-                client_final   w_i = w; sends w_i - w^t, keeps its new λ_i or c_i
-    server      server_update  mean_S w_i, and the mean of λ_i or c_i over all m
+    server    broadcast      sends w^t, β_t and, for Scaf, c
+    client i  client_init    w = w^t
+              client_step    K times w ← w - β_t (clip(∇f_i(w) + R_i(w)) + wd w)
+              client_final   w_i = w; sends w_i - w^t; keeps its new λ_i or c_i
+    server    server_update  mean_S w_i, and the mean of λ_i or c_i over all m
 
 `learning_process.py` places these functions at the server and the clients.
 """

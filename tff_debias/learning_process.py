@@ -1,4 +1,4 @@
-"""Algorithm 1 as a TFF learning process: broadcast, client work, aggregation."""
+"""Algorithm 1 as TFF computations: broadcast, client work, aggregation."""
 
 import collections
 from typing import Any
@@ -41,15 +41,16 @@ def build_learning_process(
   """Builds the learning process of any personalization and any correction.
 
   `next` takes the state and, for each participant, an `OrderedDict` of its
-  `client_id`, a string, and its `data`, batches that the caller has shuffled and
-  repeated. Without personalization a batch makes a local step; with one, every
-  two batches are support and query of a step. A client takes part once a round.
-  Ids are bytes, or ASCII without a NUL at the end.
+  `client_id`, a string, and its `data`, batches that the caller has shuffled
+  and repeated. Without personalization a batch makes a local step; with one,
+  every two batches are the support and the query of a step. A client takes part
+  once a round. Ids are bytes, or ASCII without a NUL at the end.
 
   The metrics of `next` are an `OrderedDict` of scalars: `distributor` and
-  `aggregator` with the `models` and `bytes` sent so far, down and up;
-  `client_work` with the `train` loss and metrics, the `participants`, those
-  `left_out` (no data, or no finite result) and the mean `correction_norm` of the
+  `aggregator` with the `models` and `bytes` sent so far, down and up, and the
+  aggregator's own measurements; `client_work` with the `train` loss and
+  metrics, the numbers of `participants` and of clients `left_out` (without
+  data, or without a finite result), and the mean `correction_norm` of the
   participants' states; `finalizer` with the `update_norm` and the
   `server_correction_norm`.
 
@@ -76,8 +77,9 @@ def build_learning_process(
       `track_all` need it.
     storage: Where clients keep their states. Corrections and `track_all` need
       it.
-    track_all: Whether to keep the model *all*, the mean over all clients of each
-      one's newest w_i. It costs one more state per client and one more model up.
+    track_all: Whether to keep the model *all*, the mean over all clients of
+      each one's newest w_i. It costs one more state per client, and one more
+      model up.
     client_weighting: Whether the mean over participants is uniform, as in the
       paper, or weighted by the number of examples of their local steps. The
       latter only without a correction, whose means over the population are
@@ -134,7 +136,8 @@ def get_all_model_weights(state: State) -> models.ModelWeights:
 
   Returns:
     `tff.learning.models.ModelWeights` of NumPy arrays: the mean over all m
-    clients of each one's newest w_i, the initial model where it never took part.
+    clients of each one's newest w_i, and of the initial model for a client that
+    never took part.
 
   Raises:
     ValueError: If the process does not keep the model *all*.
@@ -167,7 +170,7 @@ class _Upload(NamedTuple):
 
 
 class _Report(NamedTuple):
-  """What a client sends to be summed up; all are scalars but for the metrics."""
+  """What a client sends to be summed up: scalars and its metrics."""
 
   clients: tf.Tensor
   participants: tf.Tensor

@@ -31,7 +31,7 @@ class LocalWork(NamedTuple):
   learning_rate: tf.Tensor
 
 
-class PopulationMean(abc.ABC):
+class PopulationMean:
   """A state s_i that every client keeps, and its mean s over all m clients.
 
   A client moves its state by its `state_change`. The server never sees a state;
@@ -80,7 +80,7 @@ class PopulationMean(abc.ABC):
     return ()
 
 
-class Correction(PopulationMean):
+class Correction(PopulationMean, abc.ABC):
   """A correction R_i(w), the term that a client adds to its gradient.
 
   The client's state is λ_i of Dyn or c_i of Scaf; the server keeps its mean.
@@ -90,7 +90,7 @@ class Correction(PopulationMean):
   Attributes:
     hparams: The names of the fields that are hyperparameters of the learning
       process (`get_hparams`, `set_hparams`): positive float32 scalars.
-    allows_server_optimizer: Whether the server may apply the mean update through
+    allows_server_optimizer: Whether the server may apply the mean update with
       an optimizer of its own.
   """
 

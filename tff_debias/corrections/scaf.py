@@ -12,15 +12,15 @@ class Scaf(base.Correction):
   """R_i(w) = c - c_i, with c_i ← c_i - c + (w^t - w_i) / (K β_t).
 
   The server keeps c, the mean of c_i over all clients, and broadcasts it with
-  the model: two models down. As published, a client sends the change of its c_i
-  with its update: two models up.
+  the model: two models down. As published, a client sends the change of its
+  c_i with its update: two models up.
 
   Attributes:
     equal_steps: Whether all participants of a round take the same number K of
-      local steps. Then the mean change of c_i is -c - mean(w_i - w^t) / (K β_t),
-      which the server computes itself, and only one model goes up. A round whose
-      participants took different numbers of steps is an error. By default they
-      may differ, and the change is sent.
+      local steps. The mean change of c_i is then -c - mean_S(w_i - w^t) /
+      (K β_t), which the server computes itself, and only one model goes up. A
+      round whose participants take different numbers of steps is an error. By
+      default they may differ, and the change is sent.
   """
 
   equal_steps: bool = False
