@@ -63,8 +63,7 @@ def build_learning_process(
   Args:
     model: The model, from `from_keras` or `from_functional`.
     personalization: T_i.
-    correction: R_i. One of your own must have in its `repr` all that tells it
-      from others, as a dataclass has: the client storage compares it.
+    correction: R_i.
     learning_rate: β, the constant learning rate of the local steps.
     learning_rate_fn: In its place, β_t: a function from the number of rounds
       done, an int32 scalar, to the learning rate, a float32 scalar. See
@@ -112,20 +111,7 @@ def build_learning_process(
     client_weighting,
     server_optimizer_fn,
   )
-  process = _build_process(method, model_aggregator)
-  # The last step: a call that fails leaves no folder behind that is claimed.
-  if method.keeps_state:
-    weights = model.initial_weights.trainable
-    storage.claim(
-      {
-        'correction': repr(correction),
-        'personalization': repr(personalization),
-        'model': [[w.shape, w.dtype.name] for w in weights],
-        'track_all': track_all,
-        'num_clients': int(num_clients),
-      }
-    )
-  return process
+  return _build_process(method, model_aggregator)
 
 
 def get_all_model_weights(state: State) -> models.ModelWeights:
@@ -155,11 +141,11 @@ def get_all_model_weights(state: State) -> models.ModelWeights:
 
 
 class _Sent(NamedTuple):
-  """What every client receives; the rounds count from 1."""
+  """What every client receives; the lineage is `()` if it keeps no state."""
 
   broadcast: algorithm_lib.Broadcast
   hparams: method_lib.Hparams
-  round_num: tf.Tensor
+  lineage: storage_lib.Lineage
 
 
 class _Upload(NamedTuple):
@@ -177,6 +163,7 @@ class _Report(NamedTuple):
   squared_steps: tf.Tensor
   correction_norm: tf.Tensor
   sums: algorithm_lib.ClientState
+  receipt: storage_lib.Receipt
 
 
 class _Work(NamedTuple):
@@ -291,6 +278,7 @@ def _initial_state(method: method_lib.Method, aggregator_state: Any) -> State:
     client_work=collections.OrderedDict(
       round=tf.constant(0),
       hparams=tf.nest.map_structure(tf.constant, method.hparams),
+      lineage=storage_lib.start_lineage() if method.keeps_state else (),
     ),
     aggregator=collections.OrderedDict(
       process=aggregator_state, transfer=transfer.no_transfer()
@@ -309,6 +297,7 @@ class _Server(NamedTuple):
   weights: models.ModelWeights
   round_num: tf.Tensor
   hparams: method_lib.Hparams
+  lineage: storage_lib.Lineage
   state: algorithm_lib.ServerState
 
 
@@ -318,6 +307,7 @@ def _server_part(state: State) -> _Server:
     weights,
     state.client_work['round'],
     state.client_work['hparams'],
+    state.client_work['lineage'],
     algorithm_lib.ServerState(
       weights.trainable, finalizer['means'], finalizer['optimizer']
     ),
@@ -338,7 +328,7 @@ def _server_broadcast(method: method_lib.Method, server: _Server) -> _Sent:
     tf.cast(learning_rate, tf.float32),
     hparams['weight_decay'],
   )
-  return _Sent(broadcast, hparams, server.round_num + 1)
+  return _Sent(broadcast, hparams, server.lineage)
 
 
 def _client_work(
@@ -348,22 +338,24 @@ def _client_work(
 ) -> _Work:
   """Reads the client's states, lets it work, and writes its new states."""
   memories = method.initial_memories(sent.broadcast.model.trainable)
-  where = (client['client_id'], sent.round_num)
+  where = (sent.lineage, client['client_id'])
   if method.keeps_state:
-    stored = method.storage.read(*where, tf.nest.flatten(memories))[1]
+    stored, old_token = method.storage.read(*where, tf.nest.flatten(memories))
     memories = tf.nest.pack_sequence_as(memories, stored)
   result = algorithm_lib.client_update(
     method.algorithm(sent.hparams), sent.broadcast, memories, client['data']
   )
-  # What is returned is made of the write's result: TensorFlow's optimizer can
-  # remove a control dependency, and the write with it.
-  is_included = result.is_included
+  is_included, receipt = result.is_included, ()
   if method.keeps_state:
-    is_included = tf.cond(
-      result.is_included,
+    new_token = tf.cond(
+      is_included,
       lambda: method.storage.write(*where, tf.nest.flatten(result.memories)),
-      lambda: tf.constant(False),
+      lambda: tf.constant(0, tf.int64),
     )
+    receipt = storage_lib.receipt(old_token, new_token)
+    # Made of the write's result: TensorFlow's optimizer can remove a control
+    # dependency, and the write with it.
+    is_included = new_token > 0
   participants = tf.cast(is_included, tf.float32)
   weight = participants
   if method.is_weighted_by_examples:
@@ -377,6 +369,7 @@ def _client_work(
       squared_steps=tf.square(result.sums.num_steps),
       correction_norm=participants * _norm(result.memories[0]),
       sums=result.sums,
+      receipt=receipt,
     ),
   )
 
@@ -425,7 +418,11 @@ def _finish_round(
       (one_model, sent.broadcast.means),
       sent,
     ),
-    collections.OrderedDict(state.client_work, round=sent.round_num),
+    collections.OrderedDict(
+      state.client_work,
+      round=server.round_num + 1,
+      lineage=_next_lineage(method, server.lineage, report),
+    ),
     collections.OrderedDict(
       process=aggregator_state,
       transfer=transfer.add_round(
@@ -457,6 +454,27 @@ def _finish_round(
   return new_state, metrics
 
 
+def _next_lineage(
+  method: method_lib.Method, lineage: storage_lib.Lineage, report: _Report
+) -> storage_lib.Lineage:
+  """The lineage after the round, if clients keep states."""
+  if not method.keeps_state:
+    return ()
+  lineage = method.storage.finish_round(
+    lineage, _count(report.participants), report.receipt
+  )
+  is_possible = tf.debugging.Assert(
+    lineage.num_clients <= method.num_clients,
+    [
+      f'num_clients={method.num_clients} is too small, for more clients than'
+      ' that have taken part:',
+      lineage.num_clients,
+    ],
+  )
+  with tf.control_dependencies([is_possible]):
+    return lineage._replace(num_clients=tf.identity(lineage.num_clients))
+
+
 def _mean_steps(
   algorithm: algorithm_lib.Algorithm, report: _Report
 ) -> tf.Tensor:
@@ -484,22 +502,22 @@ def _client_metrics(
   model: models.Model, report: _Report
 ) -> collections.OrderedDict[str, Any]:
   sums = report.sums
-
-  def count(number: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.round(number), tf.int32)
-
   return collections.OrderedDict(
     train=collections.OrderedDict(
       loss=tf.math.divide_no_nan(sums.loss_sum, sums.num_examples),
       **model.metrics.finalize(sums.metrics),
-      num_examples=count(sums.num_examples),
+      num_examples=_count(sums.num_examples),
     ),
-    participants=count(report.participants),
-    left_out=count(report.clients - report.participants),
+    participants=_count(report.participants),
+    left_out=_count(report.clients - report.participants),
     correction_norm=tf.math.divide_no_nan(
       report.correction_norm, report.participants
     ),
   )
+
+
+def _count(number: tf.Tensor) -> tf.Tensor:
+  return tf.cast(tf.round(number), tf.int32)
 
 
 def _norm(tensors: Any) -> tf.Tensor:

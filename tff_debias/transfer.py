@@ -26,7 +26,7 @@ def add_round(
 ) -> Total:
   """Adds one round to the total of one direction.
 
-  Only the static shapes of the tensors are used. Bytes are counted before any
+  Only the shapes of the tensors are used. Bytes are counted before any
   compression.
 
   Args:
@@ -41,7 +41,7 @@ def add_round(
   """
   models = _num_elements(sent_models) / _num_elements(model)
   num_bytes = sum(
-    _num_elements(tensor) * tensor.dtype.size
+    tf.size(tensor, tf.int64) * tensor.dtype.size
     for tensor in tf.nest.flatten(sent)
   )
   return collections.OrderedDict(
