@@ -111,7 +111,11 @@ def build_learning_process(
     client_weighting,
     server_optimizer_fn,
   )
-  return _build_process(method, model_aggregator)
+  process = _build_process(method, model_aggregator)
+  # The last step: a call that fails leaves no folder behind.
+  if method.keeps_state:
+    storage.make_folder()
+  return process
 
 
 def get_all_model_weights(state: State) -> models.ModelWeights:

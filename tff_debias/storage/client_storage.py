@@ -38,7 +38,7 @@ class ClientStorage:
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
-    """Names the folder. It is made when the first state is written.
+    """Names the folder; nothing is written yet.
 
     Args:
       folder: A path, also of a remote file system that TensorFlow knows.
@@ -55,6 +55,25 @@ class ClientStorage:
     if '://' not in folder:
       folder = os.path.abspath(folder)
     self.folder = folder
+
+  def make_folder(self) -> None:
+    """Makes the folder, for the present user only, if it is not there.
+
+    Raises:
+      ClientStorageError: If it cannot be made or written to.
+    """
+    try:
+      if '://' in self.folder:
+        tf.io.gfile.makedirs(self.folder)
+      else:
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
+          raise PermissionError(None, 'Permission denied')
+    except (OSError, tf.errors.OpError) as e:
+      reason = getattr(e, 'strerror', None) or e
+      raise upkeep.ClientStorageError(
+        f'The client storage {self.folder} cannot be used: {reason}.'
+      ) from e
 
   def read(
     self,
