@@ -124,7 +124,7 @@ def _start(run: Run) -> subprocess.Popen:
   with open(run.log, 'w') as log:
     # A session of its own: Ctrl-C is for the program, which then ends it.
     return subprocess.Popen(
-      runtime.tied(run.command),
+      runtime.dies_with_parent(run.command),
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,
