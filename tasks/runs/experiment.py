@@ -218,9 +218,8 @@ class Experiment:
       self.model,
       self.personalization,
       self.correction,
-      learning_rate=s.learning_rate,
-      learning_rate_schedule=tff_debias.exponential_decay(
-        s.learning_rate_decay
+      learning_rate_fn=tff_debias.exponential_decay(
+        s.learning_rate, s.learning_rate_decay
       ),
       weight_decay=s.weight_decay,
       max_grad_norm=s.max_grad_norm,
