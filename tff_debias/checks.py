@@ -20,6 +20,10 @@ def check_type(name: str, value: Any, expected: type[Any]) -> None:
     )
 
 
+class _NoNumberError(TypeError, ValueError):
+  """An argument that must be a number is none."""
+
+
 def check_number(
   name: str, value: Any, *, positive: bool = False, finite: bool = True
 ) -> None:
@@ -27,22 +31,18 @@ def check_number(
 
   Args:
     name: The name of the argument.
-    value: Its value.
+    value: Its value. If it is no number, the error is a `TypeError` too.
     positive: Whether it must not be 0.
     finite: Whether it must not be infinite.
   """
-  is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  if (
-    not is_number
-    or math.isnan(value)
-    or value < 0
-    or (positive and value == 0)
-    or (finite and math.isinf(value))
-  ):
-    raise ValueError(
-      f'{name} must be a {"positive" if positive else "nonnegative"}'
-      f'{" finite" if finite else ""} number, got {value!r}.'
-    )
+  wanted = (
+    f'a {"positive" if positive else "nonnegative"}'
+    f'{" finite" if finite else ""} number'
+  )
+  _check_kind(name, value, numbers.Real, wanted)
+  is_right = value > 0 if positive else value >= 0
+  if not is_right or (finite and math.isinf(value)):
+    raise ValueError(f'{name} must be {wanted}, got {value!r}.')
 
 
 def check_integer(name: str, value: Any, minimum: int = 1) -> None:
@@ -50,11 +50,14 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> None:
 
   Args:
     name: The name of the argument.
-    value: Its value.
+    value: Its value. If it is no integer, the error is a `TypeError` too.
     minimum: The smallest right value.
   """
-  is_integer = isinstance(value, numbers.Integral)
-  if not is_integer or isinstance(value, bool) or value < minimum:
-    raise ValueError(
-      f'{name} must be an integer of at least {minimum}, got {value!r}.'
-    )
+  _check_kind(name, value, numbers.Integral, 'an integer')
+  if value < minimum:
+    raise ValueError(f'{name} must be at least {minimum}, got {value!r}.')
+
+
+def _check_kind(name: str, value: Any, kind: type[Any], wanted: str) -> None:
+  if not isinstance(value, kind) or isinstance(value, bool):
+    raise _NoNumberError(f'{name} must be {wanted}, got {value!r}.')
