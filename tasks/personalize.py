@@ -108,9 +108,7 @@ def main() -> None:
 
 def _check_flags() -> None:
   if not _RUN.value:
-    raise PersonalizeError(
-      '--run=runs/NAME must name the run.'
-    )
+    raise PersonalizeError('--run=runs/NAME must name the run.')
   if bool(_CLIENT.value) == bool(_EXAMPLES.value):
     raise PersonalizeError(
       'Give either --client, a client of the run, or --examples, a file with'

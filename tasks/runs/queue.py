@@ -128,7 +128,7 @@ def _start(run: Run) -> subprocess.Popen:
     # In a session of its own the process does not get the terminal's Ctrl-C:
     # this program gets it, and then ends the process.
     return subprocess.Popen(
-      runtime.tied(run.command),
+      runtime.dies_with_parent(run.command),
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,

@@ -38,9 +38,9 @@ def run(
   Raises:
     ValueError: If the folder holds something else, or a round fails.
   """
-  run_name = folder.claim(experiment.settings)
+  folder.claim(experiment.settings)
   folder.repair_metrics()
-  storage = tff_debias.ClientStorage(folder.storage, run=run_name)
+  storage = tff_debias.ClientStorage(folder.storage)
   checkpoints = tff_debias.StorageStateManager(
     tff.program.FileProgramStateManager(
       folder.checkpoints, keep_total=2, keep_first=False

@@ -278,7 +278,7 @@ def test_dropout_is_on_in_training_and_off_in_the_test():
 
 @pytest.mark.parametrize('num_steps', [0, -1, 1.5, 2.0, '3', None, INFINITY])
 def test_a_wrong_number_of_steps_is_an_error(num_steps):
-  with pytest.raises(ValueError, match='MAML steps must be a positive integer'):
+  with pytest.raises(ValueError, match='num_steps of MAML must be'):
     personalizations.Maml(num_steps, 0.1)
 
 
