@@ -211,9 +211,7 @@ def test_a_round_is_the_same_if_its_worker_dies_in_it(tmp_path):
         killed.append(pool.submit(kill_soon, context.worker_pid))
 
     begun, killed = [], []
-    undisturbed = dyn_rounds(
-      tmp_path / 'undisturbed', sizes, num_batches=3_000
-    )
+    undisturbed = dyn_rounds(tmp_path / 'undisturbed', sizes, num_batches=3_000)
     pid = context.worker_pid
     disturbed = dyn_rounds(tmp_path / 'disturbed', sizes, kill, 3_000)
     killed[0].result()
