@@ -1,6 +1,9 @@
 """Debiased personalized federated training in TensorFlow Federated."""
 
+from tff_debias import partitions
 from tff_debias import runtime
+from tff_debias.client_data import compose_evaluation_with_client_data
+from tff_debias.client_data import compose_with_client_data
 from tff_debias.corrections import Correction
 from tff_debias.corrections import Dyn
 from tff_debias.corrections import NoCorrection

@@ -41,6 +41,8 @@ class Algorithm:
     max_grad_norm: The bound on the norm of the corrected gradient, all layers
       together; `math.inf` for none.
     track_all: Whether the model *all* is kept too.
+    client_optimizer: Takes the local steps, with the learning rate β_t. Plain
+      SGD in the paper.
     server_optimizer: Applies -mean_S (w_i - w^t) to w^t as a gradient. `None`
       takes mean_S w_i, as the paper does.
   """
@@ -49,8 +51,9 @@ class Algorithm:
   personalization: personalizations.Personalization
   correction: corrections.Correction
   max_grad_norm: float
-  track_all: bool = False
-  server_optimizer: tff.learning.optimizers.Optimizer | None = None
+  track_all: bool
+  client_optimizer: tff.learning.optimizers.Optimizer
+  server_optimizer: tff.learning.optimizers.Optimizer | None
 
   @property
   def memories(self) -> tuple[corrections.PopulationMean, ...]:
@@ -89,10 +92,11 @@ class Broadcast(NamedTuple):
 
 
 class ClientState(NamedTuple):
-  """A client between two local steps; all but `weights` are sums over steps.
+  """A client between two local steps.
 
   Attributes:
     weights: w.
+    optimizer: The state of the client's optimizer.
     num_steps: The number of steps taken, a float32 scalar.
     loss_sum: The sum of the loss over the examples that counted.
     num_examples: Their number, a float32 scalar.
@@ -100,6 +104,7 @@ class ClientState(NamedTuple):
   """
 
   weights: Weights
+  optimizer: Any
   num_steps: tf.Tensor
   loss_sum: tf.Tensor
   num_examples: tf.Tensor
@@ -116,8 +121,8 @@ class ClientUpdate(NamedTuple):
     update: w_i - w^t.
     client_message: The changes of its states that are sent; `()` for others.
     memories: Its new states.
-    sums: Its last `ClientState` but for the weights: the steps, the loss, the
-      examples and the metrics.
+    sums: Its last `ClientState`, of which only the number of steps, the loss,
+      the examples and the metrics are kept.
   """
 
   is_included: tf.Tensor
@@ -194,8 +199,14 @@ def client_update(
 
 def client_init(algorithm: Algorithm, received: Broadcast) -> ClientState:
   """The client starts from w = w^t."""
+  start = tuple(received.model.trainable)
+  specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, start)
+  optimizer = algorithm.client_optimizer
+  optimizer_state = optimizer.set_hparams(
+    optimizer.initialize(specs), {'learning_rate': received.learning_rate}
+  )
   metrics = algorithm.model.metrics.initialize()
-  return ClientState(tuple(received.model.trainable), 0.0, 0.0, 0.0, metrics)
+  return ClientState(start, optimizer_state, 0.0, 0.0, 0.0, metrics)
 
 
 def client_step(
@@ -225,12 +236,16 @@ def client_step(
   # g ← g min(1, max_grad_norm / ‖g‖)
   gradient = personalizations.clip(gradient, algorithm.max_grad_norm)
   # w ← w - β_t (g + wd w)
-  new_weights = tuple(
-    w - received.learning_rate * (g + received.weight_decay * w)
+  gradient = tuple(
+    g + received.weight_decay * w
     for w, g in zip(weights.trainable, gradient, strict=True)
+  )
+  optimizer_state, new_weights = algorithm.client_optimizer.next(
+    state.optimizer, weights.trainable, gradient
   )
   return ClientState(
     weights=new_weights,
+    optimizer=optimizer_state,
     num_steps=state.num_steps + 1.0,
     loss_sum=state.loss_sum + result.loss * result.num_examples,
     num_examples=state.num_examples + result.num_examples,
@@ -280,7 +295,7 @@ def client_final(
     update=if_included(update),
     client_message=if_included(client_message),
     memories=if_included(new_memories, memories),
-    sums=if_included(state._replace(weights=())),
+    sums=if_included(state._replace(weights=(), optimizer=())),
   )
 
 

@@ -36,6 +36,7 @@ def build_learning_process(
     tff.learning.ClientWeighting.UNIFORM
   ),
   model_aggregator: aggregation.AggregationFactory | None = None,
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Builds the learning process of any personalization and any correction.
@@ -86,6 +87,9 @@ def build_learning_process(
     model_aggregator: How updates become a mean (not a sum); by default
       `tff.aggregators.MeanFactory`. An unweighted factory sees zeros from a
       client that is left out; its result is scaled to the mean of the others.
+    client_optimizer_fn: A TFF optimizer for the local steps, such as
+      `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to
+      β_t. By default the paper's plain SGD, the only one for Scaf.
     server_optimizer_fn: A TFF optimizer that applies the mean update to the
       model; by default it is added. Not for Dyn, whose server step is part of
       its mathematics.
@@ -109,6 +113,7 @@ def build_learning_process(
     storage,
     track_all,
     client_weighting,
+    client_optimizer_fn,
     server_optimizer_fn,
   )
   process = _build_process(method, model_aggregator)

@@ -38,6 +38,7 @@ class Method:
   storage: storage_lib.ClientStorage | None
   track_all: bool
   client_weighting: tff.learning.ClientWeighting
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None
 
   def __post_init__(self):
@@ -63,23 +64,32 @@ class Method:
         f' {self.learning_rate_fn!r}.'
       )
     self.personalization.check_model(self.model)
-    self._check_server_optimizer()
+    self._check_optimizers()
     self._check_client_weighting()
     if self.keeps_state:
       self._check_population()
 
-  def _check_server_optimizer(self) -> None:
-    optimizer = self.server_optimizer_fn
-    if optimizer is None:
-      return
-    checks.check_type(
-      'server_optimizer_fn', optimizer, tff.learning.optimizers.Optimizer
-    )
-    if not self.correction.allows_server_optimizer:
-      raise ValueError(
-        f'{self.correction} has a server step of its own: server_optimizer_fn'
-        f' must be None, got {optimizer!r}.'
-      )
+  def _check_optimizers(self) -> None:
+    correction = self.correction
+    for name, is_allowed, reason in (
+      (
+        'client_optimizer_fn',
+        correction.allows_client_optimizer,
+        'is right for plain SGD only',
+      ),
+      (
+        'server_optimizer_fn',
+        correction.allows_server_optimizer,
+        'has a server step of its own',
+      ),
+    ):
+      optimizer = getattr(self, name)
+      if optimizer is not None:
+        checks.check_type(name, optimizer, tff.learning.optimizers.Optimizer)
+        if not is_allowed:
+          raise ValueError(
+            f'{correction} {reason}: {name} must be None, got {optimizer!r}.'
+          )
 
   def _check_client_weighting(self) -> None:
     if self.is_weighted_by_examples and self.keeps_state:
@@ -147,12 +157,14 @@ class Method:
     max_grad_norm = self.max_grad_norm
     if max_grad_norm is None:
       max_grad_norm = self.personalization.default_max_grad_norm
+    sgd = tff.learning.optimizers.build_sgdm()
     return algorithm_lib.Algorithm(
       self.model,
       self.personalization,
       self.correction,
       float(max_grad_norm),
       self.track_all,
+      self.client_optimizer_fn or sgd,
       self.server_optimizer_fn,
     )
 

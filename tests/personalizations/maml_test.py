@@ -284,5 +284,7 @@ def test_a_wrong_number_of_steps_is_an_error(num_steps):
 
 @pytest.mark.parametrize('rate', [0.0, -0.1, INFINITY, float('nan')])
 def test_a_wrong_learning_rate_is_an_error(rate):
-  with pytest.raises(ValueError, match='must be positive and finite'):
+  with pytest.raises(
+    ValueError, match='learning_rate of MAML must be a positive finite'
+  ):
     personalizations.Maml(1, rate)

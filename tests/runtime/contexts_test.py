@@ -201,7 +201,7 @@ def test_a_round_is_the_same_if_its_worker_dies_in_it(tmp_path):
   ):
 
     def kill_soon(pid):
-      time.sleep(0.3)
+      time.sleep(0.1)
       ended.append(len(begun))
       os.kill(pid, signal.SIGKILL)
 
@@ -211,11 +211,9 @@ def test_a_round_is_the_same_if_its_worker_dies_in_it(tmp_path):
         killed.append(pool.submit(kill_soon, context.worker_pid))
 
     begun, killed = [], []
-    undisturbed = dyn_rounds(
-      tmp_path / 'undisturbed', sizes, num_batches=20_000
-    )
+    undisturbed = dyn_rounds(tmp_path / 'undisturbed', sizes, num_batches=3_000)
     pid = context.worker_pid
-    disturbed = dyn_rounds(tmp_path / 'disturbed', sizes, kill, 20_000)
+    disturbed = dyn_rounds(tmp_path / 'disturbed', sizes, kill, 3_000)
     killed[0].result()
     # In the third round it was, and no other one had begun.
     assert ended == [3]

@@ -147,6 +147,7 @@ def test_worker_and_proxy_end_together(victim):
   assert network_folders() == []
 
 
+@pytest.mark.slow
 def test_says_when_the_system_permits_no_private_network():
   """Here the system is a namespace of users that may not make others."""
   if subprocess.run(['unshare', '-r', 'true']).returncode:

@@ -92,10 +92,13 @@ class Correction(PopulationMean, abc.ABC):
       process (`get_hparams`, `set_hparams`): positive float32 scalars.
     allows_server_optimizer: Whether the server may apply the mean update with
       an optimizer of its own.
+    allows_client_optimizer: Whether clients may take their local steps with
+      another optimizer than plain SGD.
   """
 
   hparams: tuple[str, ...] = ()
   allows_server_optimizer: bool = True
+  allows_client_optimizer: bool = True
 
   @abc.abstractmethod
   def gradient_term(

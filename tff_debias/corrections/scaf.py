@@ -26,6 +26,8 @@ class Scaf(base.Correction):
   equal_steps: bool = False
 
   is_broadcast = True
+  # (w^t - w_i) / (K β_t) is the mean gradient of plain SGD only.
+  allows_client_optimizer = False
 
   @property
   def change_is_sent(self):

@@ -50,13 +50,16 @@ class StorageStateManager(tff.program.ProgramStateManager):
       ClientStorageError: If client states that the checkpoint needs are lost.
     """
     state, version = await self._manager.load_latest(structure)
-    if state is not None:
-      upkeep.rollback(self._folder, await _lineage(state))
+    if state is not None and (lineage := await _lineage(state)):
+      upkeep.rollback(self._folder, lineage)
     return state, version
 
   async def save(self, program_state: Any, version: int) -> None:
     """See base class."""
     lineage = await _lineage(program_state)
+    if lineage is None:
+      await self._manager.save(program_state, version)
+      return
     upkeep.sync(self._folder, lineage)
     await self._manager.save(program_state, version)
     # The checkpoint of round 0, which managers like to keep, needs no state.
@@ -69,8 +72,17 @@ class StorageStateManager(tff.program.ProgramStateManager):
     await self._manager.remove_all()
 
 
-async def _lineage(program_state: Any) -> lineage_lib.Lineage:
-  """The lineage in the state of TFF's loops: a process's, or one around it."""
+async def _lineage(program_state: Any) -> lineage_lib.Lineage | None:
+  """The lineage in the state of TFF's loops: a process's, or one around it.
+
+  Args:
+    program_state: The state.
+
+  Returns:
+    The lineage, of NumPy values, or `None` if clients keep no states.
+  """
   state = getattr(program_state, 'state', program_state)
   lineage = await tff.program.materialize_value(state.client_work['lineage'])
+  if not lineage:
+    return None
   return lineage_lib.Lineage(*tf.nest.map_structure(np.asarray, lineage))
