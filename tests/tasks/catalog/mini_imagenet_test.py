@@ -117,7 +117,7 @@ def test_is_the_published_experiment(tmp_path, partition):
   scaled = scaled.numpy().astype(float)
   np.testing.assert_allclose(scaled.mean((0, 1, 2)), 0, atol=1e-3)
   np.testing.assert_allclose(scaled.std((0, 1, 2)), 1, atol=1e-3)
-  device = experiment.device_data('client_0090')['train'].get_single_element()
+  device = experiment.client_data('client_0090')['train'].get_single_element()
   labels = device['x'][:, 0, 0, 0].numpy()
   assert set(labels) <= {(90 + i) % 100 for i in range(20)}
   if partition == 'acid':

@@ -218,7 +218,7 @@ def test_is_the_published_experiment(
   )
   assert experiment.default_rounds == 1000
   held = set()
-  for batch in experiment.device_data('client_0003')['train']:
+  for batch in experiment.client_data('client_0003')['train']:
     held.update(batch['y'].numpy().tolist())
     assert batch['x'].shape[1:] == (32, 32, 3)
   if partition == 'acid':

@@ -62,7 +62,7 @@ print(settings.from_flags(), flags.FLAGS.rounds, flags.FLAGS.output_dir)
   assert result.stdout == f'{settings} 7 /tmp/x\n', result.stderr
 
 
-def test_all_run_so_many_at_a_time(tmp_path):
+def test_all_run_two_at_a_time(tmp_path):
   runs = [fake(tmp_path / str(i)) for i in range(4)]
   queue.run_all(runs, 2)
   assert [run.done for run in runs] == [3] * 4
