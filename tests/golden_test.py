@@ -10,6 +10,7 @@ import problems
 import pytest
 import tensorflow as tf
 
+from tff_debias import accessors
 from tff_debias import corrections
 from tff_debias import evaluation
 from tff_debias import learning_process
@@ -136,7 +137,7 @@ def test_every_round_is_that_of_the_authors(tmp_path, name):
     state, _ = process.next(state, participants)
     for key, weights in {
       'selected': process.get_model_weights(state),
-      'all': learning_process.get_all_model_weights(state),
+      'all': accessors.get_all_model_weights(state),
     }.items():
       for i, weight in enumerate(weights.trainable[:num_compared]):
         np.testing.assert_allclose(
@@ -374,7 +375,7 @@ def test_a_convolutional_network_follows_the_plain_loop(
     loop.round([(i, list(client['data'])) for i, client in participants])
     for found, expected in (
       (process.get_model_weights(state), loop.selected),
-      (learning_process.get_all_model_weights(state), loop.all),
+      (accessors.get_all_model_weights(state), loop.all),
     ):
       for weight, other in zip(found.trainable, expected, strict=True):
         np.testing.assert_allclose(weight, other, rtol=0, atol=1e-5)
