@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import computations
@@ -221,13 +222,13 @@ def test_a_round_is_the_same_if_its_worker_dies_in_it(tmp_path):
   np.testing.assert_array_equal(disturbed, undisturbed)
 
 
-def test_calls_of_several_threads_survive_a_death(tmp_path):
+def test_calls_of_several_threads_survive_a_death():
   def call(number):
     with tff.framework.get_context_stack().install(context):
-      for _ in range(20):
+      while not killed.is_set():
         assert computations.total([number] * number) == number**2
-    return True
 
+  killed = threading.Event()
   with (
     runtime_lib.local_context() as context,
     concurrent.futures.ThreadPoolExecutor(4) as pool,
@@ -235,8 +236,17 @@ def test_calls_of_several_threads_survive_a_death(tmp_path):
     results = [pool.submit(call, number) for number in (2, 3, 3, 4)]
     for _ in range(2):
       time.sleep(0.2)
-      os.kill(context.worker_pid, signal.SIGKILL)
-    assert all(result.result() for result in results)
+      pid = context.worker_pid
+      os.kill(pid, signal.SIGKILL)
+      processes.wait_until(
+        lambda pid=pid: (
+          context.worker_pid != pid or any(r.done() for r in results)
+        )
+      )
+    killed.set()
+    for result in results:
+      result.result()
+    assert context.worker_pid != pid
 
 
 def test_a_call_that_ends_every_worker_fails(monkeypatch):
