@@ -101,7 +101,7 @@ def test_statistics_by_device_and_by_example(runtime):
   for weights, group in ((ones, 'by_client'), (sizes, 'by_example')):
     _check(metrics[group]['loss'], losses, weights)
     _check(metrics[group]['acc'], accuracies, weights)
-  assert metrics['devices'] == _NUM_DEVICES
+  assert metrics['clients'] == _NUM_DEVICES
   assert metrics['left_out'] == 0
   assert metrics['num_examples'] == sizes.sum()
 
@@ -122,10 +122,10 @@ def test_leaves_out_devices_without_a_result(runtime, knows_its_length):
     for device in data:
       device['train'] = device['train'].filter(lambda *_: True)
   metrics = evaluation(model.initial_weights, data)
-  assert (metrics['devices'], metrics['left_out']) == (2, 3)
+  assert (metrics['clients'], metrics['left_out']) == (2, 3)
   assert metrics['by_client'] == whole['by_client']
   nobody = evaluation(model.initial_weights, _client_data(devices[:1]))
-  assert (nobody['devices'], nobody['left_out']) == (0, 1)
+  assert (nobody['clients'], nobody['left_out']) == (0, 1)
   assert np.isfinite(list(nobody['by_client']['loss'].values())).all()
 
 
@@ -140,7 +140,7 @@ def test_device_results_are_in_the_order_of_the_devices(runtime):
   np.testing.assert_allclose([r['loss'] for r in results], losses, rtol=1e-5)
   np.testing.assert_allclose([r['acc'] for r in results], accuracies)
   assert [r['num_examples'] for r in results] == list(sizes)
-  assert all(r['counts'] for r in results)
+  assert all(r['is_included'] for r in results)
 
 
 def test_results_by_step_are_those_of_so_many_steps(runtime):

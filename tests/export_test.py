@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
-import problems
+import small_models
 import pytest
 import tensorflow as tf
 

@@ -5,7 +5,7 @@ import math
 import os
 
 import numpy as np
-import problems
+import small_models
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
