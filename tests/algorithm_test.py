@@ -266,7 +266,9 @@ def test_the_number_of_steps(personalization, size):
     )
     assert result.is_included == (num_steps > 0)
     # The last batch of every step is the query.
-    assert result.sums.num_examples == sum(size * (i + 1) for i in range(num_steps))
+    assert result.sums.num_examples == sum(
+      size * (i + 1) for i in range(num_steps)
+    )
 
 
 def test_support_and_query_are_not_mixed_up():
@@ -312,9 +314,7 @@ def assert_is_left_out(result, state):
   'personalization, correction',
   [('none', 'none'), ('none', 'scaf'), ('maml', 'dyn'), ('proto', 'scaf')],
 )
-def test_a_client_that_is_not_finite_is_left_out(
-  personalization, correction
-):
+def test_a_client_that_is_not_finite_is_left_out(personalization, correction):
   model, weights = small_models.network(
     metrics=tf.keras.metrics.SparseCategoricalAccuracy
   )
@@ -386,9 +386,7 @@ def test_the_rate_of_the_round_is_used():
         rate=rate,
         weight_decay=0.0,
       )
-      np.testing.assert_allclose(
-        result.memories[0][0], [[expected]], rtol=1e-5
-      )
+      np.testing.assert_allclose(result.memories[0][0], [[expected]], rtol=1e-5)
 
 
 def test_batches_that_are_mappings():

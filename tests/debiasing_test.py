@@ -5,8 +5,8 @@ the meta-objective is quadratic as well and its optimum is known exactly.
 """
 
 import numpy as np
-import small_models
 import pytest
+import small_models
 import tensorflow as tf
 
 from tff_debias import corrections

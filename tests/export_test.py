@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
-import small_models
+import problems
 import pytest
 import tensorflow as tf
 

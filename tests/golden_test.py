@@ -252,4 +252,6 @@ def test_a_convolutional_network_follows_the_plain_loop(
       for weight, other in zip(found.trainable, expected, strict=True):
         np.testing.assert_allclose(weight, other, rtol=0, atol=1e-5)
   if options['max_norm'] < 10:
-    assert loop.steps[-1][1] > loop.max_norm, 'The test does not see the clipping.'
+    assert loop.steps[-1][1] > loop.max_norm, (
+      'The test does not see the clipping.'
+    )

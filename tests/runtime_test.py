@@ -8,7 +8,7 @@ import sys
 import time
 
 import numpy as np
-import small_models
+import problems
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff

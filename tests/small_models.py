@@ -127,9 +127,7 @@ def selected(process, state):
 
 def assert_same(structure, other):
   """All numbers are the same."""
-  pairs = zip(
-    tf.nest.flatten(structure), tf.nest.flatten(other), strict=True
-  )
+  pairs = zip(tf.nest.flatten(structure), tf.nest.flatten(other), strict=True)
   for value, expected in pairs:
     np.testing.assert_array_equal(value, expected)
 

@@ -8,8 +8,8 @@ import shutil
 import subprocess
 
 import numpy as np
-import small_models
 import pytest
+import small_models
 import tensorflow as tf
 import tensorflow_federated as tff
 

@@ -1,7 +1,7 @@
 import numpy as np
+import pytest
 import reference
 import small_models
-import pytest
 import tensorflow as tf
 
 from tff_debias import models

@@ -1,9 +1,9 @@
 import collections
 
 import numpy as np
+import pytest
 import reference
 import small_models
-import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -257,7 +257,9 @@ def test_dropout_is_on_in_training_and_off_in_the_test():
     ]
   )
   model = models.from_keras(
-    keras_model, LOSS, (tf.TensorSpec([None, 1]), small_models.CLASSIFIER_SPEC[1])
+    keras_model,
+    LOSS,
+    (tf.TensorSpec([None, 1]), small_models.CLASSIFIER_SPEC[1]),
   )
   data = np.ones((40, 1), np.float32), np.zeros(40, np.int32)
   weights = model.initial_weights.trainable
