@@ -89,18 +89,20 @@ def test_measurements_of_an_aggregator_are_metrics(tmp_path):
     tmp_path,
     model_aggregator=tff.learning.robust_aggregator(),
   )
-  state = process.initialize()
-  state, metrics = process.next(
-    state, [small_models.linear_client(i) for i in (0, 1)]
-  )
-  # The factory's first bound of zeroing is 10, and its first clip 1.
   x, y = small_models.DATA[2]
   far = small_models.linear_client(2, data=(x, y + 1000))
-  _, metrics = process.next(state, [small_models.linear_client(0), far])
-  for part in ('update', 'client_message'):
-    print(part, metrics['aggregator'][part])
-  print(metrics)
-  assert 0
+  state = process.initialize()
+  for clients, zeroed in (
+    ([small_models.linear_client(i) for i in (0, 1)], 0),
+    ([small_models.linear_client(0), far], 1),
+  ):
+    state, metrics = process.next(state, clients)
+    for part in ('update', 'client_message'):
+      measured = metrics['aggregator'][part]
+      assert measured['zeroed_count'] == zeroed
+      assert measured['zeroing']['clipping_norm'] > 0
+    # The update of the client that is far off would be above 100.
+    assert 0 < metrics['finalizer']['update_norm'] < 1
 
 
 class OtherTypeFactory(tff.aggregators.UnweightedAggregationFactory):
