@@ -8,8 +8,8 @@ import shutil
 import subprocess
 
 import numpy as np
-import problems
 import pytest
+import small_models
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -63,7 +63,7 @@ def write(storage, client_id, round_num, value):
 
 
 def read(storage, client_id, round_num):
-  """The value that the device had before the round; 0 if there is none."""
+  """The value that the client had before the round; 0 if there is none."""
   found, tensors = storage.read(
     tf.constant(client_id), tf.constant(round_num), INITIAL
   )
@@ -76,13 +76,13 @@ def read(storage, client_id, round_num):
 
 def index_files(storage):
   """The index files of all versions, by round."""
-  files = pathlib.Path(storage.folder).glob('devices/*/*/*.index')
+  files = pathlib.Path(storage.folder).glob('clients/*/*/*.index')
   return sorted(files, key=lambda path: path.name)
 
 
 def versions(storage):
   """For each client id, as its folder says, the rounds of its versions."""
-  folders = pathlib.Path(storage.folder).glob('devices/*/*')
+  folders = pathlib.Path(storage.folder).glob('clients/*/*')
   return {
     (folder / 'client_id').read_bytes(): {
       int(path.stem) for path in folder.glob('*.index')
@@ -143,23 +143,23 @@ def test_a_write_is_done_when_its_result_is_there(tmp_path):
 
 def test_hostile_ids_stay_inside_and_apart(tmp_path):
   storage = make(tmp_path / 'inner' / 'storage')
-  outside = problems.snapshot(tmp_path).keys()
+  outside = small_models.snapshot(tmp_path).keys()
   for value, client_id in enumerate(HOSTILE_IDS, start=1):
     write(storage, client_id, 1, value)
   for value, client_id in enumerate(HOSTILE_IDS, start=1):
     assert read(storage, client_id, 2) == value
   assert versions(storage) == {client_id: {1} for client_id in HOSTILE_IDS}
-  new = problems.snapshot(tmp_path).keys() - outside
+  new = small_models.snapshot(tmp_path).keys() - outside
   name = r'\d+_\d+'
   allowed = re.compile(
-    r'inner/storage/(devices(/\d{1,3}(/NAME(/(client_id|000000001\.'
+    r'inner/storage/(clients(/\d{1,3}(/NAME(/(client_id|000000001\.'
     r'(index|data-00000-of-00001)))?)?)?'
     r'|journal(/000000001(/\d{1,3}-NAME)?)?)'.replace('NAME', name)
   )
   assert [path for path in new if not allowed.fullmatch(path)] == []
 
 
-def test_a_state_of_another_device_is_an_error(tmp_path):
+def test_a_state_of_another_client_is_an_error(tmp_path):
   # As if the ids had the same hashes.
   storage = make(tmp_path)
   write(storage, 'a', 1, 1)
@@ -258,20 +258,20 @@ def test_prune_and_rollback_against_a_dictionary(tmp_path, seed):
   """A random run with checkpoints, crashes and retries, and its model."""
   storage = make(tmp_path)
   choose = random.Random(seed)
-  devices = ['a', 'b', 'c', 'd', 'e']
-  written = {device: {} for device in devices}
+  clients = ['a', 'b', 'c', 'd', 'e']
+  written = {client: {} for client in clients}
   checkpoint, done, value = 0, 0, 0
 
-  def expected(device, round_num):
-    earlier = [r for r in written[device] if r < round_num]
-    return written[device][max(earlier)] if earlier else 0
+  def expected(client, round_num):
+    earlier = [r for r in written[client] if r < round_num]
+    return written[client][max(earlier)] if earlier else 0
 
   for _ in range(25):
     done += 1
-    for device in choose.sample(devices, choose.choice([0, 1, 2, 2, 4])):
+    for client in choose.sample(clients, choose.choice([0, 1, 2, 2, 4])):
       value += 1
-      write(storage, device, done, value)
-      written[device][done] = value
+      write(storage, client, done, value)
+      written[client][done] = value
     action = choose.choice(['go on', 'save', 'save', 'crash', 'retry'])
     if action == 'retry':
       done -= 1
@@ -290,20 +290,20 @@ def test_prune_and_rollback_against_a_dictionary(tmp_path, seed):
           del history[r]
     # Exactly what is needed is there, and it is right.
     found = versions(storage)
-    for device in devices:
-      assert found.get(device.encode(), set()) == set(written[device])
+    for client in clients:
+      assert found.get(client.encode(), set()) == set(written[client])
     for round_num in range(checkpoint + 1, done + 2):
-      for device in devices:
-        assert read(storage, device, round_num) == expected(device, round_num)
+      for client in clients:
+        assert read(storage, client, round_num) == expected(client, round_num)
   assert checkpoint > 5, 'The random run proves nothing.'
 
 
 def test_prune_and_rollback_of_an_empty_storage(tmp_path):
   storage = make(tmp_path)
-  before = problems.snapshot(tmp_path)
+  before = small_models.snapshot(tmp_path)
   storage.prune(3)
   storage.rollback(0)
-  assert problems.snapshot(tmp_path) == before
+  assert small_models.snapshot(tmp_path) == before
 
 
 def damage_nothing(folder):
@@ -359,10 +359,10 @@ def test_a_folder_that_is_not_ours_is_refused_and_left(
   storage = make(tmp_path)
   write(storage, 'a', 1, 1)
   damage(tmp_path)
-  before = problems.snapshot(tmp_path)
+  before = small_models.snapshot(tmp_path)
   with pytest.raises(storage_lib.ClientStorageError, match=message):
     storage_lib.ClientStorage(tmp_path, run).claim(method)
-  assert problems.snapshot(tmp_path) == before
+  assert small_models.snapshot(tmp_path) == before
 
 
 def test_a_folder_that_is_a_file_or_cannot_be_made_is_refused(tmp_path):
@@ -395,12 +395,12 @@ def test_a_path_with_a_wildcard_is_refused(folder):
 def test_a_write_that_fails_is_an_error_and_works_later(tmp_path):
   storage = make(tmp_path)
   write(storage, 'a', 1, 1)
-  os.rename(tmp_path / 'devices', tmp_path / 'away')
-  (tmp_path / 'devices').write_text('in the way')
+  os.rename(tmp_path / 'clients', tmp_path / 'away')
+  (tmp_path / 'clients').write_text('in the way')
   with pytest.raises(tf.errors.OpError):
     write(storage, 'a', 2, 2)
-  (tmp_path / 'devices').unlink()
-  os.rename(tmp_path / 'away', tmp_path / 'devices')
+  (tmp_path / 'clients').unlink()
+  os.rename(tmp_path / 'away', tmp_path / 'clients')
   assert read(storage, 'a', 3) == 1
   write(storage, 'a', 2, 2)
   assert read(storage, 'a', 3) == 2

@@ -350,7 +350,8 @@ def _client_work(
     _Report(
       clients=tf.constant(1.0),
       participants=participants,
-      squared_steps=tf.square(result.sums.num_steps),
+      # A sum of squares soon needs more than the 24 bits of a float32.
+      squared_steps=tf.square(tf.cast(result.sums.num_steps, tf.float64)),
       correction_norm=participants * _norm(result.memories[0]),
       sums=result.sums,
       receipt=receipt,
@@ -413,7 +414,8 @@ def _finish_round(
         state.aggregator['transfer'],
         report.clients,
         one_model,
-        means,
+        # A scalar, such as the 1 beside a newest model, is no model.
+        (means.update, [t for t in means.client_message if t.shape.rank]),
         (means, report),
       ),
     ),
@@ -466,9 +468,11 @@ def _mean_steps(
   mean = tf.math.divide_no_nan(report.sums.num_steps, report.participants)
   if not algorithm.correction.equal_steps:
     return mean
-  is_equal = (
-    tf.abs(report.squared_steps - report.participants * tf.square(mean)) < 0.5
+  # All K are the same where p ΣK² = (ΣK)².
+  count, total = (
+    tf.cast(x, tf.float64) for x in (report.participants, report.sums.num_steps)
   )
+  is_equal = tf.equal(count * report.squared_steps, tf.square(total))
   check = tf.debugging.Assert(
     is_equal,
     [
