@@ -1,5 +1,7 @@
 """The folder of a run: whose it is, who is using it, and what is in it."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import csv
 import dataclasses
@@ -10,6 +12,9 @@ import os
 import uuid
 
 from tasks.runs import settings as settings_lib
+
+_MODELS = ('distributor/models', 'aggregator/models')
+_ACCURACY = 'evaluation/by_client/accuracy'
 
 
 class RunFolderError(ValueError):
@@ -221,3 +226,29 @@ def _runs_in(path: str) -> list[str]:
       if os.path.exists(RunFolder(os.path.join(path, name)).settings)
     ]
   return []
+
+
+def evaluations(
+  rows: Sequence[Mapping[str, float]],
+) -> list[dict[str, float]]:
+  """The rounds with a personalized test.
+
+  Args:
+    rows: The metrics of the rounds.
+
+  Returns:
+    The `round` of each, the `models` transmitted until then (down and up), the
+    mean `accuracy` over devices, and its 10 % and 90 % quantiles `low` and
+    `high`.
+  """
+  return [
+    {
+      'round': row['round'],
+      'models': sum(row.get(name, 0.0) for name in _MODELS),
+      'accuracy': row[f'{_ACCURACY}/mean'],
+      'low': row[f'{_ACCURACY}/q10'],
+      'high': row[f'{_ACCURACY}/q90'],
+    }
+    for row in rows
+    if f'{_ACCURACY}/mean' in row
+  ]

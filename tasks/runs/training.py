@@ -11,7 +11,7 @@ import tensorflow_federated as tff
 import tqdm
 
 from tasks.runs import experiment as experiment_lib
-from tasks.reports import figures as pictures
+from tasks.reports import figures
 from tasks.runs import folder as run_folder_lib
 from tasks.runs import settings as settings_lib
 import tff_debias
@@ -97,7 +97,7 @@ def run(
   model = experiment.build_keras_model()
   weights.assign_weights_to(model)
   model.save(folder.meta_model)
-  pictures.save_convergence(
+  figures.save_convergence(
     folder.read_metrics(), experiment.title, folder.picture
   )
 
@@ -107,7 +107,7 @@ def summary(
 ) -> str:
   """The outcome of a run in some lines, from its metrics."""
   rows = folder.read_metrics()
-  tests = pictures.evaluations(rows)
+  tests = run_folder_lib.evaluations(rows)
   last, best = tests[-1], max(tests, key=lambda test: test['accuracy'])
   megabytes = (
     rows[-1].get('distributor/bytes', 0) + rows[-1].get('aggregator/bytes', 0)
