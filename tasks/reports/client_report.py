@@ -149,7 +149,9 @@ def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
         linestyle='--',
         label='all, not personalized',
       )
+    axis.set_xlim(bins[0], bins[-1])
   axis.set(xlabel='test accuracy of a device', ylabel='devices')
+  axis.xaxis.get_major_locator().set_params(steps=(1, 2, 5, 10))
   axis.yaxis.get_major_locator().set_params(integer=True)
   figure.legend(loc='outside lower center', ncols=4)
   figures.save(figure, path)
@@ -192,12 +194,14 @@ def _draw_curves(
   ]
   figure, axes = _panels(evaluation, len(groups))
   for axis, own in zip(axes, groups, strict=True):
+    others = {'label': 'other groups'}
     for group in groups:
       points = [row for row in rows if row['group'] == group]
       x = [place(row) for row in points]
       mean = [row['mean'] for row in points]
       if group != own:
-        axis.plot(x, mean, color='0.75', linewidth=1, zorder=1)
+        axis.plot(x, mean, color='0.7', linewidth=1, zorder=1, **others)
+        others = {}
         continue
       axis.plot(x, mean, marker='.', label='mean', **_LINES[group])
       axis.fill_between(

@@ -9,12 +9,13 @@ import os
 import matplotlib
 
 matplotlib.use('Agg')
+from matplotlib import ticker  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from tasks.reports import names  # noqa: E402
 from tasks.reports import savings  # noqa: E402
 from tasks.runs import folder as folder_lib  # noqa: E402
+from tasks.runs import names  # noqa: E402
 
 MODELS_LABEL = 'models transmitted (down and up)'
 
@@ -28,6 +29,7 @@ LINES = tuple(
 
 plt.rcParams.update(
   {
+    'axes.axisbelow': True,
     'axes.grid': True,
     'axes.spines.right': False,
     'axes.spines.top': False,
@@ -98,7 +100,7 @@ def save_convergence(
   axis.set_ylim(min(low) - 0.03, 1.01)
   axis.legend(loc='lower right')
   _add_models_axis(axis, tests)
-  axes['loss'].set(ylabel='training loss', yscale='log', xlabel='round')
+  axes['loss'].set(ylabel='training loss', yscale='log')
   axes['norm'].set(ylabel='norm', yscale='log', xlabel='round')
   _draw_metric(axes['loss'], rows, _LOSS, None, LINES[0])
   for (metric, label), line in zip(_NORMS.items(), LINES, strict=False):
@@ -141,6 +143,11 @@ def _draw_metric(
   points = [(row['round'], row[metric]) for row in rows if row.get(metric)]
   if points:
     axis.plot(*zip(*points, strict=True), label=label, linewidth=1, **line)
+    low, high = axis.get_ylim()
+    subs = (1,) if high > 100 * low else (1, 2, 5)
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.yaxis.set_major_formatter('{x:g}')
+    axis.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def save_comparison(

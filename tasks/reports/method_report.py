@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.reports import names
 from tasks.reports import savings
 from tasks.reports import tables
+from tasks.runs import names
 
 
 @dataclasses.dataclass(frozen=True)
