@@ -25,7 +25,7 @@ from tasks.benchmarks import bare
 from tasks.benchmarks import peers
 from tasks.benchmarks import problem as problem_lib
 from tasks.benchmarks import timing
-from tasks.runs import messages
+from tasks.runs import errors
 from tasks.runs import pipeline
 import tff_debias
 from tff_debias import runtime
@@ -291,4 +291,4 @@ class Train(timing.Case):
       )
     # absl's --help ends with 1.
     if result.returncode and self.flag != '--help':
-      raise timing.UnavailableError(messages.last_line(result.stderr))
+      raise timing.UnavailableError(errors.last_line(result.stderr))

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tasks.benchmarks import timing
-from tasks.runs import messages
+from tasks.runs import errors
 
 _PFL_PROGRAM = os.path.join(os.path.dirname(__file__), 'pfl_process.py')
 _LEARNING_RATE = 0.1
@@ -99,7 +99,7 @@ def start_pfl(
     if not line:
       process.wait()
       output.seek(0)
-      reason = messages.last_line(output.read())
+      reason = errors.last_line(output.read())
       raise timing.UnavailableError(f'pfl does not run: {reason}')
     return float(line)
 

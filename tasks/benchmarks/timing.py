@@ -14,7 +14,7 @@ import time
 import grpc
 
 from tasks.reports import tables
-from tasks.runs import messages
+from tasks.runs import errors
 from tasks.runs import progress
 from tff_debias import runtime
 
@@ -129,8 +129,10 @@ def _noted(name: str, failed: dict[str, str]) -> Iterator[None]:
   """Notes the reason for which a case fails."""
   try:
     yield
-  except (grpc.RpcError, UnavailableError, runtime.WorkerError) as e:
-    failed[name] = messages.first_line(e)
+  except grpc.RpcError as e:
+    failed[name] = errors.first_line(e.details())
+  except (UnavailableError, runtime.WorkerError) as e:
+    failed[name] = str(e)
 
 
 def ratio(result: Result, case: str, reference: str) -> float:

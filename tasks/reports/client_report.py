@@ -153,7 +153,7 @@ def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
   axis.set(xlabel='test accuracy of a device', ylabel='devices')
   axis.xaxis.get_major_locator().set_params(steps=(1, 2, 5, 10))
   axis.yaxis.get_major_locator().set_params(integer=True)
-  figure.legend(loc='outside lower center', ncols=4)
+  figures.add_legend(figure)
   figures.save(figure, path)
 
 
@@ -168,6 +168,7 @@ def _draw_few_shot(evaluation: per_client.Evaluation, path: str) -> None:
   for axis in axes:
     axis.set_xticks(range(len(labels)), labels)
     axis.set_xlabel('local training examples')
+  figures.add_legend(axes[0].figure)
   figures.save(axes[0].figure, path)
 
 
@@ -175,11 +176,14 @@ def _draw_steps(evaluation: per_client.Evaluation, path: str) -> None:
   axes = _draw_curves(evaluation, evaluation.steps, lambda row: row['steps'])
   for axis in axes:
     axis.axvline(
-      evaluation.trained_steps, color='0.4', linewidth=0.8, label='as trained'
+      evaluation.trained_steps,
+      color='0.4',
+      linewidth=0.8,
+      label='steps in training',
     )
     axis.set_xlabel('MAML steps on all local examples')
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(loc='lower right')
+  figures.add_legend(axes[0].figure)
   figures.save(axes[0].figure, path)
 
 
@@ -203,7 +207,7 @@ def _draw_curves(
         axis.plot(x, mean, color='0.7', linewidth=1, zorder=1, **others)
         others = {}
         continue
-      axis.plot(x, mean, marker='.', label='mean', **_LINES[group])
+      axis.plot(x, mean, marker='.', label=f'mean, {group}', **_LINES[group])
       axis.fill_between(
         x,
         [row['q10'] for row in points],
@@ -214,7 +218,6 @@ def _draw_curves(
         label='10 % to 90 % of devices',
       )
     axis.set_title(own)
-    axis.legend(loc='lower right')
   axes[0].set_ylabel('test accuracy')
   return axes
 
@@ -225,7 +228,7 @@ def _panels(
   figure, axes = figures.plt.subplots(
     1,
     number,
-    figsize=(max(6.5, 1 + 3.2 * number), 3.8),
+    figsize=(max(6.5, 1 + 3.2 * number), 4),
     sharey=True,
     squeeze=False,
   )

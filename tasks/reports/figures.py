@@ -68,6 +68,21 @@ def save(figure: plt.Figure, path: str) -> None:
   plt.close(figure)
 
 
+def add_legend(figure: plt.Figure, title: str | None = None) -> None:
+  """Adds a legend of all panels below them, where it hides nothing."""
+  entries = {}
+  for axis in figure.axes:
+    for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+      entries.setdefault(label, handle)
+  figure.legend(
+    entries.values(),
+    entries.keys(),
+    loc='outside lower center',
+    ncols=4,
+    title=title,
+  )
+
+
 def save_convergence(
   rows: Sequence[Mapping[str, float]], title: str, path: str
 ) -> None:
@@ -192,12 +207,14 @@ def save_comparison(
           linewidth=0,
         )
       for target in targets:
-        axis.axhline(target, color='0.4', linewidth=0.6, zorder=1)
+        axis.axhline(
+          target, color='0.4', linewidth=0.6, zorder=1, label='target'
+        )
       axis.set_xlim(left=0)
       axis.set_title(names.name(personalization))
     row[0].set_ylabel('personalized test accuracy')
-    row[1].legend(loc='lower right', title='mean and range over seeds')
   axes[-1, 0].set_xlabel('rounds')
   axes[-1, 1].set_xlabel(MODELS_LABEL)
   figure.suptitle(title)
+  add_legend(figure, 'mean and range over seeds')
   save(figure, path)

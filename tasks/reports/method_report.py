@@ -52,9 +52,8 @@ def to_markdown(
     for method in dict.fromkeys(c.method for c in group):
       runs = [c for c in group if c.method == method]
       pairs = [(c, uncorrected.get((personalization, c.seed))) for c in runs]
-      mark = ' †' if any(map(_is_flagged, runs)) else ''
       row = {
-        names.name(personalization): names.name(method) + mark,
+        names.name(personalization): names.name(method) + _mark(runs),
         'seeds': str(len(runs)),
         'final accuracy': _mean_and_deviation([c.accuracy[-1] for c in runs]),
         'gap': _gap(pairs),
@@ -120,6 +119,10 @@ def _is_flagged(curve: savings.Curve) -> bool:
   return curve.largest_loss()[0] > savings.MAX_LOSS
 
 
+def _mark(curves: Sequence[savings.Curve]) -> str:
+  return ' †' if any(map(_is_flagged, curves)) else ''
+
+
 def _mean_and_deviation(values: Sequence[float]) -> str:
   mean = f'{statistics.mean(values):.3f}'
   return f'{mean} ± {statistics.stdev(values):.3f}' if len(values) > 1 else mean
@@ -161,12 +164,13 @@ def _target_cells(
     for n, (_, other) in zip(needs, pairs, strict=True)
     if other
   ]
+  saving = ''
+  if saved and pairs[0][0].method not in savings.UNCORRECTED:
+    saving = _saving_cell(saved) + _mark([own for own, _ in pairs])
   return {
-    f'to {target:g}: rounds': rounds,
+    f'rounds to {target:g}': rounds,
     f'models to {target:g}': models,
-    f'saving to {target:g}': ''
-    if not saved or pairs[0][0].method in savings.UNCORRECTED
-    else _saving_cell(saved),
+    f'saving to {target:g}': saving,
   }
 
 
@@ -187,15 +191,14 @@ def _notes(curves: Sequence[savings.Curve], origin: Origin) -> list[str]:
   seeds = sorted({c.seed for c in curves})
   mean_of = f' over the last {origin.smoothing} tests' * (origin.smoothing > 1)
   notes = [
-    f'n = {len(seeds)} seeds ({", ".join(map(str, seeds))}). ± is the standard'
-    ' deviation over them, [ ] the 95 % bootstrap interval of the mean.',
+    f'n = {len(seeds)}: the seeds {", ".join(map(str, seeds))}. ± is the'
+    ' standard deviation over them, [ ] the 95 % bootstrap interval of the mean.',
     f'Accuracy: personalized, the mean over devices{mean_of}. Gap: the final'
     ' accuracy less that of the uncorrected method, in pairs of the same seed.',
   ]
   if len(seeds) < 5:
     notes.append(
-      f'{len(seeds)} seeds are few: an interval from fewer than five seeds is'
-      ' narrower than the truth.'
+      'With fewer than five seeds the intervals are narrower than the truth.'
     )
   notes.append(
     'A target is reached in the first round from which'

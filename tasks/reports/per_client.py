@@ -11,8 +11,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tqdm
 
+from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
-from tasks.runs import messages
 from tasks.runs import progress
 import tff_debias
 
@@ -105,7 +105,7 @@ def evaluate(
       f'--few_shot has {max(few_shot)}, but no device has more than {most}'
       ' training examples.'
     )
-  if isinstance(experiment.personalization, tff_debias.NoPersonalization):
+  if type(experiment.personalization) is tff_debias.NoPersonalization:
     few_shot = []
   try:
     with progress.progress(
@@ -113,8 +113,9 @@ def evaluate(
     ) as bar:
       return _evaluate(population, weights, few_shot, num_steps, bar)
   except grpc.RpcError as e:
+    reason = errors.first_line(e.details() or str(e.code()))
     raise EvaluationError(
-      f'The evaluation failed: {messages.first_line(e)}. Nothing was written.'
+      f'The evaluation failed: {reason}. Nothing was written.'
     ) from e
 
 
@@ -155,7 +156,7 @@ def _evaluate(
     personalized = meta = population.run(test, weights, bar)
     if isinstance(personalization, tff_debias.Proto):
       meta = {name: v * np.nan for name, v in personalized.items()}
-    elif not isinstance(personalization, tff_debias.NoPersonalization):
+    elif type(personalization) is not tff_debias.NoPersonalization:
       as_it_is = tff_debias.build_client_evaluation(
         experiment.model, tff_debias.NoPersonalization(), **options
       )
@@ -306,7 +307,7 @@ class _Population:
     if len(self.ids) < num_clients:
       notes.append(f'{len(self.ids)} of {num_clients} devices, chosen by seed.')
     personalization = self.experiment.personalization
-    if isinstance(personalization, tff_debias.NoPersonalization):
+    if type(personalization) is tff_debias.NoPersonalization:
       notes.append('The method does not personalize: there is no gain.')
     if isinstance(personalization, tff_debias.Proto):
       notes.append(

@@ -1,4 +1,4 @@
-"""How a program shows its progress: a bar in a terminal, else some lines."""
+"""How a program shows its progress: a bar in a terminal, lines in a file."""
 
 import sys
 from typing import Any
@@ -7,10 +7,11 @@ from typing import TextIO
 import tqdm
 
 _SECONDS_BETWEEN_LINES = 30
+_LINE = '{desc}{n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}{postfix}]'
 
 
 def progress(total: int, unit: str, **options: Any) -> tqdm.tqdm:
-  """A bar that is drawn anew each time, or in a file a line every 30 seconds.
+  """A bar in a terminal, and a line every 30 seconds in a file.
 
   Args:
     total: The number of units to do.
@@ -28,7 +29,7 @@ def progress(total: int, unit: str, **options: Any) -> tqdm.tqdm:
     file=_LineByLine(sys.stderr),
     mininterval=_SECONDS_BETWEEN_LINES,
     miniters=1,
-    ncols=80,
+    bar_format=_LINE,
     **options,
   )
 
