@@ -192,7 +192,8 @@ def _notes(curves: Sequence[savings.Curve], origin: Origin) -> list[str]:
   mean_of = f' over the last {origin.smoothing} tests' * (origin.smoothing > 1)
   notes = [
     f'n = {len(seeds)}: the seeds {", ".join(map(str, seeds))}. ± is the'
-    ' standard deviation over them, [ ] the 95 % bootstrap interval of the mean.',
+    ' standard deviation over them, [ ] the 95 % bootstrap interval of the'
+    ' mean.',
     f'Accuracy: personalized, the mean over devices{mean_of}. Gap: the final'
     ' accuracy less that of the uncorrected method, in pairs of the same seed.',
   ]
