@@ -132,7 +132,7 @@ def _parse_override(text: str) -> tuple[tuple[str, str], tuple[str, object]]:
   value = settings_lib.parse(name, value)
   if name not in _OVERRIDABLE:
     raise settings_lib.SettingsError(
-      f'--override={text} would compare what is not alike: {name} must be the'
+      f'--override={text} would make the runs unequal: {name} must be the'
       ' same for all. The settings that may differ between methods are'
       f' {", ".join(_OVERRIDABLE)}.'
     )
@@ -163,7 +163,7 @@ def _check_flags() -> None:
 
 
 def main() -> None:
-  """Trains what is not trained, and writes the results."""
+  """Trains the runs that are not finished, and writes the results."""
   from tasks.reports import figures
   from tasks.reports import method_report
   from tasks.reports import provenance
@@ -172,7 +172,7 @@ def main() -> None:
   from tasks.runs import experiment as experiment_lib
 
   all_settings = _settings()
-  # Loads the data: what is missing is said before a process is started.
+  # Loads the data first: an error about them comes before a process starts.
   experiment = experiment_lib.Experiment(all_settings[0])
   parent = _OUTPUT_DIR.value or os.path.join(
     'runs',

@@ -1,6 +1,6 @@
 """The cases of the benchmark: each prepares its work and runs it for timing."""
 
-# `timing.Case` says what each method of a case does.
+# The methods of a case are documented in `timing.Case`.
 # ruff: noqa: D102
 
 import collections

@@ -45,7 +45,7 @@ plt.rcParams.update(
   }
 )
 
-# The metrics beside the accuracy: what they tell, and their axis.
+# The metrics that are norms, and their names in the figure.
 _NORMS = {
   'finalizer/update_norm': 'update of the model',
   'finalizer/server_correction_norm': "server's correction",

@@ -14,7 +14,7 @@ from tasks.runs import names
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """What the figures of a comparison were made from, and how.
+  """The origin of the figures of a comparison.
 
   Attributes:
     smoothing: The number of tests whose mean is an accuracy.
@@ -39,7 +39,7 @@ def to_markdown(
   Args:
     curves: The runs, smoothed.
     targets: The target accuracies, which may be none.
-    origin: What the figures were made from.
+    origin: The origin of the figures.
 
   Returns:
     Markdown.

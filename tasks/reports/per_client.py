@@ -150,8 +150,6 @@ def _evaluate(
     )
     for step in range(shown + 1):
       steps += population.curve('steps', step, table['accuracy'][:, step])
-    if few_shot:
-      shots += population.curve('examples', 0, population.right_share(meta))
   else:
     personalized = meta = population.run(test, weights, bar)
     if isinstance(personalization, tff_debias.Proto):
@@ -162,6 +160,8 @@ def _evaluate(
       )
       bar.total += len(population.ids)
       meta = population.run(as_it_is, weights, bar)
+  if few_shot and not isinstance(personalization, tff_debias.Proto):
+    shots += population.curve('examples', 0, population.right_share(meta))
   for size in few_shot:
     results = population.run(test, weights, bar, size)
     shots += population.curve('examples', size, population.right_share(results))
@@ -185,9 +185,9 @@ class _Population:
 
   Attributes:
     experiment: The experiment.
-    round_num: The round after which they are evaluated.
+    round_num: The round of the model.
     ids: Their ids.
-    train_examples: How many training examples they have, `[devices]`.
+    train_examples: The number of training examples of each, `[clients]`.
   """
 
   def __init__(

@@ -1,4 +1,4 @@
-"""What a method transmits to reach an accuracy, and what it so saves.
+"""The models that a method transmits to reach an accuracy, and its saving.
 
 A method is compared with the uncorrected one of the same personalization, seed
 by seed: both start from the same model, with the same devices each round.
@@ -81,7 +81,7 @@ def curve(
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-  """What a run needs to a target accuracy, or spends without reaching it.
+  """The cost of a target accuracy, or of a run that does not reach it.
 
   Attributes:
     is_reached: Whether it reaches the target.
@@ -95,7 +95,7 @@ class Need:
 
 
 def need(curve: Curve, target: float, num_tests: int) -> Need:
-  """What a run needs to reach a target and to stay there.
+  """The cost of reaching a target and staying there.
 
   Args:
     curve: The run.
