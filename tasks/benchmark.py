@@ -113,10 +113,5 @@ def _machine() -> str:
   )
 
 
-def run() -> None:
-  """Runs the program."""
-  cli.run(main, lambda: None, 'The same command begins anew.')
-
-
 if __name__ == '__main__':
-  run()
+  cli.run(main, lambda: None, 'The same command begins anew.')

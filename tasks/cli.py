@@ -1,4 +1,4 @@
-"""How a binary starts and ends: flags first, TensorFlow later, clear errors."""
+"""Starts and ends a program: flags first, TensorFlow later, clear errors."""
 
 from collections.abc import Callable
 import gc
@@ -8,7 +8,6 @@ import sys
 import types
 
 from absl import app
-from absl import flags
 from absl import logging
 
 
@@ -19,21 +18,18 @@ def run(
 ) -> None:
   """Parses and checks the flags, imports TensorFlow, and runs `main`.
 
-  The import takes seconds, which `--help` and wrong flags should not wait for.
-  It must come before absl has finished: Keras is of no use when it is first
-  imported under `app.run`.
+  Importing TensorFlow takes seconds; `--help` and errors in flags come before.
+  But it is imported while absl parses the flags: Keras does not work if it is
+  first imported under `app.run`.
 
   Args:
-    main: The program. A `ValueError` is its message to the user and ends the
-      process with 2, an interrupt with 130.
+    main: The program. Its `ValueError` is a message to the user, and the
+      process ends with 2. An interrupt ends it with 130.
     check_flags: Raises a `ValueError` if a flag is wrong.
-    next_time: What to tell who interrupted it or whose disk is full.
+    next_time: The last sentence after an interrupt or an error of the disk.
   """
 
   def parse(argv: list[str]) -> list[str]:
-    # A console script is its own main module, and --help is of its flags.
-    for flag in flags.FLAGS.get_key_flags_for_module(main.__module__):
-      flags.FLAGS.register_key_flag_for_module(argv[0], flag)
     arguments = app.parse_flags_with_usage(argv)
     if len(arguments) > 1:
       _fail(f'unexpected argument {arguments[1]!r}; see --help')
@@ -51,7 +47,7 @@ def run(
   def guarded_main(unused_argv: list[str]) -> None:
     import tensorflow as tf
 
-    # The terminal is closed with SIGHUP, unless under nohup.
+    # A closed terminal sends SIGHUP, which nohup ignores.
     stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
     for number in stopping:
       if signal.getsignal(number) != signal.SIG_IGN:
@@ -61,7 +57,7 @@ def run(
     except ValueError as e:
       _fail(e)
     except (OSError, tf.errors.OpError) as e:
-      _fail(f'{getattr(e, "message", e)}. What is saved stays. {next_time}')
+      _fail(f'{getattr(e, "message", e)}. Saved files stay. {next_time}')
     except KeyboardInterrupt:
       print(f'\nStopped. {next_time}', file=sys.stderr)
       sys.exit(130)
@@ -70,11 +66,11 @@ def run(
 
 
 def _interrupt(unused_number: int, frame: types.FrameType | None) -> None:
-  """Raises `KeyboardInterrupt` where it is not lost.
+  """Raises `KeyboardInterrupt`, and waits if Python would lose it now.
 
-  Python ignores what is raised in a callback of the garbage collector. JAX,
-  which TFF imports, has one, and after a long call of TFF it is there that a
-  signal arrives.
+  Python ignores an exception in a callback of the garbage collector. TFF
+  imports JAX, which has such a callback, and a signal during a long call of TFF
+  is often delivered in it. Then a timer sends another signal a moment later.
   """
   callbacks = [getattr(callback, '__code__', None) for callback in gc.callbacks]
   if frame is not None and frame.f_code in callbacks:

@@ -78,7 +78,9 @@ _OUTPUT_DIR = flags.DEFINE_string(
   'The folder of the runs and results. By default a folder in runs/ with the'
   ' names of task and partition.',
 )
-settings_lib.define_flags(without=('method', 'personalization', 'seed'))
+settings_lib.define_flags(
+  without=('method', 'correction', 'personalization', 'seed')
+)
 flags.adopt_module_key_flags(settings_lib)
 
 
@@ -99,6 +101,7 @@ def _settings() -> list[settings_lib.Settings]:
         _PERSONALIZATIONS.value if personalizes else [None]
       ):
         settings = settings_lib.from_flags(
+          only_with_effect=True,
           method=method,
           personalization=personalization,
           seed=settings_lib.parse('seed', seed),
@@ -189,7 +192,7 @@ def main() -> None:
     queue.Run(
       s,
       folder_lib.RunFolder(
-        os.path.join(parent, f'{s.method}_{s.personalization}_seed{s.seed}')
+        os.path.join(parent, '_'.join((*s.method_names, f'seed{s.seed}')))
       ),
       rounds,
     )
@@ -240,10 +243,5 @@ def _tests(run: queue.Run, rounds: int, step: int) -> list[dict[str, float]]:
   ]
 
 
-def run() -> None:
-  """Runs the program."""
-  cli.run(main, _check_flags)
-
-
 if __name__ == '__main__':
-  run()
+  cli.run(main, _check_flags)

@@ -85,10 +85,5 @@ def _check_flags() -> None:
   _few_shot()
 
 
-def run() -> None:
-  """Runs the program."""
-  cli.run(main, _check_flags)
-
-
 if __name__ == '__main__':
-  run()
+  cli.run(main, _check_flags)

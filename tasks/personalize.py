@@ -1,62 +1,57 @@
-"""Writes a device's personalized model: `python -m tasks.personalize --help`.
+"""Writes a client's personalized model: `python -m tasks.personalize --help`.
 
 The meta-model comes from the folder of a run that `tasks.train` has finished.
 """
 
-import difflib
 import os
 from typing import Any
 import zipfile
 
 from absl import flags
 
-from tasks import cli as program
-from tasks.runs import folder as run_folder_lib
+from tasks import cli
+from tasks.runs import errors
+from tasks.runs import folder as folder_lib
 
 _RUN = flags.DEFINE_string(
   'run', None, 'The folder of the run, such as runs/NAME.'
 )
 _CLIENT = flags.DEFINE_string(
-  'device',
+  'client',
   None,
-  'The device of the run whose training examples personalize the model, such'
+  'The client of the run whose training examples personalize the model, such'
   ' as client_0007.',
 )
 _EXAMPLES = flags.DEFINE_string(
   'examples',
   None,
-  'In the place of --client: a file .npz with the examples of another device,'
-  ' the arrays x (raw input, as the data set has it) and y (the classes,'
-  ' integers).',
+  'In the place of --client: a file .npz with the examples of a new client, the'
+  ' arrays x (raw input, as in the data set) and y (the classes, integers).',
 )
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
   None,
-  'The folder for the model. By default personalized/DEVICE in the folder of'
+  'The folder for the model. By default personalized/CLIENT in the folder of'
   ' the run (without --client, the name of the file of examples).',
 )
 
 
-#: What to know of the meta-model's own accuracy.
-_REMARKS = {
-  'none': '',
-  'maml': '',
-  'proto': ' (whose last layer is not trained)',
-}
+#: Remarks on the meta-model's own accuracy, by personalization.
+_REMARKS = {'proto': ' (whose last layer is not trained)'}
 
 
 class PersonalizeError(ValueError):
-  """The model of a device cannot be made, and why."""
+  """The model of a client cannot be made, and why."""
 
 
 def main() -> None:
-  """Personalizes, writes the files, and says what was written."""
+  """Personalizes the model, writes the files and lists them."""
   folder = _find_run()
   examples = _read_examples(_EXAMPLES.value) if _EXAMPLES.value else None
 
   import numpy as np
 
-  from tasks.runs import checkpoint as meta_model
+  from tasks.runs import checkpoint
   from tasks.runs import experiment as experiment_lib
   from tff_debias import export
   from tff_debias import models
@@ -65,30 +60,30 @@ def main() -> None:
   experiment = experiment_lib.Experiment(folder.read()[0])
   test = None
   if examples is None:
-    device = _CLIENT.value
-    _check_device(device, experiment.train_data.client_ids)
+    client_id = _CLIENT.value
+    _check_client(client_id, experiment.train_data.client_ids)
 
     def arrays(data: Any) -> list[np.ndarray]:
       batches = [models.split_batch(b) for b in data.as_numpy_iterator()]
       return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
-    data = experiment.device_data(device)
+    data = experiment.client_data(client_id)
     examples, test = arrays(data['train']), arrays(data['test'])
   else:
-    device = os.path.splitext(os.path.basename(_EXAMPLES.value))[0]
+    client_id = os.path.splitext(os.path.basename(_EXAMPLES.value))[0]
   keras_model = experiment.build_keras_model()
-  meta_model.load_final(experiment, folder).assign_weights_to(keras_model)
+  checkpoint.load_final(experiment, folder).assign_weights_to(keras_model)
   exported = export.export_personalized_model(
     keras_model,
     experiment.model,
     experiment.personalization,
     examples,
-    _OUTPUT_DIR.value or os.path.join(folder.path, 'personalized', device),
+    _OUTPUT_DIR.value or os.path.join(folder.path, 'personalized', client_id),
     max_grad_norm=experiment.settings.max_grad_norm,
   )
   print(experiment.title)
   print(
-    f'{device}: personalized with {len(examples[1])} examples of the classes'
+    f'{client_id}: personalized with {len(examples[1])} examples of the classes'
     f' {", ".join(map(str, np.unique(examples[1])))}'
   )
   if test is not None:
@@ -98,7 +93,7 @@ def main() -> None:
     before, after = (np.mean(p.argmax(axis=1) == y) for p in (before, after))
     print(
       f'accuracy on its {len(y)} test examples: {before:.4f} by the meta-model'
-      f'{_REMARKS[experiment.settings.personalization]}, {after:.4f}'
+      f'{_REMARKS.get(experiment.settings.personalization, "")}, {after:.4f}'
       ' personalized'
     )
   for path in (exported.keras, exported.saved_model, exported.tflite):
@@ -111,27 +106,22 @@ def main() -> None:
     )
 
 
-def run() -> None:
-  """The console script."""
-  program.run(main, _check_flags, 'The same command begins anew.')
-
-
 def _check_flags() -> None:
   if not _RUN.value:
-    raise PersonalizeError('--run=runs/NAME must say which meta-model to take.')
+    raise PersonalizeError('--run=runs/NAME must name the run.')
   if bool(_CLIENT.value) == bool(_EXAMPLES.value):
     raise PersonalizeError(
-      'Give either --client, a device of the run, or --examples, a file with'
-      ' the examples of another one.'
+      'Give either --client, a client of the run, or --examples, a file with'
+      ' the examples of a new one.'
     )
   _find_run()
   if _EXAMPLES.value:
     _read_examples(_EXAMPLES.value)
 
 
-def _find_run() -> run_folder_lib.RunFolder:
+def _find_run() -> folder_lib.RunFolder:
   """The run. Raises an error if it has no meta-model."""
-  folder = run_folder_lib.find(_RUN.value)
+  folder = folder_lib.find(_RUN.value)
   if not os.path.exists(folder.meta_model):
     raise PersonalizeError(
       f'The run {folder.path} has no meta_model.keras yet: it is written when'
@@ -140,13 +130,12 @@ def _find_run() -> run_folder_lib.RunFolder:
   return folder
 
 
-def _check_device(device: str, devices: list[str]) -> None:
-  if device not in devices:
-    nearest = difflib.get_close_matches(device, devices, 1, 0.5)
+def _check_client(client_id: str, client_ids: list[str]) -> None:
+  if client_id not in client_ids:
     raise PersonalizeError(
-      f'There is no --client={device} in the run, whose devices are'
-      f' {devices[0]} to {devices[-1]}.'
-      + (f' Did you mean {nearest[0]}?' if nearest else '')
+      f'There is no --client={client_id} in the run, whose clients are'
+      f' {client_ids[0]} to {client_ids[-1]}.'
+      + errors.did_you_mean(client_id, client_ids)
     )
 
 
@@ -174,4 +163,4 @@ def _read_examples(path: str) -> tuple[Any, Any]:
 
 
 if __name__ == '__main__':
-  run()
+  cli.run(main, _check_flags, 'The same command begins anew.')

@@ -4,30 +4,31 @@ The same command again goes on where the last one stopped.
 """
 
 import os
+from typing import Any
 
 from absl import flags
 
-from tasks import cli as program
-from tasks.runs import folder as run_folder_lib
+from tasks import cli
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
   None,
-  'The folder of the run, for its results and to go on from. By default a'
+  'The folder of the run, for its results and its checkpoints. By default a'
   ' folder in runs/ with a name made of the settings.',
 )
 _ROUNDS = flags.DEFINE_integer(
   'rounds',
   None,
-  "The rounds to train; by default the task's. A finished run goes on if it is"
-  ' given more.',
+  'The number of rounds; by default the task decides. A finished run goes on if'
+  ' the number is larger.',
   lower_bound=1,
 )
 _ROUNDS_PER_CHECKPOINT = flags.DEFINE_integer(
   'rounds_per_checkpoint',
   10,
-  'The rounds from one checkpoint to the next.',
+  'The number of rounds from one checkpoint to the next.',
   lower_bound=1,
 )
 settings_lib.define_flags()
@@ -35,12 +36,13 @@ flags.adopt_module_key_flags(settings_lib)
 
 
 def main() -> None:
-  """Trains to the given round, from the last checkpoint if there is one."""
+  """Trains to the given round, draws the picture and prints the summary."""
+  from tasks.reports import figures
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import training
 
   experiment = experiment_lib.Experiment(settings_lib.from_flags())
-  folder = run_folder_lib.RunFolder(
+  folder = folder_lib.RunFolder(
     _OUTPUT_DIR.value or os.path.join('runs', experiment.name)
   )
   with folder.lock():
@@ -50,13 +52,30 @@ def main() -> None:
       _ROUNDS.value or experiment.default_rounds,
       _ROUNDS_PER_CHECKPOINT.value,
     )
-    print(training.summary(experiment, folder))
+    rows = folder.read_metrics()
+    figures.save_convergence(rows, experiment.title, folder.picture)
+  print(experiment.title)
+  print(_summary(rows))
+  print(
+    f'results in {folder.path}: {os.path.basename(folder.picture)},'
+    ' metrics.csv, meta_model.keras, tensorboard/'
+  )
 
 
-def run() -> None:
-  """The console script."""
-  program.run(main, settings_lib.from_flags)
+def _summary(rows: list[dict[str, Any]]) -> str:
+  tests = folder_lib.evaluations(rows)
+  last, best = tests[-1], max(tests, key=lambda test: test['accuracy'])
+  num_bytes = sum(
+    rows[-1].get(f'{name}/bytes', 0) for name in ('distributor', 'aggregator')
+  )
+  return (
+    f'personalized accuracy {last["accuracy"]:.4f} after round'
+    f' {last["round"]:.0f} (a tenth of the devices is below'
+    f' {last["low"]:.3f}); best {best["accuracy"]:.4f} after round'
+    f' {best["round"]:.0f}\n'
+    f'transmitted {last["models"]:.0f} models, {num_bytes / 1e6:.1f} MB'
+  )
 
 
 if __name__ == '__main__':
-  run()
+  cli.run(main, settings_lib.from_flags)

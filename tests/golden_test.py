@@ -13,6 +13,7 @@ import tensorflow as tf
 from tff_debias import corrections
 from tff_debias import evaluation
 from tff_debias import learning_process
+from tff_debias import method
 from tff_debias import models
 from tff_debias import personalizations
 from tff_debias import storage as storage_lib
@@ -51,12 +52,12 @@ def golden_model():
   )
 
 
-def golden_method(name):
+def golden_method(name, equal_steps):
   _, config = golden()
   maml = personalizations.Maml(
     config['maml_steps'], config['maml_learning_rate']
   )
-  dyn, scaf = corrections.Dyn(config['alpha']), corrections.Scaf()
+  dyn, scaf = corrections.Dyn(config['alpha']), corrections.Scaf(equal_steps)
   return {
     'fed_avg': (NONE, corrections.NoCorrection()),
     'per_fed_avg_maml': (maml, corrections.NoCorrection()),
@@ -89,11 +90,15 @@ def golden_dataset(arrays, part, device):
     'scaffold',
     'pfl_scaf_maml',
     'pfl_scaf_proto',
+    'scaffold/equal_steps',
+    'pfl_scaf_maml/equal_steps',
+    'pfl_scaf_proto/equal_steps',
   ],
 )
 def test_every_round_is_that_of_the_authors(tmp_path, name):
   arrays, config = golden()
-  personalization, correction = golden_method(name)
+  name, *equal_steps = name.split('/')
+  personalization, correction = golden_method(name, bool(equal_steps))
   process = learning_process.build_learning_process(
     golden_model(),
     personalization,
@@ -338,8 +343,9 @@ def test_a_convolutional_network_follows_the_plain_loop(
       'proto': PROTO,
     }[personalization],
     correction,
-    learning_rate=options['beta'],
-    learning_rate_schedule=learning_process.exponential_decay(options['decay']),
+    learning_rate_fn=method.exponential_decay(
+      options['beta'], options['decay']
+    ),
     weight_decay=options['wd'],
     max_grad_norm=options['max_norm'],
     num_clients=options['m'],

@@ -24,7 +24,7 @@ def test_folds_groups_of_batches_and_drops_the_rest(sizes, batches_per_step):
     )
     return state[0] + 1, tf.concat([state[1], [digits]], 0)[1:]
 
-  steps, (last,) = loops.reduce(
+  steps, (last,) = loops.reduce_batches(
     dataset, (0, tf.zeros([1], tf.int32)), step, batches_per_step
   )
   expected = len(sizes) // batches_per_step

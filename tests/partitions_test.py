@@ -369,7 +369,9 @@ def test_bad_classes_per_device_are_refused(
 
 @pytest.mark.parametrize('concentration', [0, -1.0, np.nan, np.inf])
 def test_bad_concentrations_are_refused(concentration):
-  with pytest.raises(ValueError, match='concentration must be a finite number'):
+  with pytest.raises(
+    ValueError, match='concentration must be a positive finite number'
+  ):
     partitions.dirichlet(GOOD, GOOD, 20, concentration, 0)
   with pytest.raises(TypeError, match="concentration .* got '1'"):
     partitions.dirichlet(GOOD, GOOD, 20, '1', 0)

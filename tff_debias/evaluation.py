@@ -1,15 +1,15 @@
-"""The personalized test, as TFF computations over devices."""
+"""The personalized test, as TFF computations over clients."""
 
 import collections
 from collections.abc import Callable
 import dataclasses
-import numbers
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import checks
 from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
@@ -23,19 +23,24 @@ def build_personalized_evaluation(
   *,
   max_grad_norm: float = 10.0,
 ) -> tff.Computation:
-  """Builds the personalized test: every device personalizes, then is tested.
+  """Builds the personalized test: every client personalizes, then is tested.
 
   Its type is `(<M@SERVER, {<train=D*,test=D*>}@CLIENTS> -> metrics@SERVER)`,
   with M the `tff.learning.models.ModelWeights` and D a batch of the model. Both
   data sets hold each example once, in batches of any size.
 
-  The metrics are an `OrderedDict` of `by_client` (each device weighs the same)
-  and `by_example` (its test examples), each with the loss and every metric of
-  the model, each with `mean`, `min`, `max`, `q10`, `q50` and `q90` (a quantile
-  is the smallest value with at least that share of the weight at or below it),
-  float32; and of `devices`, `left_out` and `num_examples`, int32. A device that
-  has no data to train or to test on, or whose result is not finite, is left
-  out.
+  >>> evaluate = tff_debias.build_personalized_evaluation(
+  ...   model, tff_debias.Proto()
+  ... )
+  >>> evaluate(weights, clients)['by_client']['accuracy']['mean']
+
+  The metrics are an `OrderedDict`. `by_client` gives every client the same
+  weight, and `by_example` the number of its test examples. Both hold the loss
+  and every metric of the model, and for each of these `mean`, `min`, `max`,
+  `q10`, `q50` and `q90`, float32. A quantile is the smallest value that has at
+  least its share of the weight at or below it. `clients`, `left_out` and
+  `num_examples`, int32, are counts. A client without training or test data, or
+  without a finite result, is left out.
 
   Args:
     model: The model. Its metrics must be scalars.
@@ -48,8 +53,8 @@ def build_personalized_evaluation(
   Raises:
     ValueError: If the model cannot be personalized this way.
   """
-  test_device = _build_device_test(model, personalization, max_grad_norm)
-  weights_type, client_type = test_device.type_signature.parameter
+  test_client = _build_client_test(model, personalization, max_grad_norm)
+  weights_type, client_type = test_client.type_signature.parameter
   names = list(_metrics_spec(model))
   table = tff.TensorType(np.float32, [None, len(names) + 2])
 
@@ -57,9 +62,9 @@ def build_personalized_evaluation(
   def empty_table():
     return tf.zeros([0, len(names) + 2])
 
-  @tff.tensorflow.computation(table, test_device.type_signature.result)
-  def add_device(table, result):
-    columns = ['counts', 'num_examples', *names]
+  @tff.tensorflow.computation(table, test_client.type_signature.result)
+  def add_client(table, result):
+    columns = ['is_included', 'num_examples', *names]
     row = tf.stack([tf.cast(result[name], tf.float32) for name in columns])
     return tf.concat([table, row[tf.newaxis]], axis=0)
 
@@ -81,7 +86,7 @@ def build_personalized_evaluation(
     return collections.OrderedDict(
       by_client=statistics(tf.ones_like(num_examples)),
       by_example=statistics(num_examples),
-      devices=tf.shape(valid)[0],
+      clients=tf.shape(valid)[0],
       left_out=tf.shape(table)[0] - tf.shape(valid)[0],
       num_examples=tf.cast(tf.reduce_sum(num_examples), tf.int32),
     )
@@ -92,10 +97,10 @@ def build_personalized_evaluation(
   )
   def personalized_evaluation(weights, data):
     results = tff.federated_map(
-      test_device, (tff.federated_broadcast(weights), data)
+      test_client, (tff.federated_broadcast(weights), data)
     )
     return tff.federated_aggregate(
-      results, empty_table(), add_device, merge, summarize
+      results, empty_table(), add_client, merge, summarize
     )
 
   return personalized_evaluation
@@ -107,12 +112,13 @@ def build_client_evaluation(
   *,
   max_grad_norm: float = 10.0,
 ) -> tff.Computation:
-  """Builds the personalized test with a result for each device.
+  """Builds the personalized test with a result for each client.
 
   Its type is `(<M@SERVER, {<train=D*,test=D*>}@CLIENTS> -> {R}@CLIENTS)`. R is
-  an `OrderedDict` of `counts` (bool, see `build_personalized_evaluation`),
-  `num_examples`, `loss` and the metrics (scalars, 0 where it does not count).
-  Only for simulation: a deployed device keeps its result to itself.
+  an `OrderedDict` of `is_included`, false for a client that
+  `build_personalized_evaluation` leaves out; `num_examples`; `loss`; and the
+  metrics. All are scalars, and 0 for a client that is left out. It is only for
+  simulation: a deployed device keeps its result to itself.
 
   Args:
     model: The model. Its metrics must be scalars.
@@ -125,8 +131,8 @@ def build_client_evaluation(
   Raises:
     ValueError: If the model cannot be personalized this way.
   """
-  return _for_each_device(
-    _build_device_test(model, personalization, max_grad_norm)
+  return _for_each_client(
+    _build_client_test(model, personalization, max_grad_norm)
   )
 
 
@@ -139,12 +145,12 @@ def build_step_evaluation(
 ) -> tff.Computation:
   """As `build_client_evaluation`, after each of MAML's steps.
 
-  Every value of R is a vector `[num_steps + 1]`: the meta-model as it is, then
-  after 1, 2, … steps. All are of one pass, which takes each step once.
+  Every value of R is a vector `[num_steps + 1]`: of the meta-model, then of the
+  model after 1, 2, … steps. Every step is taken once.
 
   Args:
     model: The model. Its metrics must be scalars.
-    maml: The steps' size. Its number of steps is not used.
+    maml: The personalization, for the size of a step.
     num_steps: The number of steps, at least 0.
     max_grad_norm: The bound on the norm of a gradient.
 
@@ -155,10 +161,7 @@ def build_step_evaluation(
     ValueError: If `num_steps` is no such number, or the model cannot be
       personalized this way.
   """
-  if not isinstance(num_steps, numbers.Integral) or num_steps < 0:
-    raise ValueError(
-      f'num_steps must be an integer of at least 0, got {num_steps!r}.'
-    )
+  checks.check_integer('num_steps', num_steps, minimum=0)
   one_step = dataclasses.replace(maml, num_steps=1)
   as_it_is = personalizations.NoPersonalization()
 
@@ -172,7 +175,7 @@ def build_step_evaluation(
       )
     return tf.nest.map_structure(lambda *values: tf.stack(values), *results)
 
-  return _for_each_device(_build_device_computation(model, one_step, test))
+  return _for_each_client(_build_client_computation(model, one_step, test))
 
 
 def build_personalize_fn(
@@ -182,14 +185,14 @@ def build_personalize_fn(
   *,
   max_grad_norm: float = 10.0,
 ) -> Callable[[], Callable[..., collections.OrderedDict[str, tf.Tensor]]]:
-  """The personalized test as TFF's own personalization evaluation takes it.
+  """Builds the personalized test for TFF's own personalization evaluation.
 
   Args:
-    model: The model of which the `tff.learning.models.VariableModel` is made
-      that is evaluated: the same weights in the same order.
+    model: The model. TFF's evaluation takes a function that makes a
+      `tff.learning.models.VariableModel`, which must have the same weights in
+      the same order.
     personalization: T_i.
-    batch_size: The batch size of both data sets, which TFF hands over
-      unbatched.
+    batch_size: The batch size of both data sets, which TFF passes on unbatched.
     max_grad_norm: The bound on the norm of a gradient.
 
   Returns:
@@ -241,7 +244,7 @@ def _metrics_spec(model: models.Model) -> dict[str, tf.TensorSpec]:
   return spec
 
 
-def _build_device_test(
+def _build_client_test(
   model: models.Model,
   personalization: personalizations.Personalization,
   max_grad_norm: float,
@@ -249,15 +252,15 @@ def _build_device_test(
   def test(weights: models.ModelWeights, train: Any, test: Any):
     return _test(model, personalization, max_grad_norm, weights, train, test)
 
-  return _build_device_computation(model, personalization, test)
+  return _build_client_computation(model, personalization, test)
 
 
-def _build_device_computation(
+def _build_client_computation(
   model: models.Model,
   personalization: personalizations.Personalization,
   test: Callable[..., collections.OrderedDict[str, tf.Tensor]],
 ) -> tff.Computation:
-  """`test(weights, train, test)` as a computation of one device."""
+  """`test(weights, train, test)` as a computation of one client."""
   personalization.check_model(model)
   _metrics_spec(model)
   weights_type = tff.types.tensorflow_to_type(
@@ -270,25 +273,25 @@ def _build_device_computation(
   @tff.tensorflow.computation(
     weights_type, collections.OrderedDict(train=data_type, test=data_type)
   )
-  def test_device(weights, data):
+  def test_client(weights, data):
     return test(weights, data['train'], data['test'])
 
-  return test_device
+  return test_client
 
 
-def _for_each_device(test_device: tff.Computation) -> tff.Computation:
-  weights_type, client_type = test_device.type_signature.parameter
+def _for_each_client(test_client: tff.Computation) -> tff.Computation:
+  weights_type, client_type = test_client.type_signature.parameter
 
   @tff.federated_computation(
     tff.FederatedType(weights_type, tff.SERVER),
     tff.FederatedType(client_type, tff.CLIENTS),
   )
-  def device_evaluation(weights, data):
+  def client_evaluation(weights, data):
     return tff.federated_map(
-      test_device, (tff.federated_broadcast(weights), data)
+      test_client, (tff.federated_broadcast(weights), data)
     )
 
-  return device_evaluation
+  return client_evaluation
 
 
 def _test(
@@ -299,7 +302,7 @@ def _test(
   train: tf.data.Dataset,
   test: tf.data.Dataset,
 ) -> collections.OrderedDict[str, tf.Tensor]:
-  """The result of one device, from batches."""
+  """The result of one client, from its batches."""
   personalized = personalization.personalize(
     model, weights, train, max_grad_norm
   )
@@ -313,21 +316,21 @@ def _test(
       model.metrics.update(metrics, result.labels, result.batch_output),
     )
 
-  loss_sum, num_examples, metrics = loops.reduce(
+  loss_sum, num_examples, metrics = loops.reduce_batches(
     test, (0.0, 0.0, model.metrics.initialize()), add_batch
   )
   values = collections.OrderedDict(
     loss=tf.math.divide_no_nan(loss_sum, num_examples),
     **model.metrics.finalize(metrics),
   )
-  counts = _has_data(train) & (num_examples > 0)
+  is_included = _has_data(train) & (num_examples > 0)
   for value in values.values():
-    counts &= tf.math.is_finite(tf.cast(value, tf.float32))
+    is_included &= tf.math.is_finite(tf.cast(value, tf.float32))
   return collections.OrderedDict(
-    counts=counts,
+    is_included=is_included,
     num_examples=tf.cast(num_examples, tf.int32),
     **{
-      name: tf.where(counts, value, tf.zeros_like(value))
+      name: tf.where(is_included, value, tf.zeros_like(value))
       for name, value in values.items()
     },
   )
@@ -337,8 +340,8 @@ def _has_data(dataset: tf.data.Dataset) -> tf.Tensor:
   cardinality = dataset.cardinality()
   return tf.cond(
     tf.equal(cardinality, tf.data.UNKNOWN_CARDINALITY),
-    lambda: loops.reduce(dataset.take(1), False, lambda *_: True),
-    # To begin to iterate takes a millisecond.
+    lambda: loops.reduce_batches(dataset.take(1), False, lambda *_: True),
+    # It takes a millisecond to make an iterator.
     lambda: tf.not_equal(cardinality, 0),
   )
 
@@ -346,7 +349,7 @@ def _has_data(dataset: tf.data.Dataset) -> tf.Tensor:
 def _statistics(
   values: tf.Tensor, weights: tf.Tensor
 ) -> collections.OrderedDict[str, tf.Tensor]:
-  """Weighted statistics of a vector; 0 where it is empty."""
+  """Weighted statistics of a vector; all 0 if it is empty."""
   order = tf.argsort(values)
   values, weights = tf.gather(values, order), tf.gather(weights, order)
   shares = tf.math.divide_no_nan(tf.cumsum(weights), tf.reduce_sum(weights))
@@ -355,7 +358,7 @@ def _statistics(
     return tf.reduce_sum(values[place : place + 1])
 
   def quantile(q: float) -> tf.Tensor:
-    # A share that is q but for rounding counts as q.
+    # Rounding must not make a share of q a smaller one.
     below = tf.reduce_sum(tf.cast(shares < q - 1e-6, tf.int32))
     return at(tf.minimum(below, tf.size(values) - 1))
 

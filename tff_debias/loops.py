@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
 
-def reduce(
+def reduce_batches(
   dataset: tf.data.Dataset,
   initial: Any,
   step: Callable[..., Any],

@@ -1,4 +1,4 @@
-"""The methods of the papers by name: thin over `build_learning_process`.
+"""The published methods by their names, thin over `build_learning_process`.
 
 | | no personalization | MAML or prototypes |
 | --- | --- | --- |
@@ -6,40 +6,129 @@
 | Dyn | `build_fed_dyn` | `build_pfl_dyn` |
 | Scaf | `build_scaffold` | `build_pfl_scaf` |
 
-What they take besides is what `build_learning_process` takes.
+The methods of the second column, and PFLDyn and PFLScaf above all, are those of
+Acar et al., *Debiasing Model Updates for Improving Personalized Federated
+Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
 """
-
-from typing import Any
 
 import tensorflow_federated as tff
 
+from tff_debias import aggregation
 from tff_debias import corrections
 from tff_debias import learning_process
+from tff_debias import method as method_lib
 from tff_debias import models
 from tff_debias import personalizations
 from tff_debias import storage as storage_lib
 
+_UNIFORM = tff.learning.ClientWeighting.UNIFORM
+
 
 def build_fed_avg(
-  model: models.Model, **options: Any
+  model: models.Model,
+  *,
+  learning_rate: float = 0.1,
+  learning_rate_fn: method_lib.LearningRateFn | None = None,
+  weight_decay: float = 0.0,
+  max_grad_norm: float | None = None,
+  client_weighting: tff.learning.ClientWeighting = _UNIFORM,
+  model_aggregator: aggregation.AggregationFactory | None = None,
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """FedAvg (McMahan et al., 2017): no personalization, no correction."""
+  """FedAvg: no personalization, no correction.
+
+  The server takes w^{t+1} = mean_S w_i.
+
+  >>> process = tff_debias.build_fed_avg(model)
+
+  Args:
+    model: As in `build_learning_process`.
+    learning_rate: As in `build_learning_process`.
+    learning_rate_fn: As in `build_learning_process`.
+    weight_decay: As in `build_learning_process`.
+    max_grad_norm: As in `build_learning_process`.
+    client_weighting: As in `build_learning_process`.
+    model_aggregator: As in `build_learning_process`.
+    server_optimizer_fn: As in `build_learning_process`.
+
+  Returns:
+    A `tff.learning.templates.LearningProcess`.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range.
+
+  References:
+    McMahan et al., *Communication-Efficient Learning of Deep Networks from
+    Decentralized Data*, AISTATS 2017, https://arxiv.org/abs/1602.05629
+  """
   return learning_process.build_learning_process(
     model,
     personalizations.NoPersonalization(),
     corrections.NoCorrection(),
-    **options,
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    client_weighting=client_weighting,
+    model_aggregator=model_aggregator,
+    server_optimizer_fn=server_optimizer_fn,
   )
 
 
 def build_per_fed_avg(
   model: models.Model,
   personalization: personalizations.Personalization,
-  **options: Any,
+  *,
+  learning_rate: float = 0.1,
+  learning_rate_fn: method_lib.LearningRateFn | None = None,
+  weight_decay: float = 0.0,
+  max_grad_norm: float | None = None,
+  client_weighting: tff.learning.ClientWeighting = _UNIFORM,
+  model_aggregator: aggregation.AggregationFactory | None = None,
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """Per-FedAvg (Fallah et al., 2020): personalized, no correction."""
+  """Per-FedAvg: personalized, no correction.
+
+  FedAvg of the meta-loss f_i(w) = L_i(T_i(w)).
+
+  >>> process = tff_debias.build_per_fed_avg(
+  ...     model, tff_debias.Maml(num_steps=1)
+  ... )
+
+  Args:
+    model: As in `build_learning_process`.
+    personalization: T_i, `Maml` or `Proto`.
+    learning_rate: As in `build_learning_process`.
+    learning_rate_fn: As in `build_learning_process`.
+    weight_decay: As in `build_learning_process`.
+    max_grad_norm: As in `build_learning_process`.
+    client_weighting: As in `build_learning_process`.
+    model_aggregator: As in `build_learning_process`.
+    server_optimizer_fn: As in `build_learning_process`.
+
+  Returns:
+    A `tff.learning.templates.LearningProcess`.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range.
+
+  References:
+    Fallah et al., *Personalized Federated Learning with Theoretical
+    Guarantees*, NeurIPS 2020, https://arxiv.org/abs/2002.07948
+  """
   return learning_process.build_learning_process(
-    model, personalization, corrections.NoCorrection(), **options
+    model,
+    personalization,
+    corrections.NoCorrection(),
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    client_weighting=client_weighting,
+    model_aggregator=model_aggregator,
+    server_optimizer_fn=server_optimizer_fn,
   )
 
 
@@ -49,16 +138,53 @@ def build_fed_dyn(
   alpha: float,
   num_clients: int,
   storage: storage_lib.ClientStorage,
-  **options: Any,
+  learning_rate: float = 0.1,
+  learning_rate_fn: method_lib.LearningRateFn | None = None,
+  weight_decay: float = 0.0,
+  max_grad_norm: float | None = None,
+  model_aggregator: aggregation.AggregationFactory | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """FedDyn (Acar et al., ICLR 2021): no personalization, corrected."""
-  return build_pfl_dyn(
+  """FedDyn: no personalization, corrected by Dyn.
+
+  R_i(w) = -λ_i + α (w - w^t); w^{t+1} = mean_S w_i - mean λ_i / α.
+
+  >>> process = tff_debias.build_fed_dyn(
+  ...     model, alpha=0.1, num_clients=100, storage=storage
+  ... )
+
+  Args:
+    model: As in `build_learning_process`.
+    alpha: The strength α of the regularizer.
+    num_clients: m, the number of clients in the population.
+    storage: Where clients keep their λ_i.
+    learning_rate: As in `build_learning_process`.
+    learning_rate_fn: As in `build_learning_process`.
+    weight_decay: As in `build_learning_process`.
+    max_grad_norm: As in `build_learning_process`.
+    model_aggregator: As in `build_learning_process`.
+
+  Returns:
+    A `tff.learning.templates.LearningProcess`.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range.
+
+  References:
+    Acar et al., *Federated Learning Based on Dynamic Regularization*, ICLR
+    2021, https://openreview.net/forum?id=B7v4QMR6Z9w
+  """
+  return learning_process.build_learning_process(
     model,
     personalizations.NoPersonalization(),
-    alpha=alpha,
+    corrections.Dyn(alpha),
     num_clients=num_clients,
     storage=storage,
-    **options,
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    model_aggregator=model_aggregator,
   )
 
 
@@ -69,33 +195,115 @@ def build_pfl_dyn(
   alpha: float,
   num_clients: int,
   storage: storage_lib.ClientStorage,
-  **options: Any,
+  learning_rate: float = 0.1,
+  learning_rate_fn: method_lib.LearningRateFn | None = None,
+  weight_decay: float = 0.0,
+  max_grad_norm: float | None = None,
+  model_aggregator: aggregation.AggregationFactory | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """PFLDyn (Acar et al., ICML 2021, Algorithm 1): personalized, corrected."""
+  """PFLDyn, Algorithm 1: personalized, corrected by Dyn.
+
+  R_i(w) = -λ_i + α (w - w^t); w^{t+1} = mean_S w_i - mean λ_i / α.
+
+  >>> process = tff_debias.build_pfl_dyn(
+  ...     model, tff_debias.Maml(num_steps=1),
+  ...     alpha=0.1, num_clients=100, storage=storage
+  ... )
+
+  Args:
+    model: As in `build_learning_process`.
+    personalization: T_i, `Maml` or `Proto`.
+    alpha: The strength α of the regularizer.
+    num_clients: m, the number of clients in the population.
+    storage: Where clients keep their λ_i.
+    learning_rate: As in `build_learning_process`.
+    learning_rate_fn: As in `build_learning_process`.
+    weight_decay: As in `build_learning_process`.
+    max_grad_norm: As in `build_learning_process`.
+    model_aggregator: As in `build_learning_process`.
+
+  Returns:
+    A `tff.learning.templates.LearningProcess`.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range.
+
+  References:
+    Acar et al., *Debiasing Model Updates for Improving Personalized Federated
+    Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
+  """
   return learning_process.build_learning_process(
     model,
     personalization,
     corrections.Dyn(alpha),
     num_clients=num_clients,
     storage=storage,
-    **options,
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    model_aggregator=model_aggregator,
   )
 
 
 def build_scaffold(
   model: models.Model,
   *,
+  equal_steps: bool = False,
   num_clients: int,
   storage: storage_lib.ClientStorage,
-  **options: Any,
+  learning_rate: float = 0.1,
+  learning_rate_fn: method_lib.LearningRateFn | None = None,
+  weight_decay: float = 0.0,
+  max_grad_norm: float | None = None,
+  model_aggregator: aggregation.AggregationFactory | None = None,
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """SCAFFOLD (Karimireddy et al., 2020): no personalization, corrected."""
-  return build_pfl_scaf(
+  """SCAFFOLD: no personalization, corrected by control variates.
+
+  R_i(w) = c - c_i; w^{t+1} = mean_S w_i.
+
+  >>> process = tff_debias.build_scaffold(
+  ...     model, num_clients=100, storage=storage
+  ... )
+
+  Args:
+    model: As in `build_learning_process`.
+    equal_steps: Whether all participants take as many local steps, so that one
+      model goes up instead of two.
+    num_clients: m, the number of clients in the population.
+    storage: Where clients keep their c_i.
+    learning_rate: As in `build_learning_process`.
+    learning_rate_fn: As in `build_learning_process`.
+    weight_decay: As in `build_learning_process`.
+    max_grad_norm: As in `build_learning_process`.
+    model_aggregator: As in `build_learning_process`.
+    server_optimizer_fn: As in `build_learning_process`.
+
+  Returns:
+    A `tff.learning.templates.LearningProcess`.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range.
+
+  References:
+    Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for
+    Federated Learning*, ICML 2020, https://arxiv.org/abs/1910.06378
+  """
+  return learning_process.build_learning_process(
     model,
     personalizations.NoPersonalization(),
+    corrections.Scaf(equal_steps),
     num_clients=num_clients,
     storage=storage,
-    **options,
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    model_aggregator=model_aggregator,
+    server_optimizer_fn=server_optimizer_fn,
   )
 
 
@@ -103,16 +311,59 @@ def build_pfl_scaf(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
+  equal_steps: bool = False,
   num_clients: int,
   storage: storage_lib.ClientStorage,
-  **options: Any,
+  learning_rate: float = 0.1,
+  learning_rate_fn: method_lib.LearningRateFn | None = None,
+  weight_decay: float = 0.0,
+  max_grad_norm: float | None = None,
+  model_aggregator: aggregation.AggregationFactory | None = None,
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
 ) -> tff.learning.templates.LearningProcess:
-  """PFLScaf (Acar et al., ICML 2021): personalized, with control variates."""
+  """PFLScaf: personalized, corrected by control variates.
+
+  R_i(w) = c - c_i; w^{t+1} = mean_S w_i.
+
+  >>> process = tff_debias.build_pfl_scaf(
+  ...     model, tff_debias.Maml(num_steps=1), num_clients=100, storage=storage
+  ... )
+
+  Args:
+    model: As in `build_learning_process`.
+    personalization: T_i, `Maml` or `Proto`.
+    equal_steps: Whether all participants take as many local steps, so that one
+      model goes up instead of two.
+    num_clients: m, the number of clients in the population.
+    storage: Where clients keep their c_i.
+    learning_rate: As in `build_learning_process`.
+    learning_rate_fn: As in `build_learning_process`.
+    weight_decay: As in `build_learning_process`.
+    max_grad_norm: As in `build_learning_process`.
+    model_aggregator: As in `build_learning_process`.
+    server_optimizer_fn: As in `build_learning_process`.
+
+  Returns:
+    A `tff.learning.templates.LearningProcess`.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range.
+
+  References:
+    Acar et al., *Debiasing Model Updates for Improving Personalized Federated
+    Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
+  """
   return learning_process.build_learning_process(
     model,
     personalization,
-    corrections.Scaf(),
+    corrections.Scaf(equal_steps),
     num_clients=num_clients,
     storage=storage,
-    **options,
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    model_aggregator=model_aggregator,
+    server_optimizer_fn=server_optimizer_fn,
   )

@@ -13,13 +13,13 @@ them.
 
 import collections
 from collections.abc import Sequence
-import math
-import numbers
 
 import numpy as np
 import scipy.sparse.csgraph
 import tensorflow as tf
 import tensorflow_federated as tff
+
+from tff_debias import checks
 
 ClientData = tff.simulation.datasets.ClientData
 Examples = tuple[np.ndarray, np.ndarray]
@@ -135,12 +135,7 @@ def dirichlet(
     ValueError: If an argument is out of range, or `x` is not finite.
   """
   num_classes = _check(train, test, num_clients, seed)
-  if not isinstance(concentration, numbers.Real):
-    raise TypeError(f'concentration must be a number, got {concentration!r}.')
-  if not 0 < concentration < math.inf:
-    raise ValueError(
-      f'concentration must be a finite number above 0, got {concentration}.'
-    )
+  checks.check_number('concentration', concentration, positive=True)
   rng = np.random.default_rng([seed, _MIXTURES])
   mixtures = rng.dirichlet([concentration] * num_classes, num_clients)
   # Small concentrations underflow to zeros, which no fitting can fill.
@@ -158,7 +153,7 @@ def _consecutive(
 ) -> np.ndarray:
   """Which classes a device holds, bool `[devices, classes]`, if it can be."""
   num_classes = _check(train, test, num_clients, seed)
-  _check_integer('classes_per_client', classes_per_client, 1)
+  checks.check_integer('classes_per_client', classes_per_client, 1)
   if classes_per_client > num_classes:
     raise ValueError(
       f'classes_per_client must be at most {num_classes}, the number of'
@@ -344,8 +339,8 @@ def _client_data(
 
 def _check(train: Examples, test: Examples, num_clients: int, seed: int) -> int:
   """Checks what all splits have in common, and gives the number of classes."""
-  _check_integer('num_clients', num_clients, 1)
-  _check_integer('seed', seed, 0)
+  checks.check_integer('num_clients', num_clients, 1)
+  checks.check_integer('seed', seed, 0)
   for name, examples in (('train', train), ('test', test)):
     if (
       not isinstance(examples, tuple)
@@ -395,10 +390,3 @@ def _check(train: Examples, test: Examples, num_clients: int, seed: int) -> int:
         f' but there is none of class {missing[0]}.'
       )
   return num_classes
-
-
-def _check_integer(name: str, value: int, minimum: int) -> None:
-  if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-    raise TypeError(f'{name} must be an integer, got {value!r}.')
-  if value < minimum:
-    raise ValueError(f'{name} must be at least {minimum}, got {value}.')

@@ -95,7 +95,7 @@ def measure(section: Section, repetitions: int) -> Result:
   failed = {}
   seconds = {name: [] for name in section.cases}
   with progress.progress(
-    len(section.cases) * (repetitions + 1), 'run', desc=section.name
+    len(section.cases) * (repetitions + 1), 'run', desc=f'{section.name}: '
   ) as bar:
     for repetition in range(repetitions + 1):
       for name in list(seconds):

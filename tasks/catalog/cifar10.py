@@ -2,9 +2,9 @@
 
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import cifar as cifar_files
+from tasks.readers import cifar
 
-_VARIANT = cifar_files.Variant(
+_VARIANT = cifar.Variant(
   title='CIFAR-10',
   tfds_name='cifar10',
   archive='cifar-10-binary.tar.gz',
@@ -20,13 +20,13 @@ def load(data_dir: str | None = None) -> task.Task:
   """Loads the task.
 
   Args:
-    data_dir: As in `cifar_files.load`.
+    data_dir: As in `cifar.load`.
 
   Returns:
     The `Task`; there are 50,000 training and 10,000 test images `[32, 32, 3]`.
 
   Raises:
-    DataError: As `cifar_files.load`.
+    DataError: As `cifar.load`.
   """
-  train, test = cifar_files.load(_VARIANT, data_dir)
+  train, test = cifar.load(_VARIANT, data_dir)
   return published.image_task(train, test, _VARIANT.num_classes)

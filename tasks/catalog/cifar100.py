@@ -6,9 +6,9 @@ holds 20 of the 100 classes is assumed.
 
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import cifar as cifar_files
+from tasks.readers import cifar
 
-_VARIANT = cifar_files.Variant(
+_VARIANT = cifar.Variant(
   title='CIFAR-100',
   tfds_name='cifar100',
   archive='cifar-100-binary.tar.gz',
@@ -25,16 +25,16 @@ def load(data_dir: str | None = None) -> task.Task:
   """Loads the task.
 
   Args:
-    data_dir: As in `cifar_files.load`.
+    data_dir: As in `cifar.load`.
 
   Returns:
     The `Task`; there are 50,000 training and 10,000 test images `[32, 32, 3]`
     of the 100 fine classes.
 
   Raises:
-    DataError: As `cifar_files.load`.
+    DataError: As `cifar.load`.
   """
-  train, test = cifar_files.load(_VARIANT, data_dir)
+  train, test = cifar.load(_VARIANT, data_dir)
   return published.image_task(
     train, test, _VARIANT.num_classes, classes_per_client=20
   )

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.runs import settings as settings_lib
+from tasks.readers import files
 
 _SPLIT_SEED = 0
 
@@ -31,7 +31,7 @@ def load(data_dir: str | None = None) -> task.Task:
     DataError: If `data_dir` is given.
   """
   if data_dir is not None:
-    raise task.DataError(
+    raise files.DataError(
       'The digits come with scikit-learn and are in no folder: data_dir must'
       f' not be given, got {data_dir!r}.'
     )
@@ -59,9 +59,9 @@ def _build_model(num_outputs: int) -> tf.keras.Model:
   return networks.mlp((8, 8), (32, 16), num_outputs, scaling)
 
 
-def _defaults(settings: settings_lib.Settings) -> dict[str, Any]:
+def _defaults(*method: str) -> dict[str, Any]:
   return {
-    **published.defaults(settings),
+    **published.defaults(*method),
     'rounds': 100,
     'num_clients': 40,
     'clients_per_round': 4,

@@ -14,8 +14,7 @@ import tensorflow_federated as tff
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import tff_data as from_tff
-from tasks.runs import settings as settings_lib
+from tasks.readers import tff_data
 
 _IMAGE_SHAPE = (28, 28, 1)
 _NUM_DIGITS, _NUM_CHARACTERS = 10, 62
@@ -27,7 +26,7 @@ def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
   The network inverts the pixels, so that the background is 0 and ink 1.
 
   Args:
-    data_dir: As in `from_tff.load`, whose file is `emnist_all.sqlite`.
+    data_dir: As in `tff_data.load`, whose file is `emnist_all.sqlite`.
     only_digits: Whether to leave out the letters.
 
   Returns:
@@ -36,12 +35,12 @@ def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
     classes; or 3,383 writers with 341,873 and 40,832 images of 10 classes.
 
   Raises:
-    DataError: As `from_tff.load`.
+    DataError: As `tff_data.load`.
   """
   load_data = functools.partial(
     tff.simulation.datasets.emnist.load_data, only_digits
   )
-  data = from_tff.load(load_data, 'emnist_all.sqlite', data_dir)
+  data = tff_data.load(load_data, 'emnist_all.sqlite', data_dir)
   return make_task(*data, _NUM_DIGITS if only_digits else _NUM_CHARACTERS)
 
 
@@ -50,9 +49,9 @@ def make_task(
 ) -> task.Task:
   """Makes the task of data as `tff.simulation.datasets.emnist` gives them."""
 
-  def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
+  def defaults(*method: str) -> dict[str, Any]:
     return {
-      **published.defaults(settings),
+      **published.defaults(*method),
       'num_clients': len(train.client_ids),
       'classes_per_client': None,
       'local_steps': 10,

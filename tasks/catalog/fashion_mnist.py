@@ -6,8 +6,9 @@ import numpy as np
 
 from tasks.catalog import published
 from tasks.catalog import task
+from tasks.readers import files
 from tasks.readers import idx
-from tasks.readers import tfds as from_tfds
+from tasks.readers import tfds
 
 _DEBIAN_DIR = '/usr/share/datasets/fashion-mnist'
 _NUM_CLASSES = 10
@@ -31,7 +32,7 @@ def load(data_dir: str | None = None) -> task.Task:
       what was found and what is right.
   """
   if data_dir is None and not os.path.isdir(_DEBIAN_DIR):
-    train, test = from_tfds.load('fashion_mnist', _how_to_get())
+    train, test = tfds.load('fashion_mnist', _how_to_get())
   else:
     data_dir = _DEBIAN_DIR if data_dir is None else data_dir
     train, test = _load_idx(data_dir, 'train'), _load_idx(data_dir, 't10k')
@@ -44,17 +45,17 @@ def _load_idx(data_dir: str, prefix: str) -> tuple[np.ndarray, np.ndarray]:
   y_path = _find(data_dir, f'{prefix}-labels-idx1-ubyte')
   x, y = idx.read(x_path, rank=3), idx.read(y_path, rank=1)
   if x.shape[1:] != _IMAGE_SHAPE[:2]:
-    raise task.DataError(
+    raise files.DataError(
       f'{x_path} must have images of {list(_IMAGE_SHAPE[:2])}, got'
       f' {list(x.shape[1:])}.'
     )
   if not len(x) or len(x) != len(y):
-    raise task.DataError(
+    raise files.DataError(
       f'{y_path} must have one label for each image in {x_path} (and there must'
       f' be some), got {len(y)} labels and {len(x)} images.'
     )
   if y.max() >= _NUM_CLASSES:
-    raise task.DataError(
+    raise files.DataError(
       f'{y_path} must have labels of 0 to {_NUM_CLASSES - 1}, got {y.max()}.'
     )
   return x[..., None], y
@@ -65,7 +66,7 @@ def _find(data_dir: str, name: str) -> str:
     path = os.path.join(data_dir, path)
     if os.path.isfile(path):
       return path
-  raise task.DataError(
+  raise files.DataError(
     f'There is neither {name}.gz nor {name} in {data_dir}. {_how_to_get()}'
   )
 

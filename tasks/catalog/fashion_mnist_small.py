@@ -35,8 +35,8 @@ def load(data_dir: str | None = None) -> task.Task:
       (14, 14, 1), (128, 64), num_outputs, images.scaling(*statistics)
     ),
     augment=None,
-    defaults=lambda settings: {
-      **full.defaults(settings),
+    defaults=lambda *method: {
+      **full.defaults(*method),
       'rounds': 200,
       'local_steps': 10,
       'rounds_per_evaluation': 5,

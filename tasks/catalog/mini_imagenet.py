@@ -15,7 +15,8 @@ from tasks.catalog import images
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import pickles as safe_pickle
+from tasks.readers import files
+from tasks.readers import pickles
 
 _IMAGE_SHAPE = (84, 84, 3)
 # For the files of the training, the validation and the test classes.
@@ -61,7 +62,7 @@ def load(data_dir: str | None = None) -> task.Task:
       what was found and what is right.
   """
   if data_dir is None:
-    raise task.DataError(
+    raise files.DataError(
       f'Mini-ImageNet has to be in a folder, but data_dir is not given.'
       f' {_HOW_TO_GET}'
     )
@@ -85,8 +86,8 @@ def load(data_dir: str | None = None) -> task.Task:
     augment=images.compose(
       images.random_crop_and_flip(padding=8), images.random_color()
     ),
-    defaults=lambda settings: {
-      **published.defaults(settings),
+    defaults=lambda *method: {
+      **published.defaults(*method),
       'classes_per_client': 20,
     },
   )
@@ -100,11 +101,11 @@ def _find(data_dir: str) -> list[str]:
     if not missing:
       return paths
     if len(missing) < len(paths):
-      raise task.DataError(
+      raise files.DataError(
         f'Of the three files of mini-ImageNet there is no'
         f' {" and no ".join(missing)}. {_HOW_TO_GET}'
       )
-  raise task.DataError(
+  raise files.DataError(
     f'There is no mini-ImageNet in {data_dir}. {_HOW_TO_GET}'
   )
 
@@ -113,7 +114,7 @@ def _load_part(
   path: str, first: int, num_classes: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
   """The training and the test images and classes of a file, shuffled."""
-  content = safe_pickle.read(path)
+  content = pickles.read(path)
   x, y = _decode(path, content, first)
   if (
     not isinstance(x, np.ndarray)
@@ -123,7 +124,7 @@ def _load_part(
     found = type(x).__name__
     if isinstance(x, np.ndarray):
       found = f'{x.dtype} {list(x.shape)}'
-    raise task.DataError(
+    raise files.DataError(
       f'{path} must have images of uint8 {["n", *_IMAGE_SHAPE]}, got {found}.'
     )
   classes = np.arange(first, first + num_classes)
@@ -134,7 +135,7 @@ def _load_part(
     what = f'{len(x)} images and {len(y)} labels'
     if wrong:
       what += f', and {found.get(wrong[0], 0)} images of class {wrong[0]}'
-    raise task.DataError(
+    raise files.DataError(
       f'{path} must have {_IMAGES_PER_CLASS} images of each of the classes'
       f' {classes[0]} to {classes[-1]}, got {what}.'
     )
@@ -156,7 +157,7 @@ def _decode(path: str, content: Any, first: int) -> tuple[Any, np.ndarray]:
       return x, y
     return content['data'], np.asarray(content['labels'], np.int32).reshape(-1)
   except (IndexError, KeyError, TypeError, ValueError) as e:
-    raise task.DataError(
+    raise files.DataError(
       f"{path} must be a dict with either 'data' and 'labels' or 'image_data'"
       f" and 'class_dict' that fit each other: {type(e).__name__}: {e}."
     ) from e

@@ -1,5 +1,6 @@
-"""What the published image experiments have in common (Acar et al., 2021)."""
+"""Holds the settings and data preparation of Acar et al. (2021) for images."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,32 +8,35 @@ import numpy as np
 from tasks.catalog import images
 from tasks.catalog import networks
 from tasks.catalog import task
-from tasks.runs import settings as settings_lib
 
 
-def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
+def defaults(correction: str, personalization: str) -> dict[str, Any]:
   """The published settings of CIFAR-10, as `task.Task.defaults`.
 
   Args:
-    settings: The settings that are given; the method decides on some others.
+    correction: The name of the correction.
+    personalization: The name of the personalization.
 
   Returns:
     The defaults.
   """
-  is_scaf = settings.correction == 'scaf'
+  is_scaf = correction == 'scaf'
   return {
     'rounds': 1000,
     'num_clients': 100,
     'clients_per_round': 10,
     'classes_per_client': 5,
+    'concentration': 0.3,
     'local_steps': 50,
     'batch_size': 50,
     'learning_rate': 0.1,
     'learning_rate_decay': 0.997,
     'weight_decay': 1e-3,
-    'alpha': 1e-1 if settings.personalization == 'proto' else 1e-2,
+    'max_grad_norm': math.inf if personalization == 'none' else 10.0,
+    'alpha': 1e-1 if personalization == 'proto' else 1e-2,
     'maml_steps': 1 if is_scaf else 5,
     'maml_learning_rate': 1e-1 if is_scaf else 1e-2,
+    'maml_first_order': False,
     'evaluation_clients': 0,
     'rounds_per_evaluation': 10,
   }
@@ -70,5 +74,5 @@ def image_task(
       shape, num_outputs, images.scaling(*statistics)
     ),
     augment=images.random_crop_and_flip(),
-    defaults=lambda settings: {**defaults(settings), **other_defaults},
+    defaults=lambda *method: {**defaults(*method), **other_defaults},
   )

@@ -15,8 +15,7 @@ import tensorflow_federated as tff
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import tff_data as from_tff
-from tasks.runs import settings as settings_lib
+from tasks.readers import tff_data
 
 _LENGTH = 80
 # The codes of ASCII; 0 is what comes before the beginning.
@@ -27,7 +26,7 @@ def load(data_dir: str | None = None) -> task.Task:
   """Loads the task.
 
   Args:
-    data_dir: As in `from_tff.load`, whose file is `shakespeare.sqlite`.
+    data_dir: As in `tff_data.load`, whose file is `shakespeare.sqlite`.
 
   Returns:
     The `Task`, with the roles as its natural partition only. An example has the
@@ -35,10 +34,10 @@ def load(data_dir: str | None = None) -> task.Task:
     of a role is to be told once.
 
   Raises:
-    DataError: As `from_tff.load`.
+    DataError: As `tff_data.load`.
   """
   return make_task(
-    *from_tff.load(
+    *tff_data.load(
       tff.simulation.datasets.shakespeare.load_data,
       'shakespeare.sqlite',
       data_dir,
@@ -49,9 +48,9 @@ def load(data_dir: str | None = None) -> task.Task:
 def make_task(train: task.ClientData, test: task.ClientData) -> task.Task:
   """Makes the task of what `tff.simulation.datasets.shakespeare` gives."""
 
-  def defaults(settings: settings_lib.Settings) -> dict[str, Any]:
+  def defaults(*method: str) -> dict[str, Any]:
     return {
-      **published.defaults(settings),
+      **published.defaults(*method),
       'num_clients': len(train.client_ids),
       'classes_per_client': None,
       'local_steps': 10,

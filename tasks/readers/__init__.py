@@ -1,1 +1,1 @@
-"""Readers: files of known formats to arrays, with clear errors."""
+"""Reads files of known formats to arrays, with clear errors."""

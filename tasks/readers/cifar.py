@@ -1,7 +1,7 @@
 """Reads CIFAR-10 and CIFAR-100 from their original archives, binary version.
 
-A file is records of some labels, a byte each, and an image of 32×32, a byte for
-each pixel: all of red, then green, then blue.
+A file is a sequence of records. A record is one or two labels, a byte each, and
+an image of 32×32 with a byte for each pixel: all red, then green, then blue.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ import zlib
 
 import numpy as np
 
-from tasks.catalog import task
-from tasks.readers import tfds as from_tfds
+from tasks.readers import files
+from tasks.readers import tfds
 
 _SHAPE = (3, 32, 32)
 _URL = 'https://www.cs.toronto.edu/~kriz/cifar.html'
@@ -64,7 +64,7 @@ def load(
       what was found and what is right.
   """
   if data_dir is None:
-    return from_tfds.load(variant.tfds_name, _how_to_get(variant))
+    return tfds.load(variant.tfds_name, _how_to_get(variant))
   contents = _contents(variant, data_dir)
   return [
     tuple(
@@ -85,21 +85,21 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
     paths = {name: os.path.join(folder, name) for name in names}
     found = [name for name in names if os.path.isfile(paths[name])]
     if len(found) == len(names):
-      return {name: (paths[name], _read(paths[name])) for name in names}
+      return {name: (paths[name], files.read(paths[name])) for name in names}
     if found:
       missing = [name for name in names if name not in found]
-      raise task.DataError(
+      raise files.DataError(
         f'{folder} has {", ".join(found)}, but not {", ".join(missing)}.'
         f' {_how_to_get(variant)}'
       )
   archive = os.path.join(data_dir, variant.archive)
   if not os.path.isfile(archive):
-    raise task.DataError(
+    raise files.DataError(
       f'There is neither {variant.archive} nor {variant.folder} nor {names[0]}'
       f' in {data_dir}. {_how_to_get(variant)}'
     )
   try:
-    # Whole, because only at the end gzip knows whether what it read is right.
+    # The whole archive: gzip's checksum is at its end.
     with gzip.open(archive) as file:
       content = io.BytesIO(file.read())
     with tarfile.open(fileobj=content) as tar:
@@ -111,21 +111,13 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
         for name in names
       }
   except KeyError as e:
-    raise task.DataError(
+    raise files.DataError(
       f'{archive} is another archive: {e.args[0]}. {_how_to_get(variant)}'
     ) from e
   except (tarfile.TarError, EOFError, OSError, zlib.error) as e:
-    raise task.DataError(
+    raise files.DataError(
       f'{archive} is truncated or damaged ({e}): get it again.'
     ) from e
-
-
-def _read(path: str) -> bytes:
-  try:
-    with open(path, 'rb') as file:
-      return file.read()
-  except OSError as e:
-    raise task.DataError(f'{path} cannot be read: {e.strerror}.') from e
 
 
 def _decode(
@@ -133,17 +125,16 @@ def _decode(
 ) -> tuple[np.ndarray, np.ndarray]:
   """The images `[n, 32, 32, 3]` and the classes `[n]` of a file, uint8."""
   record = variant.num_labels + int(np.prod(_SHAPE))
-  expected = num_records * record
-  if len(content) != expected:
-    raise task.DataError(
-      f'{place} is {"truncated" if len(content) < expected else "too long"}: it'
-      f' must have {num_records} records of {record} bytes, that is {expected}'
-      f' bytes, got {len(content)}.'
-    )
+  files.check_length(
+    place,
+    content,
+    num_records * record,
+    f'for {num_records} records of {record} bytes',
+  )
   records = np.frombuffer(content, np.uint8).reshape(num_records, record)
   y = records[:, variant.num_labels - 1]
   if y.max() >= variant.num_classes:
-    raise task.DataError(
+    raise files.DataError(
       f'{place} must have classes of 0 to {variant.num_classes - 1}, got'
       f' {y.max()} in record {y.argmax()}.'
     )

@@ -1,16 +1,17 @@
-"""Reads pickles of arrays that come from elsewhere, and runs nothing in them.
+"""Reads pickles of arrays without the danger of running other people's code.
 
-A pickle may name any function of any module, to be called when it is read.
-Here only those are allowed that make arrays and plain containers.
+A pickle may name any function of any module, which is called when the pickle is
+read. Here only functions that make arrays and plain containers are allowed.
 """
 
+import io
 import os
 import pickle
 from typing import Any
 
-from tasks.catalog import task
+from tasks.readers import files
 
-# Named as NumPy 1 or as NumPy 2 does, and as it is here.
+# The names in NumPy 1 and NumPy 2, and the module and name in this NumPy.
 _NUMPY = {
   f'numpy.{core}.{module}.{name}': (f'numpy.core.{module}', name)
   for core in ('core', '_core')
@@ -37,27 +38,25 @@ def read(path: str | os.PathLike[str]) -> Any:
       as Latin-1).
 
   Returns:
-    What is in it.
+    The object in the pickle.
 
   Raises:
-    DataError: If the file cannot be read, is damaged, or holds something else,
-      of which nothing has been run.
+    DataError: If the file cannot be read, is damaged, or holds other objects;
+      no function of those has been called.
   """
+  content = io.BytesIO(files.read(path))
   try:
-    with open(path, 'rb') as file:
-      return _Unpickler(file, encoding='latin1').load()
-  except OSError as e:
-    raise task.DataError(f'{path} cannot be read: {e.strerror}.') from e
-  # What a damaged pickle raises depends on where it is damaged.
+    return _Unpickler(content, encoding='latin1').load()
+  # The kind of the exception depends on where the pickle is damaged.
   except Exception as e:
-    raise task.DataError(
+    raise files.DataError(
       f'{path} is no pickle of arrays, or it is truncated or damaged'
       f' ({type(e).__name__}: {e}).'
     ) from e
 
 
 class _Unpickler(pickle.Unpickler):
-  """Finds what is allowed, and refuses the rest."""
+  """Finds the allowed functions and refuses all others."""
 
   def find_class(self, module: str, name: str) -> Any:
     """See base class."""

@@ -6,7 +6,7 @@ import urllib.request
 
 import numpy as np
 
-from tasks.catalog import task
+from tasks.readers import files
 
 
 def load(name: str, how_to_get: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -14,37 +14,37 @@ def load(name: str, how_to_get: str) -> list[tuple[np.ndarray, np.ndarray]]:
 
   Args:
     name: Its name there.
-    how_to_get: What the error says about how to get it otherwise.
+    how_to_get: The end of the error's message: other ways to get the data.
 
   Returns:
     For the training and the test set the images, uint8 `[examples, height,
     width, channels]`, and the classes, int64 `[examples]`.
 
   Raises:
-    DataError: If it cannot be had.
+    DataError: If the data set can be neither read nor downloaded.
   """
   try:
-    # Slow to import, and not needed where there are files.
+    # Imported here because it is slow, and not needed where there are files.
     import tensorflow_datasets as tfds
 
     builder = tfds.builder(name)
     if not builder.is_prepared():
       _check_server(next(iter(builder.url_infos)))
     sets = tfds.load(name, split=['train', 'test'], as_supervised=True)
-    # Larger than the sets: all examples in one batch.
+    # One batch that is larger than the sets: all examples.
     batches = [dataset.batch(10**6).get_single_element() for dataset in sets]
     return [(x.numpy(), y.numpy()) for x, y in batches]
-  # Without internet this ends in any of a dozen exceptions of as many packages.
+  # Without internet, any of a dozen exceptions of as many packages is raised.
   except Exception as e:
-    raise task.DataError(
+    raise files.DataError(
       f'tensorflow-datasets could not provide {name} ({type(e).__name__}: {e}).'
       f' {how_to_get}'
     ) from e
 
 
 def _check_server(url: str) -> None:
-  """Fails at once without internet, where the library tries for minutes."""
+  """Fails at once without internet; the library would try for minutes."""
   request = urllib.request.Request(url, method='HEAD')
-  # That it refuses such a request is an answer too.
+  # A server that refuses such a request has answered too.
   with contextlib.suppress(urllib.error.HTTPError):
     urllib.request.urlopen(request, timeout=30).close()

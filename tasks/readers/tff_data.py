@@ -7,26 +7,30 @@ import os
 import shutil
 import struct
 
-from tasks.catalog import task
+import tensorflow_federated as tff
 
+from tasks.readers import files
+
+_ClientData = tff.simulation.datasets.ClientData
 _SERVER = 'https://storage.googleapis.com/tff-datasets-public'
 # Where TFF puts what it downloads.
 _CACHE_DIR = os.path.join('~', '.tff')
 
 
 def load(
-  load_data: Callable[..., tuple[task.ClientData, task.ClientData]],
+  load_data: Callable[..., tuple[_ClientData, _ClientData]],
   file_name: str,
   data_dir: str | None,
-) -> tuple[task.ClientData, task.ClientData]:
+) -> tuple[_ClientData, _ClientData]:
   """Loads a data set with its own users, whose examples stay on the disk.
 
   Args:
     load_data: TFF's function; it takes `cache_dir`.
     file_name: The SQLite database that it opens.
-    data_dir: The folder with the database, or with what TFF's server has: the
-      same with `.lzma` behind its name, which is unpacked there. By default
-      TFF's cache, to which it is downloaded when it is first used.
+    data_dir: The folder with the database, or with the compressed database as
+      on TFF's server, whose name ends with `.lzma`; it is unpacked in the
+      folder. By default TFF's cache, to which TFF downloads the database when
+      it is first used.
 
   Returns:
     The training and the test data of the users.
@@ -47,7 +51,7 @@ def load(
   if not os.path.isfile(path) and os.path.isfile(f'{path}.lzma'):
     _unpack(f'{path}.lzma', path)
   if data_dir is not None and not os.path.isfile(path):
-    raise task.DataError(
+    raise files.DataError(
       f'There is neither {file_name} nor {file_name}.lzma in {data_dir}.'
       f' {how_to_get}'
     )
@@ -56,28 +60,28 @@ def load(
     _check_size(path)
   try:
     return load_data(cache_dir=folder)
-  # Of the database, or of the server, the network and the disk.
+  # The database, the server, the network and the disk may each be the reason.
   except Exception as e:
     reason = f'({type(e).__name__}: {e})'
-    what = f'TFF could not provide {file_name} {reason}.'
+    message = f'TFF could not provide {file_name} {reason}.'
     if is_there:
-      what = f'{path} is damaged, or another database {reason}: remove it.'
-    raise task.DataError(f'{what} {how_to_get}') from e
+      message = f'{path} is damaged, or another database {reason}: remove it.'
+    raise files.DataError(f'{message} {how_to_get}') from e
 
 
 def _unpack(source: str, path: str) -> None:
-  # An unpacking that is broken off leaves no half a database.
+  # Under another name until it is complete, in case the unpacking is stopped.
   unfinished = f'{path}.{os.getpid()}'
   try:
     with lzma.open(source) as packed, open(unfinished, 'wb') as unpacked:
       shutil.copyfileobj(packed, unpacked, 2**20)
     os.replace(unfinished, path)
   except (lzma.LZMAError, EOFError) as e:
-    raise task.DataError(
+    raise files.DataError(
       f'{source} is truncated or damaged ({e}): get it again.'
     ) from e
   except OSError as e:
-    raise task.DataError(
+    raise files.DataError(
       f'{source} cannot be unpacked to {path}: {e.strerror}.'
     ) from e
   finally:
@@ -86,19 +90,19 @@ def _unpack(source: str, path: str) -> None:
 
 
 def _check_size(path: str) -> None:
-  """SQLite itself sees that a page is missing only when it comes to it."""
+  """Finds missing pages now; SQLite finds one only when it reads it."""
   size = os.path.getsize(path)
   with open(path, 'rb') as file:
     header = file.read(100)
   if len(header) < 100 or header[:16] != b'SQLite format 3\0':
-    raise task.DataError(
+    raise files.DataError(
       f'{path} is no SQLite database: it must begin with the 100 bytes of its'
       f' header, but it has {size} bytes, the first {header[:16]!r}.'
     )
   page_size, pages = struct.unpack('>16xH10xI', header[:32])
   expected = (page_size if page_size > 1 else 2**16) * pages
   if size < expected:
-    raise task.DataError(
+    raise files.DataError(
       f'{path} is truncated: by its header it must have {expected} bytes, got'
       f' {size}. Remove it and get it again.'
     )

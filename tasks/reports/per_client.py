@@ -204,8 +204,8 @@ class _Population:
       rng = np.random.default_rng([experiment.settings.seed, 4])
       self._places = np.sort(rng.permutation(self._places)[:max_clients])
     self.ids = [everyone[place] for place in self._places]
-    held_out = set(experiment.held_out_devices)
-    took_part = experiment.participants_until(round_num)
+    held_out = set(experiment.held_out_clients)
+    took_part = experiment.clients_until(round_num)
     self._groups = np.array(
       [
         GROUPS[2 if id_ in held_out else 0 if id_ in took_part else 1]
@@ -242,7 +242,7 @@ class _Population:
 
   def _data(self, client: int, size: int | None) -> Mapping[str, Any]:
     """A device's data, of its training examples the first of a fixed order."""
-    data = self.experiment.device_data(self.ids[client])
+    data = self.experiment.client_data(self.ids[client])
     if size is not None:
       num_examples = self.train_examples[client]
       seed = [self.experiment.settings.seed, 5, self._places[client]]

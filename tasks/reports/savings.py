@@ -69,8 +69,7 @@ def curve(
     The curve.
   """
   return Curve(
-    settings.method,
-    settings.personalization,
+    *settings.method_names,
     settings.seed,
     *(
       np.array([test[name] for test in tests])

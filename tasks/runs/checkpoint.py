@@ -11,21 +11,22 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
-from tasks.runs import folder as run_folder_lib
+from tasks.runs import folder as folder_lib
 import tff_debias
 
 
 class MetaModelError(ValueError):
-  """There is no such model, or it cannot be read, and why."""
+  """A meta-model is missing or cannot be read, and why."""
 
 
 def load(
   experiment: experiment_lib.Experiment,
-  folder: run_folder_lib.RunFolder,
+  folder: folder_lib.RunFolder,
   round_num: int | None = None,
 ) -> tuple[tff.learning.models.ModelWeights, int]:
-  """The model that the settings say is evaluated.
+  """The meta-model of a round: `evaluated_model` in the settings says which.
 
   Args:
     experiment: The experiment of the run.
@@ -50,8 +51,8 @@ def load(
   rows = folder.read_metrics()
   if not rows:
     raise MetaModelError(
-      f'It is not known of which round {folder.meta_model} is: there is no'
-      f' {folder.metrics}, and no checkpoint. Put one of them back.'
+      f'The round of {folder.meta_model} is not known: there is neither'
+      f' {folder.metrics} nor a checkpoint. Put one of them back.'
     )
   last = int(rows[-1]['round'])
   if round_num not in (None, last):
@@ -63,7 +64,7 @@ def load(
 
 
 def load_final(
-  experiment: experiment_lib.Experiment, folder: run_folder_lib.RunFolder
+  experiment: experiment_lib.Experiment, folder: folder_lib.RunFolder
 ) -> tff.learning.models.ModelWeights:
   """The model of a run that has finished.
 
@@ -77,13 +78,13 @@ def load_final(
   Raises:
     MetaModelError: If the file is damaged or another network's.
   """
-  # A damaged file ends in any of a dozen exceptions of as many packages.
+  # A damaged file raises any of a dozen exceptions of as many packages.
   try:
     keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
   except Exception as e:
     raise MetaModelError(
-      f'{folder.meta_model} is damaged: {_first_line(e)}. The command of the'
-      ' run, given again, writes it anew.'
+      f'{folder.meta_model} is damaged: {errors.first_line(e)}. The'
+      ' command of the run, given again, writes it anew.'
     ) from e
   weights = tff.learning.models.ModelWeights(
     tuple(v.numpy() for v in keras_model.trainable_variables),
@@ -95,11 +96,12 @@ def load_final(
 
 def _load_checkpoint(
   experiment: experiment_lib.Experiment,
-  folder: run_folder_lib.RunFolder,
+  folder: folder_lib.RunFolder,
   round_num: int | None,
 ) -> tuple[tff.learning.models.ModelWeights, int]:
   with tempfile.TemporaryDirectory() as storage:
-    # Only for the structure of its state, so with a storage of its own.
+    # The process is only for the structure of its state. Its storage is a new,
+    # empty one, so that the run's stays as it is.
     process = experiment.build_process(tff_debias.ClientStorage(storage))
     structure = process.initialize()
   while True:
@@ -115,28 +117,28 @@ def _load_checkpoint(
       state = asyncio.run(_manager(folder).load(chosen, structure))
       break
     except Exception as e:
-      # A run that goes on removes old ones, also while they are being read.
+      # A run that goes on may have removed the checkpoint while it was read.
       if max(_versions(folder), default=0) > versions[-1]:
         continue
       others = [f'--round={v}' for v in versions if v != chosen]
       raise MetaModelError(
         f'The checkpoint of round {chosen} in {folder.checkpoints} is damaged'
-        f' or of another task: {_first_line(e)}.'
+        f' or of another task: {errors.first_line(e)}.'
         + (f' Another one is {others[-1]}.' if others else '')
       ) from e
   _check_shapes(state.global_model_weights, experiment, folder.checkpoints)
   return experiment.evaluated_weights(process, state), chosen
 
 
-def _versions(folder: run_folder_lib.RunFolder) -> list[int]:
-  # The manager would make the folder.
+def _versions(folder: folder_lib.RunFolder) -> list[int]:
+  # The manager would make the folder if there is none.
   if not os.path.isdir(folder.checkpoints):
     return []
   return asyncio.run(_manager(folder).get_versions()) or []
 
 
 def _manager(
-  folder: run_folder_lib.RunFolder,
+  folder: folder_lib.RunFolder,
 ) -> tff.program.FileProgramStateManager:
   return tff.program.FileProgramStateManager(folder.checkpoints)
 
@@ -153,7 +155,3 @@ def _check_shapes(
       f'{path} is of another network: its weights are of the shapes {found},'
       f' those of the run of {wanted}.'
     )
-
-
-def _first_line(error: BaseException) -> str:
-  return str(error).split('\n')[0].rstrip('.') or type(error).__name__

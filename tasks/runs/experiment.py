@@ -1,23 +1,27 @@
-"""An experiment: what its settings make of a task and a method."""
+"""Makes an experiment of its settings: data, model and learning process."""
 
 import collections
 import functools
+import hashlib
 import importlib
+import re
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks.catalog import task as task_lib
+from tasks.runs import components
 from tasks.runs import pipeline
 from tasks.runs import settings as settings_lib
-from tasks.catalog import task as task_lib
 import tff_debias
 from tff_debias import partitions
 
 ClientData = tff.simulation.datasets.ClientData
 
 _EVALUATION_BATCH_SIZE = 500
+_MAX_NAME_LENGTH = 100
 
 
 def resolve(
@@ -25,18 +29,21 @@ def resolve(
 ) -> settings_lib.Settings:
   """The settings, with the task's defaults for those that are `None`."""
   partition = 'acid' if task.natural is None else 'natural'
-  return settings.resolve({'partition': partition, **task.defaults(settings)})
+  defaults = task.defaults(settings.correction, settings.personalization)
+  return settings.resolve({'partition': partition, **defaults})
 
 
 class Experiment:
-  """A task, split over devices, and a method, as the settings say.
+  """A task, split over clients, and a method, as the settings say.
 
   Attributes:
     settings: The settings, resolved.
     task: The task.
     default_rounds: The rounds that the task suggests.
-    train_data: The devices' training data.
-    test_data: The devices' test data.
+    correction: The correction R_i.
+    personalization: The personalization T_i.
+    train_data: The clients' training data.
+    test_data: The clients' test data.
   """
 
   def __init__(self, settings: settings_lib.Settings):
@@ -50,24 +57,43 @@ class Experiment:
     """
     module = importlib.import_module(f'tasks.catalog.{settings.task}')
     self.task = module.load(settings.data_dir)
-    self.default_rounds = self.task.defaults(settings)['rounds']
+    defaults = self.task.defaults(settings.correction, settings.personalization)
+    self.default_rounds = defaults['rounds']
     self.settings = resolve(self.task, settings)
-    self._check_participants()
+    self.correction = components.build(
+      'correction', self.settings, tff_debias.Correction
+    )
+    self.personalization = components.build(
+      'personalization', self.settings, tff_debias.Personalization
+    )
+    self._check_clients_per_round()
     self.train_data, self.test_data = self._split()
 
   @property
   def name(self) -> str:
-    """A name of the run that tells it from its usual neighbours."""
+    """A name of the run, which tells it from runs with other settings."""
     s = self.settings
-    return '_'.join(
-      (s.task, s.partition, s.method, s.personalization, f'seed{s.seed}')
+    main = ('task', 'partition', 'method', 'correction', 'personalization')
+    plain = resolve(
+      self.task, settings_lib.Settings(**{k: getattr(s, k) for k in main})
     )
+    parts = [s.task, s.partition, *s.method_names, f'seed{s.seed}']
+    parts += [
+      f'{name}={value}'
+      for name, value in vars(s).items()
+      if name not in (*main, 'seed', 'data_dir') and value != vars(plain)[name]
+    ]
+    # Such characters have a meaning in a shell or in TensorFlow's file names.
+    name = re.sub(r'[^\w.,=+-]+', '-', '_'.join(parts))
+    if len(name) <= _MAX_NAME_LENGTH:
+      return name
+    hashed = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f'{name[: _MAX_NAME_LENGTH - 9]}_{hashed}'
 
   @property
   def title(self) -> str:
-    """What the experiment is, for people."""
-    s = self.settings
-    return f'{s.method}, {s.personalization} on {self.data_title}'
+    """The method and the task, for people."""
+    return f'{", ".join(self.settings.method_names)} on {self.data_title}'
 
   @property
   def data_title(self) -> str:
@@ -76,7 +102,7 @@ class Experiment:
     split = {
       'acid': f'ACID, {s.classes_per_client} classes a device',
       'alid': f'ALID, {s.classes_per_client} classes a device',
-      'dirichlet': f'Dirichlet({s.concentration:g})',
+      'dirichlet': f'Dirichlet({s.concentration})',
       'natural': 'its own users',
     }[s.partition]
     return (
@@ -90,7 +116,7 @@ class Experiment:
     s = self.settings
     return max(round(s.held_out_share * s.num_clients), s.held_out_share > 0)
 
-  def _check_participants(self) -> None:
+  def _check_clients_per_round(self) -> None:
     s = self.settings
     if s.clients_per_round > s.num_clients - self._num_held_out:
       held_out = f' less the {self._num_held_out} of --held_out_share'
@@ -100,21 +126,21 @@ class Experiment:
       )
 
   @functools.cached_property
-  def held_out_devices(self) -> list[str]:
-    """The ids of the devices that never take part in training."""
+  def held_out_clients(self) -> list[str]:
+    """The ids of the clients that never take part in training."""
     ids = self.train_data.client_ids
     rng = np.random.default_rng([self.settings.seed, 3])
     chosen = rng.choice(len(ids), self._num_held_out, replace=False)
     return [ids[i] for i in sorted(chosen)]
 
   @functools.cached_property
-  def training_devices(self) -> list[str]:
-    """The ids of the devices that can take part, in order."""
-    held_out = set(self.held_out_devices)
+  def training_clients(self) -> list[str]:
+    """The ids of the clients that can take part, in order."""
+    held_out = set(self.held_out_clients)
     return [i for i in self.train_data.client_ids if i not in held_out]
 
-  def participants_until(self, round_num: int) -> set[str]:
-    """The ids of the devices chosen in any round from 1 to `round_num`."""
+  def clients_until(self, round_num: int) -> set[str]:
+    """The ids of the clients chosen in any round from 1 to `round_num`."""
     rounds = range(1, round_num + 1)
     size = self.settings.clients_per_round
     return set().union(*(self._sample(r, size) for r in rounds))
@@ -137,7 +163,7 @@ class Experiment:
     )
 
   def _choose_users(self) -> tuple[ClientData, ClientData]:
-    """As many of the data set's users as there are devices, at random."""
+    """Chooses `num_clients` of the data set's users at random."""
     s = self.settings
     if self.task.natural is None:
       raise settings_lib.SettingsError(
@@ -147,8 +173,8 @@ class Experiment:
     users = set.intersection(*(set(d.client_ids) for d in self.task.natural))
     if s.num_clients > len(users):
       raise settings_lib.SettingsError(
-        f'--num_clients={s.num_clients} must be at most {len(users)}: so many'
-        f' users has {s.task}.'
+        f'--num_clients={s.num_clients} must be at most {len(users)}, the'
+        f' number of users in {s.task}.'
       )
     rng = np.random.default_rng([s.seed, 2])
     chosen = rng.choice(sorted(users), s.num_clients, replace=False).tolist()
@@ -161,7 +187,7 @@ class Experiment:
 
   @functools.cached_property
   def num_outputs(self) -> int:
-    """The network's outputs: all classes, or with ALID those of a device."""
+    """The network's outputs: all classes, or with ALID those of a client."""
     if self.settings.partition == 'alid':
       return self.settings.classes_per_client
     return self.task.num_classes
@@ -174,8 +200,8 @@ class Experiment:
   @functools.cached_property
   def model(self) -> tff_debias.Model:
     """The model with its loss and its metric, the accuracy."""
-    device = self.train_data.client_ids[0]
-    examples = self.train_data.create_tf_dataset_for_client(device)
+    client_id = self.train_data.client_ids[0]
+    examples = self.train_data.create_tf_dataset_for_client(client_id)
     return tff_debias.from_keras(
       self.build_keras_model(),
       tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -183,43 +209,21 @@ class Experiment:
       lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
     )
 
-  @functools.cached_property
-  def personalization(self) -> tff_debias.Personalization:
-    """The personalization T_i."""
-    s = self.settings
-    return {
-      'none': tff_debias.NoPersonalization,
-      'maml': lambda: tff_debias.Maml(
-        s.maml_steps, s.maml_learning_rate, s.maml_first_order
-      ),
-      'proto': tff_debias.Proto,
-    }[s.personalization]()
-
-  @functools.cached_property
-  def correction(self) -> tff_debias.Correction:
-    """The correction R_i."""
-    return {
-      'none': tff_debias.NoCorrection,
-      'dyn': lambda: tff_debias.Dyn(self.settings.alpha),
-      'scaf': tff_debias.Scaf,
-    }[self.settings.correction]()
-
   def build_process(
     self, storage: tff_debias.ClientStorage
   ) -> tff.learning.templates.LearningProcess:
-    """The learning process, with the devices' storage."""
+    """The learning process, with the clients' storage."""
     s = self.settings
     return tff_debias.build_learning_process(
       self.model,
       self.personalization,
       self.correction,
-      learning_rate=s.learning_rate,
-      learning_rate_schedule=tff_debias.exponential_decay(
-        s.learning_rate_decay
+      learning_rate_fn=tff_debias.exponential_decay(
+        s.learning_rate, s.learning_rate_decay
       ),
       weight_decay=s.weight_decay,
       max_grad_norm=s.max_grad_norm,
-      num_clients=len(self.training_devices),
+      num_clients=len(self.training_clients),
       storage=storage,
       track_all=s.evaluated_model == 'all',
     )
@@ -227,7 +231,7 @@ class Experiment:
   def training_data(
     self, round_num: int
   ) -> list[collections.OrderedDict[str, Any]]:
-    """The participants of a round and their batches, the same each time."""
+    """The clients of a round and their batches, the same each time."""
     s = self.settings
     return [
       collections.OrderedDict(
@@ -250,27 +254,27 @@ class Experiment:
   @functools.cached_property
   def _sample(self):
     return tff.simulation.build_uniform_sampling_fn(
-      self.training_devices, random_seed=self.settings.seed
+      self.training_clients, random_seed=self.settings.seed
     )
 
   @functools.cached_property
   def evaluation_data(self) -> list[collections.OrderedDict[str, Any]]:
-    """The data of the devices that are tested, the same devices each time.
+    """The data of the clients that are tested, the same clients each time.
 
-    They are of those that can take part: the others are for `tasks.evaluate`.
+    Held-out clients are not among them; those are for `tasks.evaluate`.
     """
     s = self.settings
-    ids = self.training_devices
+    ids = self.training_clients
     chosen = np.arange(len(ids))
     if 0 < s.evaluation_clients < len(ids):
       rng = np.random.default_rng([s.seed, 1])
       chosen = rng.choice(len(ids), s.evaluation_clients, replace=False)
-    return [self.device_data(ids[i]) for i in sorted(chosen)]
+    return [self.client_data(ids[i]) for i in sorted(chosen)]
 
-  def device_data(
+  def client_data(
     self, client_id: str
   ) -> collections.OrderedDict[str, tf.data.Dataset]:
-    """The data of a device for the personalized test."""
+    """The data of a client for the personalized test."""
     return collections.OrderedDict(
       (
         name,

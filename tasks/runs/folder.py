@@ -1,16 +1,18 @@
-"""The folder of a run: whose it is, who is using it, and what is in it."""
+"""Manages the folder of a run: its owner, its lock and its files."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import csv
 import dataclasses
-import difflib
 import fcntl
 import json
 import os
+from typing import Any
 import uuid
 
+from tasks.runs import errors
 from tasks.runs import settings as settings_lib
 
 _MODELS = ('distributor/models', 'aggregator/models')
@@ -42,9 +44,9 @@ class RunFolder:
     return os.path.join(self.path, 'checkpoints')
 
   @property
-  def devices(self) -> str:
-    """The devices' own storage."""
-    return os.path.join(self.path, 'devices')
+  def storage(self) -> str:
+    """The clients' own states, for `tff_debias.ClientStorage`."""
+    return os.path.join(self.path, 'storage')
 
   @property
   def metrics(self) -> str:
@@ -53,12 +55,12 @@ class RunFolder:
 
   @property
   def tensorboard(self) -> str:
-    """The same for TensorBoard."""
+    """The metrics of every round, for TensorBoard."""
     return os.path.join(self.path, 'tensorboard')
 
   @property
   def picture(self) -> str:
-    """The convergence picture, PNG."""
+    """The picture of the convergence, PNG."""
     return os.path.join(self.path, 'convergence.png')
 
   @property
@@ -68,17 +70,21 @@ class RunFolder:
 
   @property
   def worker_log(self) -> str:
-    """What TFF's worker process said."""
+    """The messages of TFF's worker process."""
     return os.path.join(self.path, 'worker.log')
 
   @property
   def evaluation(self) -> str:
-    """What `tasks.evaluate` found, a folder for each round."""
+    """The results of `tasks.evaluate`, a folder for each round."""
     return os.path.join(self.path, 'evaluation')
 
   @contextlib.contextmanager
-  def lock(self):
-    """Keeps other processes from the folder; makes it if it is not there.
+  def lock(self) -> Iterator[None]:
+    """Keeps other processes out of the folder; makes it if it is not there.
+
+    The lock is of the operating system, which releases it when the process
+    ends in any way. (The package filelock would empty the file before it has
+    the lock, and so lose the number of the process that the error names.)
 
     Yields:
       Nothing.
@@ -106,7 +112,7 @@ class RunFolder:
       yield
 
   def claim(self, settings: settings_lib.Settings) -> str:
-    """Makes the folder this run's, or finds that it is.
+    """Takes the folder for a run, or checks that it is the run's already.
 
     Args:
       settings: The resolved settings.
@@ -115,8 +121,8 @@ class RunFolder:
       The name of the run, new or as it was.
 
     Raises:
-      RunFolderError: If the folder holds a run of other settings, is damaged,
-        or holds something else. Nothing is changed then.
+      RunFolderError: If the folder holds a run of other settings or of another
+        version, is damaged, or holds other files. Nothing is changed then.
     """
     wanted = dataclasses.asdict(settings)
     if os.path.exists(self.settings):
@@ -153,24 +159,41 @@ class RunFolder:
       The pair.
 
     Raises:
-      RunFolderError: If there is no run in the folder, or the file is damaged.
+      RunFolderError: If there is no run in the folder, or the file is damaged
+        or of another version.
     """
     try:
       with open(self.settings) as file:
         content = json.load(file)
-      return settings_lib.Settings(**content['settings']), content['run']
+      settings, run = content['settings'], content['run']
+      self._check_version(settings)
+      return settings_lib.Settings(**settings), run
+    except RunFolderError:
+      raise
     except FileNotFoundError as e:
       raise RunFolderError(
         f'{self.path} holds no run: there is no settings.json in it.'
       ) from e
     except (ValueError, KeyError, TypeError, OSError) as e:
       raise RunFolderError(
-        f'{self.settings} is damaged or of another version ({e}). Put it back'
-        ' from a copy, or name another folder.'
+        f'{self.settings} is damaged ({e}). Put it back from a copy, or name'
+        ' another folder.'
       ) from e
 
+  def _check_version(self, settings: Mapping[str, Any]) -> None:
+    known = {field.name for field in dataclasses.fields(settings_lib.Settings)}
+    surplus, missing = set(settings) - known, known - set(settings)
+    if surplus or missing:
+      parts = (('unknown here', surplus), ('missing there', missing))
+      raise RunFolderError(
+        f'{self.path} holds a run of another version of this program, whose'
+        ' settings have other names ('
+        + '; '.join(f'{k}: {", ".join(sorted(v))}' for k, v in parts if v)
+        + '). Use that version, or name another folder.'
+      )
+
   def repair_metrics(self) -> None:
-    """Removes the end of a line that a killed process began to write."""
+    """Removes an unfinished last line, which a killed process leaves."""
     with contextlib.suppress(FileNotFoundError), open(self.metrics, 'rb+') as f:
       content = f.read()
       f.truncate(content.rfind(b'\n') + 1)
@@ -187,59 +210,16 @@ class RunFolder:
       return []
 
 
-def find(path: str) -> RunFolder:
-  """The folder of a run that is there.
-
-  Args:
-    path: The path.
-
-  Returns:
-    The folder. Its settings can be read.
-
-  Raises:
-    RunFolderError: If there is no run at the path, with the nearest that there
-      is, or if its settings are damaged.
-  """
-  folder = RunFolder(path.rstrip(os.sep) or path)
-  if not os.path.exists(folder.settings):
-    if not os.path.isdir(path):
-      what = 'there is no such folder'
-    elif os.listdir(path):
-      what = 'there is no settings.json in it'
-    else:
-      what = 'it is empty'
-    parent, name = os.path.split(folder.path)
-    near = difflib.get_close_matches(name, _runs_in(parent), 1, 0.5)
-    hints = [os.path.join(parent, run) for run in near]
-    hints += [os.path.join(path, run) for run in _runs_in(path)]
-    hint = f' Did you mean {" or ".join(hints[:3])}?' if hints else ''
-    raise RunFolderError(f'{path} holds no run: {what}.{hint}')
-  folder.read()
-  return folder
-
-
-def _runs_in(path: str) -> list[str]:
-  with contextlib.suppress(OSError):
-    return [
-      name
-      for name in sorted(os.listdir(path or os.curdir))
-      if os.path.exists(RunFolder(os.path.join(path, name)).settings)
-    ]
-  return []
-
-
-def evaluations(
-  rows: Sequence[Mapping[str, float]],
-) -> list[dict[str, float]]:
-  """The rounds with a personalized test.
+def evaluations(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+  """The results of the personalized tests, of the rounds that have one.
 
   Args:
     rows: The metrics of the rounds.
 
   Returns:
-    The `round` of each, the `models` transmitted until then (down and up), the
-    mean `accuracy` over devices, and its 10 % and 90 % quantiles `low` and
-    `high`.
+    For each test its `round`, `models` (transmitted so far, down and up),
+    `accuracy` (the mean over clients), and the 10 % and 90 % quantiles over
+    clients, `low` and `high`.
   """
   return [
     {
@@ -252,3 +232,46 @@ def evaluations(
     for row in rows
     if f'{_ACCURACY}/mean' in row
   ]
+
+
+def find(path: str) -> RunFolder:
+  """The folder of an existing run.
+
+  Args:
+    path: The path.
+
+  Returns:
+    The folder. Its settings can be read.
+
+  Raises:
+    RunFolderError: If there is no run at the path, with the nearest path that
+      has one, or if its settings are damaged.
+  """
+  folder = RunFolder(path.rstrip(os.sep) or path)
+  if not os.path.exists(folder.settings):
+    if not os.path.isdir(path):
+      reason = 'there is no such folder'
+    elif os.listdir(path):
+      reason = 'there is no settings.json in it'
+    else:
+      reason = 'it is empty'
+    parent, name = os.path.split(folder.path)
+    hint = errors.did_you_mean(
+      name,
+      _runs_in(parent),
+      os.path.join(parent, '{}'),
+      [os.path.join(path, run) for run in _runs_in(path)],
+    )
+    raise RunFolderError(f'{path} holds no run: {reason}.{hint}')
+  folder.read()
+  return folder
+
+
+def _runs_in(path: str) -> list[str]:
+  with contextlib.suppress(OSError):
+    return [
+      name
+      for name in sorted(os.listdir(path or os.curdir))
+      if os.path.exists(RunFolder(os.path.join(path, name)).settings)
+    ]
+  return []

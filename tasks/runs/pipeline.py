@@ -1,8 +1,8 @@
-"""Makes the batches of a round out of a device's examples.
+"""Makes the batches of a round out of a client's examples.
 
-TFF sends a device's data set to a worker as a graph. So that this graph stays
-small and is quickly made, the order of the examples is drawn here, in NumPy,
-and goes along as numbers; and the graph is traced once, not for each device.
+TFF sends a client's data set to a worker as a graph. The graph should be small
+and quickly made. So the order of the examples is drawn here, in NumPy, and is
+sent as numbers. And the graph is traced once, not for each client.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ import tensorflow as tf
 
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
-# Up to this size the batches themselves are faster to send and to unpack, about
-# a millisecond, than the examples with a function that makes the batches.
+# Batches are sent as they are up to this size. Sending and unpacking them takes
+# about a millisecond, less than for the examples and a function that makes the
+# batches of them.
 _SMALL_BYTES = 2**17
 
 
@@ -29,23 +30,23 @@ def training_dataset(
   seed: int | Sequence[int],
   augment: Augmentation | None = None,
 ) -> tf.data.Dataset:
-  """Shuffles, repeats, augments, batches; alike for the same seed.
+  """Shuffles, repeats, augments and batches; the same for the same seed.
 
   Every epoch is a new permutation of all examples. The epochs follow each other
-  without a gap, and batches are cut from that sequence, so that all batches
-  have the same size, also where a device has fewer examples than a batch: a
-  batch may begin in one epoch and end in the next, and then may have an example
-  twice. (The authors' loader ends every epoch with a smaller batch instead.
-  Static shapes are faster, and every example counts the same.)
+  without a gap, and batches are cut from that sequence. So all batches have the
+  same size, also where a client has fewer examples than a batch. A batch may
+  begin in one epoch and end in the next, and then may have an example twice.
+  (The authors' loader ends every epoch with a smaller batch instead. Static
+  shapes are faster, and every example has the same weight.)
 
   Args:
-    dataset: The device's examples, as in `tff_debias.partitions`: mappings with
+    dataset: The client's examples, as in `tff_debias.partitions`: mappings with
       `x` and `y`. It must be finite, small enough for memory and not empty.
-    batch_size: The examples in a batch.
-    num_batches: The batches: for personalized methods twice the local steps,
-      consecutive ones being support and query.
-    seed: Nonnegative integers: (run, round, device), so that a round that is
-      run again sees the same batches, and another device or round others.
+    batch_size: The number of examples in a batch.
+    num_batches: The number of batches. For personalized methods it is twice the
+      number of local steps: support and query by turns.
+    seed: Nonnegative integers: (run, round, client). A repeated round then has
+      the same batches; another client or round has others.
     augment: As in `task.Task`.
 
   Returns:
@@ -68,7 +69,7 @@ def training_dataset(
   if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
     raise ValueError('The data set must be finite: it is repeated here.')
   try:
-    # Larger than any device: all examples in one batch.
+    # One batch that is larger than any client's data: all examples.
     examples = dataset.batch(2**40).get_single_element()
   except tf.errors.InvalidArgumentError as e:
     raise ValueError(f'The data set has no example to train on: {e}') from e
@@ -102,12 +103,13 @@ def test_dataset(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
   batches = dataset.batch(batch_size)
   if not 0 < dataset.cardinality() <= batch_size:
     return batches
-  # One by one, the examples take longer to unpack than to send.
+  # A single element: to unpack examples one by one takes longer than to send
+  # them.
   return tf.data.Dataset.from_tensors(batches.get_single_element())
 
 
 def _num_bytes(examples: Any, number: int) -> int:
-  """The size of so many examples."""
+  """The size in bytes of `number` examples like the given ones."""
   return sum(
     number * tensor.dtype.size * math.prod(tensor.shape[1:])
     for tensor in tf.nest.flatten(examples)
@@ -122,8 +124,8 @@ def _batching(
 ) -> Callable[..., tf.data.Dataset]:
   """A traced function of (examples, order, seeds) that gives the batches.
 
-  There is one for each specification of the examples. Those of another task
-  would make its shapes more general, down to nothing known.
+  There is one function for each specification of the examples. If tasks shared
+  one, TensorFlow would generalize its shapes until none is known.
   """
 
   @functools.partial(tf.function, reduce_retracing=True, autograph=False)

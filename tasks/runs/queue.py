@@ -1,4 +1,4 @@
-"""Runs of `tasks.train` in processes of their own, several at a time."""
+"""Runs `tasks.train` in processes of their own, several at a time."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -9,14 +9,14 @@ import time
 
 import tqdm
 
-from tasks.runs import folder as run_folder_lib
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 
 _SECONDS_BETWEEN_LOOKS = 1
 
 
 class RunsFailedError(ValueError):
-  """Some runs failed: which, and what they said."""
+  """Some runs failed: which, and their last messages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Run:
   """
 
   settings: settings_lib.Settings
-  folder: run_folder_lib.RunFolder
+  folder: folder_lib.RunFolder
   rounds: int
 
   @property
   def command(self) -> list[str]:
-    """What trains it, or goes on with it."""
+    """The command that starts the run or goes on with it."""
     given = dataclasses.asdict(self.settings)
     return [
       *(sys.executable, '-m', 'tasks.train'),
@@ -50,19 +50,19 @@ class Run:
 
   @property
   def log(self) -> str:
-    """What it said."""
+    """The file with the messages of the run's process."""
     return f'{self.folder.path}.log'
 
   @property
   def done(self) -> int:
-    """The rounds in its metrics; `rounds` only if there is nothing to do."""
+    """The number of rounds in its metrics; `rounds` only if it has ended."""
     rows = self.folder.read_metrics()
     last = int(rows[-1]['round']) if rows else 0
     has_ended = last > self.rounds or self._has_new_picture()
     return min(last, self.rounds if has_ended else self.rounds - 1)
 
   def _has_new_picture(self) -> bool:
-    """Whether the picture, which comes last, is of all rounds."""
+    """Whether the picture, the last file that a run writes, is up to date."""
     try:
       drawn = os.path.getmtime(self.folder.picture)
       return drawn >= os.path.getmtime(self.folder.metrics)
@@ -73,9 +73,12 @@ class Run:
 def run_all(runs: Sequence[Run], at_a_time: int) -> None:
   """Trains the runs that have not finished.
 
+  The progress bar needs a look at all runs each second. So one loop both looks
+  and starts processes, and there is no pool of threads.
+
   Args:
     runs: The runs.
-    at_a_time: How many at a time.
+    at_a_time: The largest number of runs at a time.
 
   Raises:
     RunsFailedError: If one fails, after the others have ended.
@@ -117,14 +120,15 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
 
 
 def _start(run: Run) -> subprocess.Popen:
-  # Slow to import, and not needed to check flags.
+  # It imports TensorFlow, for which errors in flags should not wait.
   from tff_debias import runtime
 
   os.makedirs(os.path.dirname(run.log) or '.', exist_ok=True)
   with open(run.log, 'w') as log:
-    # A session of its own: Ctrl-C is for the program, which then ends it.
+    # In a session of its own the process does not get the terminal's Ctrl-C:
+    # this program gets it, and then ends the process.
     return subprocess.Popen(
-      runtime.tied(run.command),
+      runtime.dies_with_parent(run.command),
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,

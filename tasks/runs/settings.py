@@ -1,13 +1,11 @@
-"""The settings of an experiment, and the flags that give them.
+"""Defines the settings of an experiment and the flags that give them.
 
 Nothing here imports TensorFlow: `--help` and wrong flags are answered at once.
 """
 
 from collections.abc import Collection
 from collections.abc import Mapping
-from collections.abc import Sequence
 import dataclasses
-import difflib
 import math
 import operator
 import types
@@ -17,6 +15,8 @@ from typing import Any
 from absl import flags
 
 from tasks import catalog
+from tasks.runs import components
+from tasks.runs import errors
 
 #: The published methods: their correction, and whether they personalize.
 METHODS = types.MappingProxyType(
@@ -29,6 +29,7 @@ METHODS = types.MappingProxyType(
     'pfl_scaf': ('scaf', True),
   }
 )
+_DEFAULT_METHOD = 'pfl_dyn'
 
 _BOUNDS = types.MappingProxyType(
   {'above': operator.gt, 'at_least': operator.ge, 'below': operator.lt}
@@ -39,153 +40,241 @@ class SettingsError(ValueError):
   """A setting is wrong: which, its value, and what would be right."""
 
 
-def _setting(
-  default: Any,
-  help_text: str,
-  *,
-  choices: Sequence[str] | None = None,
-  above: float | None = None,
-  at_least: float | None = None,
-  below: float | None = None,
-) -> Any:
+def _setting(default: Any, help_text: str, **metadata: Any) -> Any:
+  """A field with its help text, and with what is checked.
+
+  Args:
+    default: The default.
+    help_text: The text.
+    **metadata: `choices` are the values allowed; `above`, `at_least`, `below`
+      are bounds; `may_be_infinite` allows infinity; `only_with` is another
+      setting and the values of it with which this one has an effect.
+
+  Returns:
+    The field.
+  """
   return dataclasses.field(
-    default=default,
-    metadata={
-      'help': help_text,
-      'choices': choices,
-      'above': above,
-      'at_least': at_least,
-      'below': below,
-    },
+    default=default, metadata={'help': help_text, **metadata}
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """All that the numbers of an experiment depend on.
+  """All settings that the numbers of an experiment depend on.
 
-  A setting that is `None` is the task's default; `resolve` fills it in.
+  A setting that is `None` is not given. Where it has an effect, `resolve` puts
+  the task's default in its place. A setting without effect stays `None`, and to
+  give one is an error.
   """
 
-  task: str = _setting('digits', 'The data and the network.', choices=catalog.TASKS)
-  method: str = _setting(
-    'pfl_dyn',
-    'The method; fed_avg, fed_dyn and scaffold do not personalize.',
+  task: str = _setting(
+    'digits', 'The data and the network.', choices=catalog.TASKS
+  )
+  method: str | None = _setting(
+    None,
+    'The published method; fed_avg, fed_dyn and scaffold do not personalize. By'
+    f' default {_DEFAULT_METHOD}, or the one that --correction makes.',
     choices=tuple(METHODS),
+  )
+  correction: str | None = _setting(
+    None,
+    'The correction. A method has one; --correction is for one of your own, and'
+    ' takes the place of --method: a subclass of tff_debias.Correction in a'
+    ' module that Python finds, such as'
+    ' "--correction=my_module:MyCorrection(gamma=0.5)".',
   )
   personalization: str | None = _setting(
     None,
-    'How devices personalize: none, maml or proto. By default proto, or none'
-    ' for a method that does not personalize.',
-    choices=('none', 'maml', 'proto'),
+    'How clients personalize. By default proto, or none for a method that does'
+    ' not personalize. One of your own is a subclass of'
+    ' tff_debias.Personalization, given as for --correction.',
   )
   partition: str | None = _setting(
     None,
-    'How the data are split: acid (true labels), alid (each device relabels'
+    'How the data are split: acid (true labels), alid (each client relabels'
     " its classes), dirichlet, or natural (the data set's own users). By"
-    ' default natural where the data set has users, acid where it has none.',
+    ' default natural where the data set has users, else acid.',
     choices=('acid', 'alid', 'dirichlet', 'natural'),
   )
   num_clients: int | None = _setting(
-    None, 'The number m of devices.', at_least=1
+    None, 'The number m of clients.', at_least=1
   )
   classes_per_client: int | None = _setting(
-    None, 'The classes that a device holds (acid, alid).', at_least=1
+    None,
+    'The number of classes that a client holds.',
+    at_least=1,
+    only_with=('partition', ('acid', 'alid')),
   )
-  concentration: float = _setting(
-    0.3, 'The parameter of the Dirichlet distribution.', above=0
+  concentration: float | None = _setting(
+    None,
+    'The parameter of the Dirichlet distribution.',
+    above=0,
+    only_with=('partition', ('dirichlet',)),
   )
   held_out_share: float = _setting(
     0.0,
-    'The share of the devices that never take part in training, for'
+    'The share of the clients that never take part in training, for'
     ' tasks.evaluate to test on.',
     at_least=0,
     below=1,
   )
   clients_per_round: int | None = _setting(
-    None, 'The devices that take part in a round.', at_least=1
+    None, 'The number of clients that take part in a round.', at_least=1
   )
   local_steps: int | None = _setting(
-    None, 'The local steps K of a device in a round.', at_least=1
+    None, 'The number K of local steps of a client in a round.', at_least=1
   )
   batch_size: int | None = _setting(
     None, 'The examples in a batch (support and query, each).', at_least=1
   )
   learning_rate: float | None = _setting(
-    None, 'The learning rate β of the local steps.', above=0
+    None, 'The learning rate β of the local steps in the first round.', above=0
   )
   learning_rate_decay: float | None = _setting(
-    None, 'The factor on the learning rate, each round.', above=0
+    None, 'The factor on the learning rate from round to round.', above=0
   )
   weight_decay: float | None = _setting(
     None, 'The weight decay of the local steps.', at_least=0
   )
-  max_grad_norm: float = _setting(
-    10.0, 'The bound on the norm of a gradient.', above=0
+  max_grad_norm: float | None = _setting(
+    None,
+    'The bound on the norm of a gradient; inf for none. By default 10 for'
+    ' methods that personalize, as published, and none for the others.',
+    above=0,
+    may_be_infinite=True,
   )
   alpha: float | None = _setting(
     None,
-    'The strength α of Dyn; its default depends on the method.',
+    'The strength α of Dyn; its default depends on the personalization.',
     above=0,
+    only_with=('correction', ('dyn',)),
   )
-  maml_steps: int | None = _setting(None, 'The steps s of MAML.', at_least=1)
+  maml_steps: int | None = _setting(
+    None,
+    'The number s of steps of MAML.',
+    at_least=1,
+    only_with=('personalization', ('maml',)),
+  )
   maml_learning_rate: float | None = _setting(
-    None, 'The size a of a step of MAML.', above=0
+    None,
+    'The size a of a step of MAML.',
+    above=0,
+    only_with=('personalization', ('maml',)),
   )
-  maml_first_order: bool = _setting(
-    False, 'Whether MAML leaves out the second derivatives.'
+  maml_first_order: bool | None = _setting(
+    None,
+    'Whether MAML leaves out the second derivatives. By default it does not.',
+    only_with=('personalization', ('maml',)),
   )
   evaluated_model: str = _setting(
     'selected',
-    'The model that is evaluated: selected (the mean over the participants of'
-    ' a round) or all (over all devices; one more model up).',
+    "The model that is evaluated: selected (the mean of a round's clients) or"
+    ' all (the mean over all clients; each sends a second model).',
     choices=('selected', 'all'),
   )
   evaluation_clients: int | None = _setting(
     None,
-    'The devices that are tested at each evaluation, the same each time. By'
-    ' default the task decides; 0 for all.',
+    'The number of clients that are tested at each evaluation, the same each'
+    ' time. By default the task decides; 0 for all.',
     at_least=0,
   )
   rounds_per_evaluation: int | None = _setting(
-    None, 'The rounds from one evaluation to the next.', at_least=1
+    None, 'The number of rounds from one evaluation to the next.', at_least=1
   )
   data_dir: str | None = _setting(
     None, 'The folder that holds the data of the task, where it needs one.'
   )
   seed: int = _setting(
-    0, 'Chooses the weights, partition, participants, batches.', at_least=0
+    0,
+    'Decides the initial weights, the partition, the clients of each round and'
+    ' their batches.',
+    at_least=0,
   )
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       _check(field, getattr(self, field.name))
-    personalizes = METHODS[self.method][1]
-    if self.personalization is None:
-      default = 'proto' if personalizes else 'none'
-      object.__setattr__(self, 'personalization', default)
+    for name in components.BUILT_IN:
+      value = getattr(self, name)
+      if value is not None and value not in components.BUILT_IN[name]:
+        self._set(name, str(components.parse(name, value)))
+    self._complete_method()
+    for field in dataclasses.fields(self):
+      if getattr(self, field.name) is not None and not self._has_effect(field):
+        other, values = field.metadata['only_with']
+        found = f'--{other}={getattr(self, other)}'
+        if other == 'correction' and self.method is not None:
+          found = f'--method={self.method}'
+        raise SettingsError(
+          f'--{field.name}={getattr(self, field.name)} has no effect with'
+          f' {found}, only with --{other}={" or ".join(values)}. Leave it out.'
+        )
+
+  def _set(self, name: str, value: Any) -> None:
+    # The class is frozen; this is for the time before the object is used.
+    object.__setattr__(self, name, value)
+
+  def _complete_method(self) -> None:
+    """Makes method, correction and personalization of those that are given."""
+    if self.method is None and self.correction is None:
+      self._set('method', _DEFAULT_METHOD)
+    if self.method is None:
+      self._set('personalization', self.personalization or 'proto')
+      pair = (self.correction, self.personalization != 'none')
+      names = [name for name, parts in METHODS.items() if parts == pair]
+      self._set('method', names[0] if names else None)
+      return
+    correction, personalizes = METHODS[self.method]
+    if self.correction not in (None, correction):
+      raise SettingsError(
+        f'--method={self.method} and --correction={self.correction} do not go'
+        f' together: the correction of {self.method} is {correction}. Leave out'
+        ' one of the two.'
+      )
+    self._set('correction', correction)
+    default = 'proto' if personalizes else 'none'
+    self._set('personalization', self.personalization or default)
     if personalizes != (self.personalization != 'none'):
-      right = [
-        name
-        for name, (correction, other) in METHODS.items()
-        if correction == self.correction and other != personalizes
-      ]
+      pair = (correction, not personalizes)
+      right = [name for name, parts in METHODS.items() if parts == pair]
       raise SettingsError(
         f'--method={self.method} and --personalization={self.personalization}'
         f' do not go together: take --method={right[0]}, or'
         f' --personalization={"maml or proto" if personalizes else "none"}.'
       )
 
+  def _has_effect(self, field: dataclasses.Field) -> bool:
+    """Whether a setting has an effect, as far as that is known already."""
+    other, values = field.metadata.get('only_with', (None, ()))
+    return other is None or getattr(self, other) in (None, *values)
+
   @property
-  def correction(self) -> str:
-    """The module of `tff_debias.corrections`."""
-    return METHODS[self.method][0]
+  def method_names(self) -> tuple[str, str]:
+    """The method and the personalization, for people: without modules."""
+    names = (self.method or self.correction, self.personalization)
+    return tuple(name.partition(':')[2] or name for name in names)
 
   def resolve(self, defaults: Mapping[str, Any]) -> 'Settings':
-    """The settings with the task's defaults where they are `None`."""
+    """Replaces the settings that are `None` and have an effect.
+
+    Args:
+      defaults: Their values. Others in it are ignored.
+
+    Returns:
+      The resolved settings.
+    """
+    known = dataclasses.replace(
+      self, partition=self.partition or defaults.get('partition')
+    )
     return dataclasses.replace(
-      self,
-      **{k: v for k, v in defaults.items() if getattr(self, k, v) is None},
+      known,
+      **{
+        field.name: defaults[field.name]
+        for field in dataclasses.fields(known)
+        if getattr(known, field.name) is None
+        and field.name in defaults
+        and known._has_effect(field)
+      },
     )
 
 
@@ -193,7 +282,7 @@ def define_flags(without: Collection[str] = ()) -> None:
   """Defines a flag for every setting.
 
   Args:
-    without: The settings that get none.
+    without: The settings that get no flag.
   """
   define = {
     int: flags.DEFINE_integer,
@@ -203,16 +292,24 @@ def define_flags(without: Collection[str] = ()) -> None:
   }
   for field in dataclasses.fields(Settings):
     if field.name not in without:
+      choices = field.metadata.get('choices', ())
+      if field.name in components.BUILT_IN:
+        choices = (*components.BUILT_IN[field.name], 'MODULE:CLASS(NAME=VALUE)')
       help_text = field.metadata['help']
-      if field.metadata['choices']:
-        help_text = f'<{"|".join(field.metadata["choices"])}>: {help_text}'
+      if choices:
+        help_text = f'<{"|".join(choices)}>: {help_text}'
+      if 'only_with' in field.metadata:
+        other, values = field.metadata['only_with']
+        help_text += f' Only with --{other}={" or ".join(values)}.'
       define[_type(field.name)](field.name, field.default, help_text)
 
 
-def from_flags(**given: Any) -> Settings:
+def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
   """The settings that the parsed flags give.
 
   Args:
+    only_with_effect: Whether a flag without effect is ignored, and not an
+      error: where the same flags are for several methods.
     **given: Settings that have no flag.
 
   Returns:
@@ -221,8 +318,18 @@ def from_flags(**given: Any) -> Settings:
   Raises:
     SettingsError: If a flag is wrong.
   """
-  names = {field.name for field in dataclasses.fields(Settings)} - given.keys()
-  return Settings(**given, **{n: flags.FLAGS[n].value for n in names})
+  values = {
+    field.name: flags.FLAGS[field.name].value
+    for field in dataclasses.fields(Settings)
+    if field.name in flags.FLAGS
+  } | given
+  if only_with_effect:
+    fields = dataclasses.fields(Settings)
+    decisive = {f.name for f in fields if 'only_with' not in f.metadata}
+    known = Settings(**{k: v for k, v in values.items() if k in decisive})
+    effective = {f.name for f in fields if known._has_effect(f)}
+    values = {k: v for k, v in values.items() if k in effective}
+  return Settings(**values)
 
 
 def parse(name: str, text: str) -> Any:
@@ -236,11 +343,13 @@ def parse(name: str, text: str) -> Any:
     The value, of the setting's type.
 
   Raises:
-    SettingsError: If there is no such setting, or the text is no such value.
+    SettingsError: If there is no such setting, or its type is another one.
   """
   names = [field.name for field in dataclasses.fields(Settings)]
   if name not in names:
-    raise SettingsError(f'There is no setting {name!r}.{_nearest(name, names)}')
+    raise SettingsError(
+      f'There is no setting {name!r}.{errors.did_you_mean(name, names)}'
+    )
   kind = _type(name)
   try:
     if kind is bool:
@@ -255,24 +364,20 @@ def _type(name: str) -> type:
   return (typing.get_args(hint) or [hint])[0]
 
 
-def _nearest(value: str, choices: Sequence[str]) -> str:
-  nearest = difflib.get_close_matches(value, choices, 1, 0.5)
-  return f' Did you mean {nearest[0]}?' if nearest else ''
-
-
 def _check(field: dataclasses.Field, value: Any) -> None:
-  choices = field.metadata['choices']
   if value is None:
     return
+  choices = field.metadata.get('choices')
   if choices and value not in choices:
     raise SettingsError(
       f'--{field.name}={value} is not one of {", ".join(choices)}.'
-      + _nearest(value, choices)
+      + errors.did_you_mean(value, choices)
     )
   if isinstance(value, float) and not math.isfinite(value):
-    raise SettingsError(f'--{field.name}={value} must be a finite number.')
+    if value != math.inf or 'may_be_infinite' not in field.metadata:
+      raise SettingsError(f'--{field.name}={value} must be a finite number.')
   for bound, is_right in _BOUNDS.items():
-    limit = field.metadata[bound]
+    limit = field.metadata.get(bound)
     if limit is not None and not is_right(value, limit):
       wording = bound.replace('_', ' ')
       raise SettingsError(f'--{field.name}={value} must be {wording} {limit}.')

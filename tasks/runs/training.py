@@ -1,8 +1,7 @@
-"""The training of an experiment in its folder, with TFF's own loop."""
+"""Trains an experiment in its folder, with TFF's own loop."""
 
 import asyncio
 import collections
-import os
 from typing import Any
 
 import grpc
@@ -10,21 +9,21 @@ import numpy as np
 import tensorflow_federated as tff
 import tqdm
 
+from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
-from tasks.reports import figures
-from tasks.runs import folder as run_folder_lib
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 import tff_debias
 from tff_debias import runtime
 
 
 class RoundFailedError(ValueError):
-  """The runtime could not finish a round: what it said, and what to do."""
+  """The runtime could not finish a round: its message, and what to do."""
 
 
 def run(
   experiment: experiment_lib.Experiment,
-  folder: run_folder_lib.RunFolder,
+  folder: folder_lib.RunFolder,
   rounds: int,
   rounds_per_checkpoint: int,
 ) -> None:
@@ -39,9 +38,9 @@ def run(
   Raises:
     ValueError: If the folder holds something else, or a round fails.
   """
-  run_name = folder.claim(experiment.settings)
+  folder.claim(experiment.settings)
   folder.repair_metrics()
-  storage = tff_debias.ClientStorage(folder.devices, run=run_name)
+  storage = tff_debias.ClientStorage(folder.storage)
   checkpoints = tff_debias.StorageStateManager(
     tff.program.FileProgramStateManager(
       folder.checkpoints, keep_total=2, keep_first=False
@@ -65,8 +64,8 @@ def run(
     done = _last_version(checkpoints)
     if done > rounds:
       raise settings_lib.SettingsError(
-        f'--rounds={rounds} must be at least {done}: so many rounds are done in'
-        f' {folder.path}.'
+        f'--rounds={rounds} must be at least {done}, the number of rounds that'
+        f' are done in {folder.path}.'
       )
     with _Progress(rounds, done) as progress:
       try:
@@ -97,32 +96,6 @@ def run(
   model = experiment.build_keras_model()
   weights.assign_weights_to(model)
   model.save(folder.meta_model)
-  figures.save_convergence(
-    folder.read_metrics(), experiment.title, folder.picture
-  )
-
-
-def summary(
-  experiment: experiment_lib.Experiment, folder: run_folder_lib.RunFolder
-) -> str:
-  """The outcome of a run in some lines, from its metrics."""
-  rows = folder.read_metrics()
-  tests = run_folder_lib.evaluations(rows)
-  last, best = tests[-1], max(tests, key=lambda test: test['accuracy'])
-  megabytes = (
-    rows[-1].get('distributor/bytes', 0) + rows[-1].get('aggregator/bytes', 0)
-  ) / 1e6
-  return '\n'.join(
-    (
-      experiment.title,
-      f'personalized accuracy {last["accuracy"]:.4f} after round'
-      f' {last["round"]:.0f} (10 % of devices below {last["low"]:.3f}); best'
-      f' {best["accuracy"]:.4f} after round {best["round"]:.0f}',
-      f'transmitted {last["models"]:.0f} models, {megabytes:.1f} MB',
-      f'results in {folder.path}: {os.path.basename(folder.picture)},'
-      ' metrics.csv, meta_model.keras, tensorboard/',
-    )
-  )
 
 
 def _wait(coroutine: Any) -> Any:
@@ -136,13 +109,13 @@ def _last_version(manager: tff.program.ProgramStateManager) -> int:
 def _reason(error: grpc.RpcError | runtime.WorkerError) -> str:
   if isinstance(error, runtime.WorkerError):
     return str(error)
-  # What follows the first line says where in the graphs it was.
-  first_line = error.details().split('\n')[0]
-  return first_line.removeprefix('Failed to run computation: ')
+  return errors.first_line(error.details()).removeprefix(
+    'Failed to run computation: '
+  )
 
 
 class _Progress(tff.program.ReleaseManager):
-  """A progress bar that is told the metrics of every round."""
+  """Shows the progress in a bar, from the metrics of every round."""
 
   def __init__(self, rounds: int, done: int):
     self._bar = tqdm.tqdm(
@@ -163,4 +136,4 @@ class _Progress(tff.program.ReleaseManager):
       mean = np.asarray(accuracy['accuracy']['mean'])
       self._bar.set_postfix_str(f'accuracy {mean:.3f}')
     if 'client_work' in value and not value['client_work']['participants']:
-      self._bar.write(f'Round {key}: no device counted; the model stays.')
+      self._bar.write(f'Round {key}: no client counted; the model stays.')

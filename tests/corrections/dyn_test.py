@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from corrections import simulation
 from tff_debias import corrections
@@ -11,46 +10,31 @@ def test_the_formulas():
   lam, w, start, update, h = (simulation.weights(random) for _ in range(5))
   dyn = corrections.Dyn(alpha=0.25)
   assert not dyn.allows_server_optimizer
-  assert dyn.server_message(h) == ()
+  assert not dyn.is_broadcast and not dyn.change_is_sent
   simulation.assert_close(
-    dyn.gradient_term((), lam, w, start),
+    dyn.gradient_term(lam, (), w, start),
     [
       -lam_l + 0.25 * (w_l - start_l)
       for lam_l, w_l, start_l in zip(lam, w, start, strict=True)
     ],
   )
-  state, message = dyn.finish_device((), lam, update, 7.0, 0.1)
-  assert message == ()
   simulation.assert_close(
-    state, [x - 0.25 * u for x, u in zip(lam, update, strict=True)]
+    dyn.state_change(lam, (), simulation.work(update, 7.0, 0.1)),
+    [-0.25 * u for u in update],
   )
   simulation.assert_close(
     dyn.broadcast_model(w, h), [x - y / 0.25 for x, y in zip(w, h, strict=True)]
   )
-  # Two of eight devices.
-  simulation.assert_close(
-    dyn.update_server(h, update, (), 2 / 8),
-    [x - 0.25 / 8 * 2 * u for x, u in zip(h, update, strict=True)],
-  )
 
 
 def test_states_start_at_zero_in_the_shape_of_the_weights():
-  weights = (tf.ones([2, 3]), tf.constant(4.0))
-  dyn = corrections.Dyn(1.0)
-  for state in (
-    dyn.initial_state(weights),
-    dyn.initial_server_state(weights),
-  ):
-    assert [(s.shape, s.dtype) for s in state] == [
-      (w.shape, w.dtype) for w in weights
-    ]
-    assert not any(map(np.any, state))
+  simulation.assert_starts_at_zero(corrections.Dyn(1.0))
 
 
 @pytest.mark.parametrize('decay', [1.0, 0.5])
 def test_over_rounds(decay):
   alpha = 0.3
-  lambdas = [[np.zeros(s) for s in simulation.SHAPES]] * simulation.NUM_DEVICES
+  lambdas = [[np.zeros(s) for s in simulation.SHAPES]] * simulation.NUM_CLIENTS
   last = None
   for t in simulation.rounds(corrections.Dyn(alpha), decay=decay):
     if last:
@@ -75,7 +59,15 @@ def test_over_rounds(decay):
   assert np.abs(last['server'][0]).max() > 0.01
 
 
-@pytest.mark.parametrize('alpha', [0.0, -1.0, float('nan'), float('inf')])
+def test_alpha_is_replaced_as_a_hyperparameter():
+  dyn = corrections.Dyn(0.5)
+  other = dyn.with_hparams({'alpha': 2.0})
+  assert (dyn.alpha, other.alpha) == (0.5, 2.0)
+  (change,) = other.state_change((1.0,), (), simulation.work((3.0,), 1.0, 1.0))
+  assert change == -6.0
+
+
+@pytest.mark.parametrize('alpha', [0.0, -1.0, float('nan'), float('inf'), 'a'])
 def test_alpha_must_be_positive(alpha):
-  with pytest.raises(ValueError, match='α must be positive and finite'):
+  with pytest.raises(ValueError, match='alpha must be a positive finite'):
     corrections.Dyn(alpha)

@@ -278,11 +278,13 @@ def test_dropout_is_on_in_training_and_off_in_the_test():
 
 @pytest.mark.parametrize('num_steps', [0, -1, 1.5, 2.0, '3', None, INFINITY])
 def test_a_wrong_number_of_steps_is_an_error(num_steps):
-  with pytest.raises(ValueError, match='MAML steps must be a positive integer'):
+  with pytest.raises(ValueError, match='num_steps of MAML must be'):
     personalizations.Maml(num_steps, 0.1)
 
 
 @pytest.mark.parametrize('rate', [0.0, -0.1, INFINITY, float('nan')])
 def test_a_wrong_learning_rate_is_an_error(rate):
-  with pytest.raises(ValueError, match='must be positive and finite'):
+  with pytest.raises(
+    ValueError, match='learning_rate of MAML must be a positive finite'
+  ):
     personalizations.Maml(1, rate)

@@ -3,7 +3,7 @@ import sys
 
 _PROGRAM = """
 import gc, os, signal, time
-from tasks import cli as program
+from tasks import cli
 
 def callback(phase, info):
   if phase == 'start' and not sent:
@@ -20,7 +20,7 @@ def main():
   time.sleep(60)
   print('not interrupted')
 
-program.run(main, lambda: None)
+cli.run(main, lambda: None)
 """
 
 

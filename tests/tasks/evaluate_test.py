@@ -78,9 +78,9 @@ def copy(folder, tmp_path):
   return run_folder_lib.RunFolder(path)
 
 
-def test_held_out_devices_never_train():
+def test_held_out_clients_never_train():
   some = experiment(held_out_share=0.3)
-  held_out = set(some.held_out_devices)
+  held_out = set(some.held_out_clients)
   assert len(held_out) == 4
   trained = {
     client['client_id']
@@ -89,16 +89,16 @@ def test_held_out_devices_never_train():
   }
   assert trained == set(some.train_data.client_ids) - held_out
   assert len(some.evaluation_data) == 8
-  assert set(experiment(held_out_share=0.3).held_out_devices) == held_out
+  assert set(experiment(held_out_share=0.3).held_out_clients) == held_out
   assert (
-    set(experiment(held_out_share=0.3, seed=1).held_out_devices) != held_out
+    set(experiment(held_out_share=0.3, seed=1).held_out_clients) != held_out
   )
 
 
 def test_with_none_held_out_the_participants_are_as_ever():
   everyone = experiment(held_out_share=0.0)
   ids = [f'client_{i:04d}' for i in range(12)]
-  assert everyone.training_devices == ids
+  assert everyone.training_clients == ids
   sample = tff.simulation.build_uniform_sampling_fn(ids, random_seed=0)
   for r in (1, 7):
     participants = [d['client_id'] for d in everyone.training_data(r)]
@@ -121,7 +121,7 @@ def test_wrong_shares_say_what_would_be_right(options, message):
     experiment(**options)
 
 
-def test_a_run_of_before_there_were_held_out_devices_goes_on(tmp_path):
+def test_a_run_of_before_there_were_held_out_clients_goes_on(tmp_path):
   settings = settings_lib.Settings(alpha=0.1)
   saved = dataclasses.asdict(settings)
   del saved['held_out_share']
@@ -212,7 +212,7 @@ def test_steps_are_steps_of_gradient_descent(runs, evaluated):
   start = network.get_weights()
   loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   by_step = []
-  for client_id in some.held_out_devices:
+  for client_id in some.held_out_clients:
     network.set_weights(start)
     x, y = arrays(some.train_data, client_id)
     test_x, test_y = arrays(some.test_data, client_id)

@@ -8,7 +8,7 @@ from sklearn import datasets
 import tensorflow as tf
 
 from tasks.runs import experiment as experiment_lib
-from tasks.runs import folder as run_folder_lib
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 from tff_debias import evaluation
 
@@ -18,7 +18,7 @@ def make_run(path, **options):
   experiment = experiment_lib.Experiment(
     settings_lib.Settings(num_clients=8, clients_per_round=3, **options)
   )
-  folder = run_folder_lib.RunFolder(str(path))
+  folder = folder_lib.RunFolder(str(path))
   os.makedirs(path)
   folder.claim(experiment.settings)
   experiment.build_keras_model().save(folder.meta_model)
@@ -52,7 +52,7 @@ def test_a_device_of_the_run(tmp_path, runtime, personalization, partition):
     'saved_model',
   ]
   # TFF's own test of the device, and the file on the raw images.
-  data = experiment.device_data('client_0003')
+  data = experiment.client_data('client_0003')
   weights = experiment.model.initial_weights
   right = evaluation.build_client_evaluation(
     experiment.model, experiment.personalization
@@ -102,7 +102,7 @@ def test_wrong_flags_and_files_are_named(tmp_path):
   pickled = npz(tmp_path / 'pickled.npz', x=np.array([{}]), y=[0])
   here = f'--run={run}'
   cases = [
-    ((), '--run=runs/NAME must say'),
+    ((), '--run=runs/NAME must name'),
     ((here,), 'either --client'),
     ((here, '--client=client_0001', f'--examples={good}'), 'either --client'),
     ((f'--run={tmp_path}/digit_run', '--client=a'), f'Did you mean {run}?'),

@@ -108,12 +108,74 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
 def test_a_damaged_state_of_a_device_is_an_error_that_names_it(tmp_path):
   folder = tmp_path / 'run'
   assert train(folder, '--rounds=4').returncode == 0
-  for path in (folder / 'devices').rglob('*.data-*'):
+  for path in (folder / 'storage').rglob('*.data-*'):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
   result = train(folder, '--rounds=30')
   assert result.returncode == 2
   assert 'Error: A round failed:' in result.stderr
-  assert str(folder / 'devices') in result.stderr
+  assert str(folder / 'storage') in result.stderr
   assert 'Traceback' not in result.stderr
+
+
+_CORRECTION = """
+import dataclasses
+import tff_debias
+
+@dataclasses.dataclass(frozen=True)
+class Pull(tff_debias.Correction):
+  gamma: float
+
+  def gradient_term(self, *arguments, **named):
+    weights = arguments[2] if len(arguments) > 2 else named['weights']
+    return tuple(self.gamma * w for w in weights)
+
+class FewSteps(tff_debias.Maml):
+  pass
+"""
+
+
+@pytest.mark.slow
+def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
+  (tmp_path / 'my_module.py').write_text(_CORRECTION)
+  environment = os.environ | {'PYTHONPATH': str(tmp_path)}
+
+  def train_own(name, *flags):
+    return subprocess.run(
+      command(tmp_path / name, '--rounds=2', *flags),
+      capture_output=True,
+      text=True,
+      timeout=300,
+      env=environment,
+    )
+
+  personalization = '--personalization=my_module:FewSteps(num_steps=1)'
+  accuracies = {}
+  for gamma in (0, 9):
+    correction = f'--correction=my_module:Pull(gamma={gamma})'
+    result = train_own(str(gamma), correction, personalization)
+    assert result.returncode == 0, result.stderr
+    title = f'Pull(gamma={gamma}), FewSteps(num_steps=1) on digits'
+    assert title in result.stdout
+    accuracies[gamma] = rows(tmp_path / str(gamma))[-1]
+  # Without its pull the correction is none, and the rounds are Per-FedAvg's.
+  result = train_own(
+    'none', '--method=per_fed_avg', '--personalization=maml', '--maml_steps=1'
+  )
+  assert result.returncode == 0, result.stderr
+  key = 'evaluation/by_client/accuracy/mean'
+  assert accuracies[0][key] == rows(tmp_path / 'none')[-1][key]
+  assert accuracies[9][key] != accuracies[0][key]
+  # The same command goes on, another argument does not.
+  correction = '--correction=my_module:Pull(gamma=0.)'
+  result = train_own('0', correction, personalization, '--rounds=3')
+  assert 'other settings: --correction=my_module:Pull' in result.stderr
+  result = train_own(
+    '9', '--correction=my_module:Pull(gamma = 9)', personalization, '--rounds=3'
+  )
+  assert result.returncode == 0, result.stderr
+  assert len(rows(tmp_path / '9')) == 4
+  wrong = train_own('x', '--correction=my_module:Pall(gamma=1)')
+  assert wrong.returncode == 2 and 'Did you mean Pull?' in wrong.stderr
+  assert not (tmp_path / 'x').exists()

@@ -1,64 +1,114 @@
-"""The interface of a correction: pure functions for device and server."""
+"""The interface of a correction, and of any state that clients keep."""
 
 import abc
+from collections.abc import Mapping
+import copy
 from typing import Any
+from typing import NamedTuple
 from typing import TypeAlias
 
 import tensorflow as tf
 
-#: Tensors, float32, of the shapes of the trainable weights.
+#: Float32 tensors of the shapes of the trainable weights.
 Weights: TypeAlias = tuple[tf.Tensor, ...]
+#: A tuple of tensors; `()` where nothing is kept.
+State: TypeAlias = tuple[tf.Tensor, ...]
 
 
-class Correction(abc.ABC):
-  """A correction: its device state (λ_i, c_i), its server state h, its terms.
+class LocalWork(NamedTuple):
+  """The local work of a client in a round; on the server, the mean of it.
 
-  In a round the server sends `broadcast_model` and `server_message`; a device
-  takes K steps with `gradient_term` added to its gradient, then `finish_device`
-  gives its new state and a message, and `update_server` takes the means.
-
-  A state is a tuple of tensors; `()` is no state. Both start as `initial_*`.
-  An implementation is a frozen dataclass of its hyperparameters, in a file of
-  its own. A correction without state overrides only `gradient_term`.
+  Attributes:
+    start: The broadcast model w^t.
+    update: w_i - w^t; on the server, its mean over the participants.
+    num_steps: The number K of local steps, a float32 scalar.
+    learning_rate: The learning rate β_t, a float32 scalar.
   """
 
-  #: Whether the mathematics leaves the server free to apply the mean update
-  #: through an optimizer of its own.
+  start: Weights
+  update: Weights
+  num_steps: tf.Tensor
+  learning_rate: tf.Tensor
+
+
+class PopulationMean:
+  """A state s_i that every client keeps, and its mean s over all m clients.
+
+  A client moves its state by its `state_change`. The server never sees a state;
+  it moves the mean by (1/m) Σ_S of the participants' changes.
+
+  Attributes:
+    is_broadcast: Whether clients are sent the mean s with the model.
+    change_is_sent: Whether clients send their change with their update. If not,
+      the server applies `state_change` to the mean update. That is exact where
+      the change is an affine function of the update, the same function for all
+      participants, and does not depend on the client's state.
+    equal_steps: Whether that is so only if all participants take the same
+      number K of local steps. The server then refuses a round in which they do
+      not.
+  """
+
+  is_broadcast: bool = False
+  change_is_sent: bool = True
+  equal_steps: bool = False
+
+  def initial_state(self, weights: Weights) -> State:
+    """The state of a client that never took part: by default none.
+
+    Args:
+      weights: Trainable weights, for their shapes.
+
+    Returns:
+      A tuple of tensors of fixed shapes.
+    """
+    del weights
+    return ()
+
+  def state_change(self, state: State, mean: State, work: LocalWork) -> State:
+    """The change of a client's state by its local work: by default none.
+
+    Args:
+      state: The client's state s_i before the round. On the server (see
+        `change_is_sent`), the mean.
+      mean: The mean s before the round if it `is_broadcast`, else `()`.
+      work: The local work.
+
+    Returns:
+      The change, like `initial_state`.
+    """
+    del state, mean, work
+    return ()
+
+
+class Correction(PopulationMean, abc.ABC):
+  """A correction R_i(w), the term that a client adds to its gradient.
+
+  The client's state is λ_i of Dyn or c_i of Scaf; the server keeps its mean.
+  An implementation is a frozen dataclass of its hyperparameters in a file of
+  its own. One without a state overrides only `gradient_term`.
+
+  Attributes:
+    hparams: The names of the fields that are hyperparameters of the learning
+      process (`get_hparams`, `set_hparams`): positive float32 scalars.
+    allows_server_optimizer: Whether the server may apply the mean update with
+      an optimizer of its own.
+    allows_client_optimizer: Whether clients may take their local steps with
+      another optimizer than plain SGD.
+  """
+
+  hparams: tuple[str, ...] = ()
   allows_server_optimizer: bool = True
-
-  def initial_state(self, weights: Weights) -> tuple[tf.Tensor, ...]:
-    """The state of a device that never took part, of fixed shapes."""
-    del weights
-    return ()
-
-  def initial_server_state(self, weights: Weights) -> tuple[tf.Tensor, ...]:
-    """The server's state h before the first round."""
-    del weights
-    return ()
-
-  def broadcast_model(self, weights: Weights, server_state: Any) -> Weights:
-    """The model w^t that devices start from, given the model *selected*."""
-    del server_state
-    return weights
-
-  def server_message(self, server_state: Any) -> tuple[tf.Tensor, ...]:
-    """What is sent to every device besides the model."""
-    del server_state
-    return ()
+  allows_client_optimizer: bool = True
 
   @abc.abstractmethod
   def gradient_term(
-    self,
-    server_message: Any,
-    device_state: Any,
-    weights: Weights,
-    start: Weights,
+    self, state: State, mean: State, weights: Weights, start: Weights
   ) -> Weights | None:
     """The term R_i(w) of a local step.
 
     Args:
-      server_message: What `server_message` gave.
-      device_state: The device's state before this round.
+      state: The client's state s_i before this round.
+      mean: The mean s if it `is_broadcast`, else `()`.
       weights: The weights w of this step.
       start: The broadcast model w^t.
 
@@ -66,46 +116,23 @@ class Correction(abc.ABC):
       R_i(w), or `None` for 0.
     """
 
-  def finish_device(
-    self,
-    server_message: Any,
-    device_state: Any,
-    update: Weights,
-    num_steps: tf.Tensor,
-    learning_rate: tf.Tensor,
-  ) -> tuple[tuple[tf.Tensor, ...], tuple[tf.Tensor, ...]]:
-    """The device's new state, and what it sends besides its update.
+  def broadcast_model(self, weights: Weights, mean: State) -> Weights:
+    """The model w^t that clients start from: by default `weights`.
 
     Args:
-      server_message: What `server_message` gave.
-      device_state: The device's state before this round.
-      update: w_i - w^t.
-      num_steps: The number K of steps taken, a float32 scalar.
-      learning_rate: The learning rate β_t, a float32 scalar.
+      weights: The model *selected*, the mean of the last participants' models.
+      mean: The mean s.
 
     Returns:
-      A pair of the new state and the message, like `initial_state`.
+      The model w^t.
     """
-    del server_message, update, num_steps, learning_rate
-    return device_state, ()
+    del mean
+    return weights
 
-  def update_server(
-    self,
-    server_state: Any,
-    mean_update: Weights,
-    mean_message: Any,
-    share: tf.Tensor,
-  ) -> tuple[tf.Tensor, ...]:
-    """The server's new state h.
-
-    Args:
-      server_state: The state h.
-      mean_update: The mean of w_i - w^t over the participants.
-      mean_message: The mean of the devices' messages over the participants.
-      share: The participants' share p/m of all devices, a float32 scalar.
-
-    Returns:
-      The new state.
-    """
-    del mean_update, mean_message, share
-    return server_state
+  def with_hparams(self, hparams: Mapping[str, Any]) -> 'Correction':
+    """A copy with other values, also tensors, for the fields in `hparams`."""
+    result = copy.copy(self)
+    for name, value in hparams.items():
+      # The dataclass is frozen, and would refuse a tensor.
+      object.__setattr__(result, name, value)
+    return result

@@ -48,6 +48,8 @@ class Personalization(abc.ABC):
   #: Consecutive batches that one local step takes: 1, or 2 for support and
   #: query.
   batches_per_step: int = 2
+  #: The bound on the norm of a gradient in training, the paper's by default.
+  default_max_grad_norm: float = 10.0
 
   def check_model(self, model: models.Model) -> None:  # noqa: B027
     """Raises a `ValueError` if `model` cannot be personalized this way."""

@@ -1,11 +1,10 @@
 """MAML: the device takes some steps of gradient descent on its support data."""
 
 import dataclasses
-import math
-import numbers
 
 import tensorflow as tf
 
+from tff_debias import checks
 from tff_debias import loops
 from tff_debias import models
 from tff_debias.personalizations import base
@@ -18,8 +17,8 @@ class Maml(base.Personalization):
   Attributes:
     num_steps: The number of steps s.
     learning_rate: The size a of a step.
-    first_order: Whether ∇L(u_j; A) is treated as a constant (first-order MAML)
-      and the second derivatives are left out. By default they are exact.
+    first_order: Whether ∇L(u_j; A) is treated as a constant, which leaves out
+      the second derivatives (first-order MAML). By default they are exact.
 
   Raises:
     ValueError: If `num_steps` is not a positive integer or `learning_rate` not
@@ -31,17 +30,10 @@ class Maml(base.Personalization):
   first_order: bool = False
 
   def __post_init__(self):
-    if not isinstance(self.num_steps, numbers.Integral) or self.num_steps < 1:
-      raise ValueError(
-        'The number of MAML steps must be a positive integer, got'
-        f' {self.num_steps!r}.'
-      )
-    is_number = isinstance(self.learning_rate, numbers.Real)
-    if not is_number or not 0 < self.learning_rate < math.inf:
-      raise ValueError(
-        'The MAML learning rate must be positive and finite, got'
-        f' {self.learning_rate!r}.'
-      )
+    checks.check_integer('num_steps of MAML', self.num_steps)
+    checks.check_number(
+      'learning_rate of MAML', self.learning_rate, positive=True
+    )
 
   def meta_loss(self, model, weights, batches, weight_decay):
     """See base class."""
@@ -105,5 +97,5 @@ def _full_batch_gradient(
     return total, num_examples + result.num_examples
 
   zeros = tuple(tf.zeros_like(w) for w in weights.trainable)
-  total, num_examples = loops.reduce(dataset, (zeros, 0.0), add_batch)
+  total, num_examples = loops.reduce_batches(dataset, (zeros, 0.0), add_batch)
   return tuple(tf.math.divide_no_nan(t, num_examples) for t in total)

@@ -1,6 +1,7 @@
 """No personalization: the device uses the meta-model as it is."""
 
 import dataclasses
+import math
 
 from tff_debias.personalizations import base
 
@@ -10,6 +11,7 @@ class NoPersonalization(base.Personalization):
   """T_i(w) = w, so that f_i(w) = L(w; A)."""
 
   batches_per_step = 1
+  default_max_grad_norm = math.inf
 
   def meta_loss(self, model, weights, batches, weight_decay):
     """See base class."""

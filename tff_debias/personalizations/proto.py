@@ -1,11 +1,11 @@
 """Proto: the device classifies by the nearest mean feature of its classes."""
 
 import dataclasses
-import numbers
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from tff_debias import checks
 from tff_debias import loops
 from tff_debias import models
 from tff_debias.personalizations import base
@@ -40,13 +40,8 @@ class Proto(base.Personalization):
   num_classes: int | None = None
 
   def __post_init__(self):
-    if self.num_classes is not None and (
-      not isinstance(self.num_classes, numbers.Integral) or self.num_classes < 1
-    ):
-      raise ValueError(
-        'The number of classes must be a positive integer, got'
-        f' {self.num_classes!r}.'
-      )
+    if self.num_classes is not None:
+      checks.check_integer('num_classes of Proto', self.num_classes)
 
   def check_model(self, model):
     """See base class."""
@@ -83,7 +78,7 @@ class Proto(base.Personalization):
   def personalize(self, model, weights, dataset, max_grad_norm):
     """See base class: the prototypes of all of the training data."""
     del max_grad_norm
-    sums = loops.reduce(
+    sums = loops.reduce_batches(
       dataset,
       self._empty_sums(model),
       lambda sums, batch: self._add_batch(

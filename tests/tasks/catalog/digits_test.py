@@ -3,7 +3,8 @@ import pytest
 from sklearn import datasets
 
 from tasks.catalog import digits
-from tasks.catalog import task
+from tasks.readers import files
+from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 
 
@@ -47,14 +48,20 @@ def test_network_and_augmentation():
 
 @pytest.mark.parametrize('method', settings_lib.METHODS)
 def test_defaults_complete_the_settings(method):
-  settings = settings_lib.Settings(method=method)
-  defaults = digits.load().defaults(settings)
-  assert defaults['rounds'] >= 1
-  resolved = vars(settings.resolve(defaults))
-  unset = {k for k, v in resolved.items() if v is None}
-  assert unset == {'data_dir', 'partition'}
+  personalizes = settings_lib.METHODS[method][1]
+  settings = settings_lib.Settings(
+    method=method, personalization='maml' if personalizes else 'none'
+  )
+  resolved = experiment_lib.resolve(digits.load(), settings)
+  unset = {k for k, v in vars(resolved).items() if v is None}
+  without_effect = {'concentration'}
+  if not personalizes:
+    without_effect |= {'maml_first_order', 'maml_learning_rate', 'maml_steps'}
+  if not method.endswith('dyn'):
+    without_effect.add('alpha')
+  assert unset == {'data_dir', *without_effect}
 
 
 def test_a_folder_is_refused():
-  with pytest.raises(task.DataError, match="data_dir .* got '/tmp'"):
+  with pytest.raises(files.DataError, match="data_dir .* got '/tmp'"):
     digits.load('/tmp')

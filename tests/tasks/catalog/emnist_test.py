@@ -27,11 +27,11 @@ def test_a_device_is_a_writer(tmp_path, module, num_classes):
         assert one['y'].shape == () and one['y'].dtype == np.int32
         np.testing.assert_array_equal(one['x'][..., 0], raw['pixels'])
         assert one['y'] == raw['label']
-  settings = settings_lib.Settings()
-  defaults = loaded.defaults(settings)
-  assert defaults['num_clients'] == 4
-  unset = {k for k, v in vars(settings.resolve(defaults)).items() if v is None}
-  assert unset == {'data_dir', 'partition', 'classes_per_client'}
+  settings = settings_lib.Settings(personalization='maml')
+  resolved = experiment_lib.resolve(loaded, settings)
+  assert resolved.num_clients == 4
+  unset = {k for k, v in vars(resolved).items() if v is None}
+  assert unset == {'data_dir', 'classes_per_client', 'concentration'}
   assert loaded.build_model(3).output_shape == (None, 3)
 
 
@@ -70,7 +70,7 @@ def test_trains_and_tests_through_the_runtime(tmp_path, runtime, method):
   state = process.initialize()
   for round_num in (1, 2):
     state, metrics = process.next(state, experiment.training_data(round_num))
-    assert metrics['client_work']['clients_per_round'] == 2
+    assert metrics['client_work']['participants'] == 2
   tested = experiment.build_evaluation()(
     experiment.evaluated_weights(process, state), experiment.evaluation_data
   )

@@ -4,7 +4,6 @@ import numpy as np
 
 from tasks.catalog import fashion_mnist
 from tasks.catalog import fashion_mnist_small
-from tasks.runs import settings as settings_lib
 
 
 def test_every_2_by_2_pixels_are_their_mean(files):  # noqa: F811
@@ -30,7 +29,7 @@ def test_the_network_and_the_settings_are_smaller(files):  # noqa: F811
   model = task.build_model(10)
   assert model.count_params() == 34_122
   assert model(task.test[0]).shape == (20, 10)
-  defaults = task.defaults(settings_lib.Settings(method='pfl_scaf'))
+  defaults = task.defaults('scaf', 'proto')
   assert defaults['local_steps'] == 10
   # As published.
   assert (defaults['num_clients'], defaults['clients_per_round']) == (100, 10)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tasks.catalog import fashion_mnist
-from tasks.catalog import task
-from tasks.readers import tfds as from_tfds
+from tasks.readers import files as files_lib
+from tasks.readers import tfds as tfds_lib
+from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 
 REAL = '/usr/share/datasets/fashion-mnist'
@@ -89,7 +90,7 @@ def test_black_is_what_images_are_padded_with(files):
 )
 def test_a_wrong_file_is_named(files, name, array, match):
   write(files[0] / f'{name}.gz', array)
-  with pytest.raises(task.DataError, match=match) as e:
+  with pytest.raises(files_lib.DataError, match=match) as e:
     fashion_mnist.load(str(files[0]))
   assert name in str(e.value)
 
@@ -97,7 +98,9 @@ def test_a_wrong_file_is_named(files, name, array, match):
 def test_a_truncated_file_is_named(files):
   path = files[0] / 'train-images-idx3-ubyte.gz'
   path.write_bytes(path.read_bytes()[:1000])
-  with pytest.raises(task.DataError, match=f'{path} is a damaged gzip file'):
+  with pytest.raises(
+    files_lib.DataError, match=f'{path} is a damaged gzip file'
+  ):
     fashion_mnist.load(str(files[0]))
 
 
@@ -105,7 +108,7 @@ def test_a_truncated_file_is_named(files):
 def test_a_missing_file_says_how_to_get_it(tmp_path, monkeypatch, data_dir):
   (tmp_path / 'empty').mkdir()
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(task.DataError, match='neither train-images') as e:
+  with pytest.raises(files_lib.DataError, match='neither train-images') as e:
     fashion_mnist.load(data_dir)
   assert 'apt-get install dataset-fashion-mnist' in str(e.value)
 
@@ -115,7 +118,7 @@ def test_loads_from_tensorflow_datasets(monkeypatch):
   import tensorflow_datasets as tfds
 
   monkeypatch.setattr(fashion_mnist, '_DEBIAN_DIR', '/nowhere')
-  monkeypatch.setattr(from_tfds, '_check_server', lambda url: None)
+  monkeypatch.setattr(tfds_lib, '_check_server', lambda url: None)
   with tfds.testing.mock_data(num_examples=15):
     loaded = fashion_mnist.load()
     sets = tfds.load('fashion_mnist', split=['train', 'test'])
@@ -134,7 +137,7 @@ def test_without_any_source_it_says_how_to_get_one(monkeypatch):
   # Makes the import fail, whatever is installed.
   monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   with pytest.raises(
-    task.DataError, match='could not provide fashion_mnist'
+    files_lib.DataError, match='could not provide fashion_mnist'
   ) as e:
     fashion_mnist.load()
   for part in (
@@ -170,7 +173,7 @@ def test_network_and_defaults(files):
   assert loaded.num_classes == 10
   model = loaded.build_model(5)
   assert model(loaded.train[0][:2]).shape == (2, 5)
-  settings = settings_lib.Settings()
-  resolved = vars(settings.resolve(loaded.defaults(settings)))
+  settings = settings_lib.Settings(personalization='maml')
+  resolved = vars(experiment_lib.resolve(loaded, settings))
   unset = {k for k, v in resolved.items() if v is None}
-  assert unset == {'data_dir', 'partition'}
+  assert unset == {'data_dir', 'concentration'}

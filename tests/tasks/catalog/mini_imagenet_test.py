@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tasks.catalog import mini_imagenet
-from tasks.catalog import task
+from tasks.readers import files
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 
@@ -153,7 +153,7 @@ def test_a_wrong_file_is_named(tmp_path, damage, said):
   name = 'miniImageNet_category_split_val.pickle'
   damage(contents[name])
   write(tmp_path, contents)
-  with pytest.raises(task.DataError, match=said) as e:
+  with pytest.raises(files.DataError, match=said) as e:
     mini_imagenet.load(str(tmp_path))
   assert name in str(e.value)
 
@@ -170,7 +170,7 @@ def test_a_wrong_cache_is_named(tmp_path, damage, said):
   contents = cache_contents()
   damage(contents['mini-imagenet-cache-val.pkl'])
   write(tmp_path, contents)
-  with pytest.raises(task.DataError, match=said) as e:
+  with pytest.raises(files.DataError, match=said) as e:
     mini_imagenet.load(str(tmp_path))
   assert 'mini-imagenet-cache-val.pkl' in str(e.value)
 
@@ -179,18 +179,18 @@ def test_a_truncated_file_is_named(tmp_path):
   write(tmp_path, cache_contents())
   path = tmp_path / 'mini-imagenet-cache-test.pkl'
   path.write_bytes(path.read_bytes()[:-100])
-  with pytest.raises(task.DataError, match=f'{path} is .* truncated'):
+  with pytest.raises(files.DataError, match=f'{path} is .* truncated'):
     mini_imagenet.load(str(tmp_path))
 
 
 def test_missing_files_say_how_to_get_them(tmp_path):
   for folder, said in ((None, 'not given'), (str(tmp_path), str(tmp_path))):
-    with pytest.raises(task.DataError, match=said) as e:
+    with pytest.raises(files.DataError, match=said) as e:
       mini_imagenet.load(folder)
     for part in ('data_dir', 'train_phase_train.pickle', 'cache-train.pkl'):
       assert part in str(e.value)
   contents = cache_contents()
   contents.pop('mini-imagenet-cache-val.pkl')
   write(tmp_path, contents)
-  with pytest.raises(task.DataError, match='there is no .*cache-val.pkl'):
+  with pytest.raises(files.DataError, match='there is no .*cache-val.pkl'):
     mini_imagenet.load(str(tmp_path))

@@ -72,3 +72,33 @@ def test_large_cnn_is_the_authors_network(num_outputs, num_weights):
     hidden = tf.nn.relu(hidden @ kernel + bias)
   expected = hidden @ weights[10] + weights[11]
   np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'build, input_shape',
+  [(networks.cnn, (32, 32, 3)), (networks.large_cnn, (84, 84, 3))],
+)
+def test_initial_weights_are_distributed_as_in_pytorch(build, input_shape):
+  def weights(seed):
+    tf.keras.utils.set_random_seed(seed)
+    return build(input_shape, 10).get_weights()
+
+  first = weights(3)
+  normalized = []
+  for kernel, bias in zip(first[::2], first[1::2], strict=True):
+    # PyTorch: the bound of both is one over the root of the kernel's fan-in.
+    fan_in = np.prod(kernel.shape[:-1])
+    normalized += [kernel.ravel() * fan_in**0.5, bias * fan_in**0.5]
+  for part in normalized:
+    # A uniform variable in ±1 has the mean 0 and the deviation 1/√3.
+    error = len(part) ** -0.5
+    assert np.abs(part).max() <= 1 + 1e-6
+    assert np.abs(part).max() > 1 - 10 * error**2
+    assert abs(part.mean()) < 4 * error / 3**0.5
+    assert part.std() == pytest.approx(3**-0.5, abs=1.5 * error)
+  # The draws are independent of each other: kernel and bias, layer and layer.
+  firsts = [tuple(part[:10]) for part in normalized]
+  assert len(set(firsts)) == len(firsts)
+  for one, again, other in zip(first, weights(3), weights(4), strict=True):
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)

@@ -5,16 +5,16 @@ from tasks.catalog import published
 from tasks.runs import settings as settings_lib
 
 
-# ALGORITHMS.md, "The published experiment": s, a and α by method.
+# The steps s and their size a of MAML, and α, as published for each method.
 @pytest.mark.parametrize(
   'method, personalization, maml_steps, maml_learning_rate, alpha',
   [
-    ('fed_dyn', 'none', 5, 0.01, 0.01),
-    ('per_fed_avg', 'maml', 5, 0.01, 0.01),
+    ('fed_dyn', 'none', None, None, 0.01),
+    ('per_fed_avg', 'maml', 5, 0.01, None),
     ('pfl_dyn', 'maml', 5, 0.01, 0.01),
-    ('pfl_dyn', 'proto', 5, 0.01, 0.1),
-    ('pfl_scaf', 'maml', 1, 0.1, 0.01),
-    ('scaffold', 'none', 1, 0.1, 0.01),
+    ('pfl_dyn', 'proto', None, None, 0.1),
+    ('pfl_scaf', 'maml', 1, 0.1, None),
+    ('scaffold', 'none', None, None, None),
   ],
 )
 def test_defaults_depend_on_the_method(
@@ -23,7 +23,9 @@ def test_defaults_depend_on_the_method(
   settings = settings_lib.Settings(
     method=method, personalization=personalization
   )
-  resolved = settings.resolve(published.defaults(settings))
+  resolved = settings.resolve(
+    published.defaults(settings.correction, settings.personalization)
+  )
   assert resolved.maml_steps == maml_steps
   assert resolved.maml_learning_rate == maml_learning_rate
   assert resolved.alpha == alpha
@@ -31,11 +33,17 @@ def test_defaults_depend_on_the_method(
   assert (resolved.local_steps, resolved.batch_size) == (50, 50)
   assert (resolved.learning_rate, resolved.weight_decay) == (0.1, 1e-3)
   assert resolved.learning_rate_decay == 0.997
+  bound = np.inf if personalization == 'none' else 10
+  assert resolved.max_grad_norm == bound
 
 
 def test_what_is_given_is_no_default():
-  settings = settings_lib.Settings(method='pfl_scaf', maml_steps=3)
-  resolved = settings.resolve(published.defaults(settings))
+  settings = settings_lib.Settings(
+    method='pfl_scaf', personalization='maml', maml_steps=3
+  )
+  resolved = settings.resolve(
+    published.defaults(settings.correction, settings.personalization)
+  )
   assert (resolved.maml_steps, resolved.maml_learning_rate) == (3, 0.1)
 
 
@@ -51,7 +59,7 @@ def test_image_task_is_the_published_treatment():
   np.testing.assert_allclose(scaled, expected, atol=1e-4)
   assert made.train[1].dtype == made.test[1].dtype == np.int32
   assert made.build_model(10).count_params() == 797_962
-  assert made.defaults(settings_lib.Settings())['rounds'] == 7
+  assert made.defaults('dyn', 'proto')['rounds'] == 7
   white = np.full((20, 32, 32, 3), 255, np.uint8)
   padded = made.augment(white, [1, 2]).numpy()
   colors = np.unique(padded.reshape(-1, 3), axis=0)

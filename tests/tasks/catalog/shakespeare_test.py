@@ -60,11 +60,11 @@ def test_takes_tffs_own_examples():
   )
   text = bytes(int(example['y']) for example in dataset)
   assert text.startswith(b'Never.But now, my lord.How if fair')
-  settings = settings_lib.Settings()
-  resolved = settings.resolve(made.defaults(settings))
+  settings = settings_lib.Settings(personalization='maml')
+  resolved = experiment_lib.resolve(made, settings)
   assert resolved.num_clients == 3
   unset = {k for k, v in vars(resolved).items() if v is None}
-  assert unset == {'data_dir', 'partition', 'classes_per_client'}
+  assert unset == {'data_dir', 'classes_per_client', 'concentration'}
 
 
 @pytest.mark.parametrize('personalization', ['maml', 'proto'])
@@ -99,7 +99,7 @@ def test_trains_and_tests_through_the_runtime(
   state, metrics = process.next(
     process.initialize(), experiment.training_data(1)
   )
-  assert metrics['client_work']['clients_per_round'] == 2
+  assert metrics['client_work']['participants'] == 2
   tested = experiment.build_evaluation()(
     experiment.evaluated_weights(process, state), experiment.evaluation_data
   )

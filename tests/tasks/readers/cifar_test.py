@@ -7,9 +7,9 @@ import pytest
 
 from tasks.catalog import cifar10
 from tasks.catalog import cifar100
-from tasks.catalog import task
-from tasks.readers import cifar as cifar_files
-from tasks.readers import tfds as from_tfds
+from tasks.readers import cifar
+from tasks.readers import files
+from tasks.readers import tfds as tfds_lib
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_named(
     write_archive(tmp_path / variant.archive, variant.folder, contents)
   else:
     write(tmp_path, contents)
-  with pytest.raises(task.DataError, match=said) as e:
+  with pytest.raises(files.DataError, match=said) as e:
     module.load(str(tmp_path))
   assert name in str(e.value) and str(tmp_path) in str(e.value)
 
@@ -153,22 +153,24 @@ def test_a_truncated_archive_is_named(module, contents, tmp_path):
     damaged.append(whole[:end])
   for content in damaged:
     path.write_bytes(content)
-    with pytest.raises(task.DataError, match=f'{path} is truncated or damaged'):
+    with pytest.raises(
+      files.DataError, match=f'{path} is truncated or damaged'
+    ):
       module.load(str(tmp_path))
   write_archive(path, 'other', contents)
-  with pytest.raises(task.DataError, match=f'{path} is another archive'):
+  with pytest.raises(files.DataError, match=f'{path} is another archive'):
     module.load(str(tmp_path))
 
 
 def test_missing_files_say_how_to_get_them(module, contents, tmp_path):
   variant = module._VARIANT
-  with pytest.raises(task.DataError, match='There is neither') as e:
+  with pytest.raises(files.DataError, match='There is neither') as e:
     module.load(str(tmp_path))
   for part in (variant.archive, variant.folder, str(tmp_path), '~kriz'):
     assert part in str(e.value)
   name, _ = contents.popitem()
   write(tmp_path, contents)
-  with pytest.raises(task.DataError, match=f'but not {name}'):
+  with pytest.raises(files.DataError, match=f'but not {name}'):
     module.load(str(tmp_path))
 
 
@@ -176,7 +178,7 @@ def test_loads_from_tensorflow_datasets(module, monkeypatch):
   # Slow to import, for this test only.
   import tensorflow_datasets as tfds
 
-  monkeypatch.setattr(from_tfds, '_check_server', lambda url: None)
+  monkeypatch.setattr(tfds_lib, '_check_server', lambda url: None)
   with tfds.testing.mock_data(num_examples=15):
     loaded = module.load()
     sets = tfds.load(module._VARIANT.tfds_name, split=['train', 'test'])
@@ -236,4 +238,4 @@ def test_variants_are_as_published():
   assert cifar100._VARIANT.train == {'train.bin': 50_000}
   for module in (cifar10, cifar100):
     assert list(module._VARIANT.test.values()) == [10_000]
-    assert isinstance(module._VARIANT, cifar_files.Variant)
+    assert isinstance(module._VARIANT, cifar.Variant)

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from tasks.catalog import task
+from tasks.readers import files
 from tasks.readers import idx
 
 
@@ -56,13 +56,13 @@ def test_no_elements(tmp_path):
 def test_a_damaged_file_says_what_is_wrong(tmp_path, content, match):
   path = tmp_path / 'images'
   path.write_bytes(content)
-  with pytest.raises(task.DataError, match=match) as e:
+  with pytest.raises(files.DataError, match=match) as e:
     idx.read(path, rank=3)
   assert str(path) in str(e.value)
 
 
 def test_an_unreadable_file_says_why(tmp_path):
-  with pytest.raises(task.DataError, match='nothing cannot be read: No such'):
+  with pytest.raises(files.DataError, match='nothing cannot be read: No such'):
     idx.read(tmp_path / 'nothing', rank=1)
-  with pytest.raises(task.DataError, match='cannot be read: Is a directory'):
+  with pytest.raises(files.DataError, match='cannot be read: Is a directory'):
     idx.read(tmp_path, rank=1)

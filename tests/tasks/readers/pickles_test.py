@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from tasks.catalog import task
-from tasks.readers import pickles as safe_pickle
+from tasks.readers import files
+from tasks.readers import pickles
 
 _CONTENT = {
   'data': np.arange(24, dtype=np.uint8).reshape(2, 3, 4),
@@ -30,7 +30,7 @@ class _Evil:
 def test_round_trip(tmp_path, protocol):
   path = tmp_path / 'a.pickle'
   path.write_bytes(pickle.dumps(_CONTENT, protocol))
-  content = safe_pickle.read(path)
+  content = pickles.read(path)
   assert content.keys() == _CONTENT.keys()
   assert content['data'].dtype == np.uint8
   assert np.array_equal(content['data'], _CONTENT['data'])
@@ -44,7 +44,7 @@ def test_reads_what_numpy_2_writes(tmp_path):
     b'numpy.core.multiarray', b'numpy._core.multiarray'
   )
   path.write_bytes(written)
-  assert np.array_equal(safe_pickle.read(path)['data'], _CONTENT['data'])
+  assert np.array_equal(pickles.read(path)['data'], _CONTENT['data'])
 
 
 def test_reads_what_python_2_writes(tmp_path):
@@ -57,7 +57,7 @@ def test_reads_what_python_2_writes(tmp_path):
   )
   path = tmp_path / 'a.pickle'
   path.write_bytes(written)
-  assert safe_pickle.read(path)['data'].tolist() == [200, 1]
+  assert pickles.read(path)['data'].tolist() == [200, 1]
 
 
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
@@ -65,8 +65,8 @@ def test_runs_nothing(tmp_path, protocol):
   path, made = tmp_path / 'a.pickle', tmp_path / 'made'
   evil = {'data': [_Evil(made)]}
   path.write_bytes(pickle.dumps(evil, protocol))
-  with pytest.raises(task.DataError, match='mkdir is not allowed') as e:
-    safe_pickle.read(path)
+  with pytest.raises(files.DataError, match='mkdir is not allowed') as e:
+    pickles.read(path)
   assert str(path) in str(e.value)
   assert not made.exists()
   pickle.loads(path.read_bytes())
@@ -77,8 +77,8 @@ def test_a_dotted_name_reaches_nothing(tmp_path):
   path = tmp_path / 'a.pickle'
   # From protocol 4 on, a name with dots is followed through attributes.
   path.write_bytes(b'\x80\x04\x8c\x05numpy\x8c\x0dcore.sys.exit\x93)R.')
-  with pytest.raises(task.DataError, match='is not allowed'):
-    safe_pickle.read(path)
+  with pytest.raises(files.DataError, match='is not allowed'):
+    pickles.read(path)
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -86,7 +86,7 @@ def test_a_damaged_file_is_named(tmp_path):
   whole = pickle.dumps(_CONTENT, 2)
   for content in (b'', b'<!DOCTYPE html>', *(whole[:i] for i in range(1, 99))):
     path.write_bytes(content)
-    with pytest.raises(task.DataError, match=f'{path} is no pickle of arrays'):
-      safe_pickle.read(path)
-  with pytest.raises(task.DataError, match='cannot be read: No such file'):
-    safe_pickle.read(tmp_path / 'nothing')
+    with pytest.raises(files.DataError, match=f'{path} is no pickle of arrays'):
+      pickles.read(path)
+  with pytest.raises(files.DataError, match='cannot be read: No such file'):
+    pickles.read(tmp_path / 'nothing')

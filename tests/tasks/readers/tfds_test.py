@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from tasks.catalog import task
-from tasks.readers import tfds as from_tfds
+from tasks.readers import files
+from tasks.readers import tfds as tfds_lib
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def fail():
 def test_loads_both_sets(server, answer):
   server.answer = answer
   with tfds.testing.mock_data(num_examples=7):
-    sets = from_tfds.load('cifar100', 'Get it.')
+    sets = tfds_lib.load('cifar100', 'Get it.')
     expected = tfds.load('cifar100', split=['train', 'test'])
   for (x, y), dataset in zip(sets, expected, strict=True):
     examples = list(dataset.as_numpy_iterator())
@@ -48,12 +48,12 @@ def test_loads_both_sets(server, answer):
 
 def test_without_network_it_says_so_and_what_to_do(server):
   server.answer = fail
-  with pytest.raises(task.DataError, match='provide cifar10 .*no netw') as e:
-    from_tfds.load('cifar10', 'Get it.')
+  with pytest.raises(files.DataError, match='provide cifar10 .*no netw') as e:
+    tfds_lib.load('cifar10', 'Get it.')
   assert str(e.value).endswith('Get it.')
   assert len(server.asked) == 1
 
 
 def test_an_unknown_name_is_an_error(server):
-  with pytest.raises(task.DataError, match='could not provide cifar11'):
-    from_tfds.load('cifar11', 'Get it.')
+  with pytest.raises(files.DataError, match='could not provide cifar11'):
+    tfds_lib.load('cifar11', 'Get it.')

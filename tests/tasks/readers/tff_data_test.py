@@ -10,14 +10,14 @@ import pytest
 import tensorflow_federated as tff
 import tff_files
 
-from tasks.catalog import task
-from tasks.readers import tff_data as from_tff
+from tasks.readers import files
+from tasks.readers import tff_data
 
 _NAME = 'emnist_all.sqlite'
 _SPLITS = tff_files.writers(num_writers=3)
 
 load = functools.partial(
-  from_tff.load,
+  tff_data.load,
   functools.partial(tff.simulation.datasets.emnist.load_data, False),
   _NAME,
 )
@@ -52,7 +52,9 @@ def test_unpacks_what_the_server_has(tmp_path):
   path = tmp_path / f'{_NAME}.lzma'
   for content in (packed[:-9], packed[:1000], b'', b'<!DOCTYPE html>'):
     path.write_bytes(content)
-    with pytest.raises(task.DataError, match=f'{path} is truncated or damaged'):
+    with pytest.raises(
+      files.DataError, match=f'{path} is truncated or damaged'
+    ):
       load(str(tmp_path))
     assert {p.name for p in tmp_path.iterdir()} == {'a', path.name}
   path.write_bytes(packed)
@@ -82,18 +84,18 @@ def test_a_truncated_database_is_named(tmp_path):
   tff_files.write(path, _SPLITS)
   whole = path.read_bytes()
   path.write_bytes(whole[:-1])
-  with pytest.raises(task.DataError, match='is truncated') as e:
+  with pytest.raises(files.DataError, match='is truncated') as e:
     load(str(tmp_path))
   for part in (path, f'must have {len(whole)} bytes', f'got {len(whole) - 1}'):
     assert str(part) in str(e.value)
   for content in (b'', whole[:99], b'<!DOCTYPE html>' * 99):
     path.write_bytes(content)
-    with pytest.raises(task.DataError, match='is no SQLite database') as e:
+    with pytest.raises(files.DataError, match='is no SQLite database') as e:
       load(str(tmp_path))
     assert f'has {len(content)} bytes' in str(e.value)
   # A page in the middle.
   path.write_bytes(b'\x77'.join([whole[:100], whole[4096:] + bytes(4000)]))
-  with pytest.raises(task.DataError, match=f'{path} is damaged'):
+  with pytest.raises(files.DataError, match=f'{path} is damaged'):
     load(str(tmp_path))
 
 
@@ -101,18 +103,18 @@ def test_another_database_is_named(tmp_path):
   path = tmp_path / _NAME
   with sqlite3.connect(path) as connection:
     connection.execute('CREATE TABLE other (name TEXT);')
-  with pytest.raises(task.DataError, match='is damaged, or another database'):
+  with pytest.raises(files.DataError, match='is damaged, or another database'):
     load(str(tmp_path))
   path.unlink()
   tff_files.write(path, {'train': {}, 'test': {}})
-  with pytest.raises(task.DataError, match='is damaged, or another database'):
+  with pytest.raises(files.DataError, match='is damaged, or another database'):
     load(str(tmp_path))
 
 
 def test_a_missing_file_says_how_to_get_it(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path))
   for folder, said in ((str(tmp_path), 'is neither'), (None, 'no network')):
-    with pytest.raises(task.DataError, match=said) as e:
+    with pytest.raises(files.DataError, match=said) as e:
       load(folder)
     for part in (_NAME, '.lzma', 'data_dir', 'TFF downloads it'):
       assert part in str(e.value)
@@ -128,6 +130,6 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, monkeypatch):
     raise OSError(errno.ENOSPC, 'No space left on device')
 
   monkeypatch.setattr(shutil, 'copyfileobj', copy)
-  with pytest.raises(task.DataError, match='be unpacked .* No space left'):
+  with pytest.raises(files.DataError, match='be unpacked .* No space left'):
     load(str(tmp_path))
   assert {p.name for p in tmp_path.iterdir()} == {'a', f'{_NAME}.lzma'}

@@ -1,16 +1,17 @@
 import collections
+import string
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tasks.runs import experiment as experiment_lib
+from tasks.catalog import digits
 from tasks.catalog import networks
 from tasks.catalog import published
-from tasks.runs import settings as settings_lib
 from tasks.catalog import task
-from tasks.catalog import digits
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import settings as settings_lib
 
 
 def users(names, num_examples):
@@ -35,8 +36,8 @@ def natural_task(monkeypatch):
     num_classes=2,
     build_model=lambda num_outputs: networks.mlp((3,), (4,), num_outputs),
     augment=None,
-    defaults=lambda settings: {
-      **published.defaults(settings),
+    defaults=lambda *method: {
+      **published.defaults(*method),
       'num_clients': 6,
       'clients_per_round': 2,
     },
@@ -79,7 +80,10 @@ def test_some_users_are_drawn(natural_task):
   [
     ({'partition': 'acid'}, 'acid does not go with --task=digits, whose data'),
     ({'num_clients': 7}, '--num_clients=7 must be at most 6'),
-    ({'num_clients': 1}, '--clients_per_round=2 must be at most --num_clients=1'),
+    (
+      {'num_clients': 1},
+      '--clients_per_round=2 must be at most --num_clients=1',
+    ),
   ],
 )
 def test_what_users_cannot_do_is_an_error(natural_task, given, said):
@@ -134,3 +138,36 @@ def test_defaults_follow_the_method():
   resolved = experiment_lib.Experiment(settings).settings
   assert (resolved.maml_steps, resolved.maml_learning_rate) == (1, 0.1)
   assert (resolved.partition, resolved.num_clients) == ('acid', 40)
+
+
+def test_runs_with_other_settings_have_other_names():
+  given = [
+    {},
+    {'seed': 1},
+    {'partition': 'alid'},
+    {'method': 'per_fed_avg'},
+    {'personalization': 'maml'},
+    {'alpha': 0.02},
+    {'alpha': 0.03},
+    {'learning_rate': 0.2, 'local_steps': 3},
+    {'correction': 'tff_debias:Dyn(alpha=0.02)'},
+    {'correction': 'tff_debias:Dyn(alpha=0.03)'},
+    # So many that the name would be too long for a folder.
+    {'learning_rate': 0.2, 'weight_decay': 0.1, 'held_out_share': 0.1,
+     'batch_size': 3, 'num_clients': 20},
+    {'learning_rate': 0.2, 'weight_decay': 0.1, 'held_out_share': 0.1,
+     'batch_size': 3, 'num_clients': 21},
+  ]  # fmt: skip
+  names = [
+    experiment_lib.Experiment(settings_lib.Settings(**options)).name
+    for options in given
+  ]
+  assert len(set(names)) == len(names)
+  assert names[0] == 'digits_acid_pfl_dyn_proto_seed0'
+  assert names[5] == 'digits_acid_pfl_dyn_proto_seed0_alpha=0.02'
+  assert max(map(len, names)) <= 100
+  for name in names:
+    assert set(name) <= set(string.ascii_letters + string.digits + '_=.,+-')
+  # The task's default is not named.
+  same = experiment_lib.Experiment(settings_lib.Settings(num_clients=40))
+  assert same.name == names[0]

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from tasks.runs import folder as run_folder
-from tasks.runs import queue as run_queue
+from tasks.runs import folder as folder_lib
+from tasks.runs import queue
 from tasks.runs import settings as settings_lib
 
 
-class Fake(run_queue.Run):
+class Fake(queue.Run):
   """A run whose process is some Python."""
 
   program = ''
@@ -34,7 +34,7 @@ open(sys.argv[1] + '.ended', 'w').write(str(time.time()))
 
 
 def fake(path, program=FINISHES, rounds=3):
-  run = Fake(settings_lib.Settings(), run_folder.RunFolder(str(path)), rounds)
+  run = Fake(settings_lib.Settings(), folder_lib.RunFolder(str(path)), rounds)
   object.__setattr__(run, 'program', program)
   return run
 
@@ -43,7 +43,7 @@ def test_the_command_gives_the_same_settings():
   settings = settings_lib.Settings(
     alpha=0.03, maml_first_order=True, method='pfl_dyn', personalization='maml'
   )
-  run = run_queue.Run(settings, run_folder.RunFolder('/tmp/x'), 7)
+  run = queue.Run(settings, folder_lib.RunFolder('/tmp/x'), 7)
   program = """
 import sys
 from absl import flags
@@ -64,7 +64,7 @@ print(settings.from_flags(), flags.FLAGS.rounds, flags.FLAGS.output_dir)
 
 def test_all_run_so_many_at_a_time(tmp_path):
   runs = [fake(tmp_path / str(i)) for i in range(4)]
-  run_queue.run_all(runs, 2)
+  queue.run_all(runs, 2)
   assert [run.done for run in runs] == [3] * 4
   spans = [
     [
@@ -81,9 +81,9 @@ def test_all_run_so_many_at_a_time(tmp_path):
 
 def test_what_is_finished_does_not_run_again(tmp_path):
   run = fake(tmp_path / 'run')
-  run_queue.run_all([run], 1)
+  queue.run_all([run], 1)
   (tmp_path / 'run.started').unlink()
-  run_queue.run_all([run], 1)
+  queue.run_all([run], 1)
   assert not (tmp_path / 'run.started').exists()
   # With more rounds it does.
   assert fake(tmp_path / 'run', rounds=4).done == 3
@@ -100,8 +100,8 @@ def test_what_is_finished_does_not_run_again(tmp_path):
 def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path):
   bad = fake(tmp_path / 'bad', "print('Error: no data'); raise SystemExit(2)")
   good = fake(tmp_path / 'good')
-  with pytest.raises(run_queue.RunsFailedError, match='bad.*Error: no data'):
-    run_queue.run_all([bad, good], 1)
+  with pytest.raises(queue.RunsFailedError, match='bad.*Error: no data'):
+    queue.run_all([bad, good], 1)
   assert good.done == 3
 
 
@@ -120,7 +120,7 @@ def test_an_interrupt_ends_the_runs(tmp_path):
 
   threading.Thread(target=interrupt).start()
   with pytest.raises(KeyboardInterrupt):
-    run_queue.run_all(runs, 2)
+    queue.run_all(runs, 2)
   for path in pids:
     result = subprocess.run(['ps', '-p', path.read_text()], capture_output=True)
     assert result.returncode == 1
@@ -129,9 +129,9 @@ def test_an_interrupt_ends_the_runs(tmp_path):
 def test_a_kill_ends_the_runs(tmp_path):
   program = f"""
 import sys
-from tasks import run_folder, run_queue, settings
+from tasks.runs import folder as folder_lib, queue, settings
 
-class Run(run_queue.Run):
+class Run(queue.Run):
   @property
   def command(self):
     return [
@@ -141,8 +141,8 @@ class Run(run_queue.Run):
       self.folder.path,
     ]
 
-folder = run_folder.RunFolder({str(tmp_path / 'run')!r})
-run_queue.run_all([Run(settings.Settings(), folder, 3)], 1)
+folder = folder_lib.RunFolder({str(tmp_path / 'run')!r})
+queue.run_all([Run(settings.Settings(), folder, 3)], 1)
 """
   queue = subprocess.Popen([sys.executable, '-c', program])
   path = tmp_path / 'run.pid'

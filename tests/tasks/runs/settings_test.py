@@ -31,6 +31,35 @@ def test_defaults_are_pfl_dyn_with_prototypes_on_digits():
       {'method': 'pfl_scaf', 'personalization': 'none'},
       'do not go together: take --method=scaffold',
     ),
+    (
+      {'method': 'pfl_dyn', 'correction': 'scaf'},
+      'correction of pfl_dyn is dyn. Leave out one',
+    ),
+    (
+      {'method': 'pfl_dyn', 'correction': 'a:B'},
+      'method=pfl_dyn and --correction=a:B do not go together',
+    ),
+    ({'max_grad_norm': float('nan')}, 'max_grad_norm=nan must be a finite'),
+    ({'learning_rate': float('inf')}, 'learning_rate=inf must be a finite'),
+    (
+      {'method': 'per_fed_avg', 'alpha': 7.0},
+      '--alpha=7.0 has no effect with --method=per_fed_avg, only with'
+      ' --correction=dyn. Leave it out.',
+    ),
+    (
+      {'correction': 'a:B', 'alpha': 7.0},
+      '--alpha=7.0 has no effect with --correction=a:B, only',
+    ),
+    (
+      {'maml_steps': 3},
+      '--maml_steps=3 has no effect with --personalization=proto, only with'
+      ' --personalization=maml',
+    ),
+    ({'maml_first_order': False}, '--maml_first_order=False has no effect'),
+    (
+      {'partition': 'alid', 'concentration': 0.3},
+      '--concentration=0.3 has no effect with --partition=alid',
+    ),
   ],
 )
 def test_wrong_settings_say_what_would_be_right(options, message):
@@ -42,6 +71,71 @@ def test_resolve_fills_in_only_what_is_not_given():
   settings = settings_lib.Settings(local_steps=7)
   resolved = settings.resolve({'local_steps': 1, 'batch_size': 2, 'rounds': 3})
   assert (resolved.local_steps, resolved.batch_size) == (7, 2)
+
+
+def test_resolve_fills_in_only_what_has_an_effect():
+  defaults = {
+    'partition': 'acid',
+    'classes_per_client': 2,
+    'concentration': 0.3,
+    'alpha': 0.1,
+    'maml_steps': 4,
+  }
+  resolved = settings_lib.Settings().resolve(defaults)
+  assert (resolved.alpha, resolved.maml_steps) == (0.1, None)
+  assert (resolved.classes_per_client, resolved.concentration) == (2, None)
+  resolved = settings_lib.Settings(
+    method='per_fed_avg', personalization='maml', partition='dirichlet'
+  ).resolve(defaults)
+  assert (resolved.alpha, resolved.maml_steps) == (None, 4)
+  assert (resolved.classes_per_client, resolved.concentration) == (None, 0.3)
+  # What is given and turns out to have no effect is an error here.
+  with pytest.raises(settings_lib.SettingsError, match='--partition=acid'):
+    settings_lib.Settings(concentration=0.5).resolve(defaults)
+
+
+@pytest.mark.parametrize('method', settings_lib.METHODS)
+def test_a_correction_and_a_personalization_make_a_method(method):
+  named = settings_lib.Settings(method=method)
+  correction, personalizes = settings_lib.METHODS[method]
+  made = settings_lib.Settings(
+    correction=correction,
+    personalization='proto' if personalizes else 'none',
+  )
+  assert made == named
+  assert made.method_names == (method, made.personalization)
+
+
+def test_ones_own_correction_is_written_in_one_way():
+  settings = settings_lib.Settings(
+    correction='a.b:Mine( gamma = .5,name="x" )', personalization='c:Other()'
+  )
+  assert settings.correction == "a.b:Mine(gamma=0.5, name='x')"
+  assert settings.personalization == 'c:Other'
+  assert settings.method is None
+  assert settings.method_names == ("Mine(gamma=0.5, name='x')", 'Other')
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('dynn', 'is not one of none, dyn, scaf, nor of .* mean dyn'),
+    ('a:B(0.5)', 'each NAME once and each VALUE a literal'),
+    ('a:B(gamma=x)', 'must be of the form'),
+    ('a:B(gamma=__import__("os").getcwd())', 'must be of the form'),
+    ('a:B(**{"gamma": 1})', 'must be of the form'),
+    ('a:B(gamma=1, gamma=2)', 'must be of the form'),
+    ('a:B(', 'must be of the form'),
+    ('a:b.C', 'must be of the form'),
+    ('a:3', 'must be of the form'),
+    ('a b:C', 'must be of the form'),
+    (':C', 'must be of the form'),
+    ('a:', 'must be of the form'),
+  ],
+)
+def test_another_form_than_module_and_class_is_an_error(text, message):
+  with pytest.raises(ValueError, match=f'--correction=.*{message}'):
+    settings_lib.Settings(correction=text)
 
 
 def test_parse_gives_the_type_of_the_setting():
@@ -73,6 +167,7 @@ def test_parse_says_what_is_wrong(name, text, message):
     ('--method=x', 2, 'Error: --method=x is not one of'),
     ('--rounds=0', 1, 'rounds'),
     ('surplus', 2, "unexpected argument 'surplus'"),
+    ('--correction=module', 2, 'nor of the form MODULE:CLASS'),
   ],
 )
 def test_help_and_wrong_flags_do_not_wait_for_tensorflow(flag, status, said):

@@ -1,0 +1,45 @@
+"""Reads the bytes of a file, and names the error of data that are wrong."""
+
+import os
+
+
+class DataError(ValueError):
+  """The data of a task are missing or damaged: which, and what to do."""
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+  """Reads a whole file.
+
+  Args:
+    path: The file.
+
+  Returns:
+    Its bytes.
+
+  Raises:
+    DataError: If it cannot be read.
+  """
+  try:
+    with open(path, 'rb') as file:
+      return file.read()
+  except OSError as e:
+    raise DataError(f'{path} cannot be read: {e.strerror}.') from e
+
+
+def check_length(
+  place: str | os.PathLike[str], content: bytes, expected: int, reason: str
+) -> None:
+  """Raises a `DataError` if a file is too short or too long.
+
+  Args:
+    place: The file, as the message names it.
+    content: Its bytes.
+    expected: The number of bytes that it must have.
+    reason: Why it must have them, for the message.
+  """
+  if len(content) != expected:
+    kind = 'truncated' if len(content) < expected else 'too long'
+    raise DataError(
+      f'{place} is {kind}: {reason} it must have {expected} bytes, got'
+      f' {len(content)}.'
+    )

@@ -1,0 +1,1 @@
+"""One run of an experiment: its settings, data, training and files."""

@@ -1,0 +1,84 @@
+import collections
+
+import numpy as np
+import problems
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import tff_debias
+
+pytestmark = pytest.mark.usefixtures('runtime')
+
+IDS = ['a', 'b', 'c']
+
+
+def client_data(batch_size=4, repeat=2):
+  devices = problems.linear_data(len(IDS))
+  x, y = (np.stack(parts) for parts in zip(*devices, strict=True))
+
+  def make(client_id):
+    place = tf.where(tf.equal(IDS, client_id))[0, 0]
+    return tf.data.Dataset.from_tensor_slices(
+      (tf.gather(x, place), tf.gather(y, place))
+    )
+
+  data = tff.simulation.datasets.ClientData.from_clients_and_tf_fn(IDS, make)
+  return data.preprocess(lambda d: d.batch(batch_size).repeat(repeat))
+
+
+def build(tmp_path, name):
+  return tff_debias.build_fed_dyn(
+    problems.linear_model(),
+    alpha=0.5,
+    num_clients=3,
+    storage=tff_debias.ClientStorage(tmp_path / name),
+    learning_rate=0.05,
+  )
+
+
+def test_ids_train_as_their_data_do(tmp_path):
+  data = client_data()
+  plain, composed = build(tmp_path, 'plain'), build(tmp_path, 'composed')
+  composed = tff_debias.compose_with_client_data(composed, data)
+  states = plain.initialize(), composed.initialize()
+  for ids in (['a', 'b'], ['c'], ['b', 'c', 'a']):
+    clients = [
+      collections.OrderedDict(
+        client_id=i, data=data.create_tf_dataset_for_client(i)
+      )
+      for i in ids
+    ]
+    states = (
+      plain.next(states[0], clients).state,
+      composed.next(states[1], ids).state,
+    )
+  for a, b in zip(
+    plain.get_model_weights(states[0]).trainable,
+    composed.get_model_weights(states[1]).trainable,
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+  assert np.abs(a).max() > 0.1
+
+
+def test_ids_are_evaluated_as_their_data_are():
+  model, data = problems.linear_model(initial=[1, 2, 3]), client_data(repeat=1)
+  evaluation = tff_debias.build_personalized_evaluation(
+    model, tff_debias.Maml(2, 0.1)
+  )
+  composed = tff_debias.compose_evaluation_with_client_data(
+    evaluation, data, data
+  )
+  weights = model.initial_weights
+  dataset = data.create_tf_dataset_for_client
+  clients = [
+    collections.OrderedDict(train=dataset(i), test=dataset(i)) for i in IDS
+  ]
+  assert composed(weights, IDS) == evaluation(weights, clients)
+
+
+def test_data_of_another_model_are_refused(tmp_path):
+  data = client_data().preprocess(lambda d: d.unbatch())
+  with pytest.raises(TypeError, match='batches of the model.*preprocess'):
+    tff_debias.compose_with_client_data(build(tmp_path, 'x'), data)

@@ -1,0 +1,93 @@
+import os
+import sys
+
+import pytest
+
+from tasks.runs import components
+from tasks.runs import settings as settings_lib
+import tff_debias
+
+_MODULE = """
+import dataclasses
+import tff_debias
+
+@dataclasses.dataclass(frozen=True)
+class Mine(tff_debias.Correction):
+  gamma: float = 1.0
+
+  def __post_init__(self):
+    if self.gamma < 0:
+      raise ValueError('gamma is negative')
+
+  def gradient_term(self, *unused):
+    return None
+
+class NoRepr(Mine):
+  __repr__ = object.__repr__
+
+class Abstract(tff_debias.Correction):
+  pass
+
+class Other:
+  pass
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+  """The name of a module with corrections, in a folder on the path."""
+  name = f'corrections_{os.path.basename(tmp_path)}'
+  (tmp_path / f'{name}.py').write_text(_MODULE)
+  (tmp_path / f'{name}_broken.py').write_text('import no_such_module\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  yield name
+  sys.modules.pop(name, None)
+
+
+def build(text):
+  settings = settings_lib.Settings(correction=text)
+  return components.build('correction', settings, tff_debias.Correction)
+
+
+def test_makes_ones_own(module):
+  made = build(f'{module}:Mine(gamma=0.5)')
+  assert isinstance(made, sys.modules[module].Mine)
+  assert made.gamma == 0.5
+  assert build(f'{module}:Mine').gamma == 1
+  assert build('tff_debias:Dyn(alpha=0.2)') == tff_debias.Dyn(0.2)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    ('no_such:Mine', 'module no_such cannot be imported .*PYTHONPATH'),
+    ('{}_broken:Mine', '_broken cannot be imported .*no_such_module'),
+    ('{}:Mime', r'has no Mime\. Did you mean Mine\?'),
+    ('{}:Other', 'Other is not a subclass of tff_debias.Correction'),
+    ('{}:dataclasses', 'dataclasses is not a subclass of'),
+    ('{}:Mine(gama=1)', r"unexpected keyword argument 'gama'.*\(gamma: float"),
+    ('tff_debias:Dyn', "missing a required argument: 'alpha'"),
+    ('{}:Mine(gamma=-1)', 'cannot be made: gamma is negative'),
+    ('{}:Abstract', "cannot be made: Can't instantiate abstract"),
+    ('{}:NoRepr', 'must be a dataclass, or have a __repr__'),
+  ],
+)
+def test_says_why_it_cannot_make_it(module, text, message):
+  with pytest.raises(components.ComponentError, match=message):
+    build(text.format(module))
+
+
+def test_built_in_ones_take_their_settings():
+  settings = settings_lib.Settings(
+    alpha=0.3,
+    personalization='maml',
+    maml_steps=2,
+    maml_learning_rate=0.5,
+    maml_first_order=True,
+  )
+  assert components.build(
+    'correction', settings, tff_debias.Correction
+  ) == tff_debias.Dyn(0.3)
+  assert components.build(
+    'personalization', settings, tff_debias.Personalization
+  ) == tff_debias.Maml(2, 0.5, True)

@@ -1,0 +1,63 @@
+"""Checks of arguments, with errors that name the value and what is right."""
+
+import math
+import numbers
+from typing import Any
+
+
+def check_type(name: str, value: Any, expected: type[Any]) -> None:
+  """Raises a `TypeError` if `value` is not of the type.
+
+  Args:
+    name: The name of the argument.
+    value: Its value.
+    expected: The type.
+  """
+  if not isinstance(value, expected):
+    raise TypeError(
+      f'{name} must be a {expected.__module__}.{expected.__qualname__}, got'
+      f' {value!r}.'
+    )
+
+
+class _NoNumberError(TypeError, ValueError):
+  """An argument that must be a number is none."""
+
+
+def check_number(
+  name: str, value: Any, *, positive: bool = False, finite: bool = True
+) -> None:
+  """Raises a `ValueError` if `value` is not a nonnegative number.
+
+  Args:
+    name: The name of the argument.
+    value: Its value. If it is no number, the error is a `TypeError` too.
+    positive: Whether it must not be 0.
+    finite: Whether it must not be infinite.
+  """
+  wanted = (
+    f'a {"positive" if positive else "nonnegative"}'
+    f'{" finite" if finite else ""} number'
+  )
+  _check_kind(name, value, numbers.Real, wanted)
+  is_right = value > 0 if positive else value >= 0
+  if not is_right or (finite and math.isinf(value)):
+    raise ValueError(f'{name} must be {wanted}, got {value!r}.')
+
+
+def check_integer(name: str, value: Any, minimum: int = 1) -> None:
+  """Raises a `ValueError` if `value` is not an integer of at least `minimum`.
+
+  Args:
+    name: The name of the argument.
+    value: Its value. If it is no integer, the error is a `TypeError` too.
+    minimum: The smallest right value.
+  """
+  _check_kind(name, value, numbers.Integral, 'an integer')
+  if value < minimum:
+    raise ValueError(f'{name} must be at least {minimum}, got {value!r}.')
+
+
+def _check_kind(name: str, value: Any, kind: type[Any], wanted: str) -> None:
+  if not isinstance(value, kind) or isinstance(value, bool):
+    raise _NoNumberError(f'{name} must be {wanted}, got {value!r}.')

@@ -1,0 +1,189 @@
+"""The arguments of a learning process, checked, and what follows from them."""
+
+import collections
+from collections.abc import Callable
+import dataclasses
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_debias import algorithm as algorithm_lib
+from tff_debias import checks
+from tff_debias import corrections
+from tff_debias import models
+from tff_debias import personalizations
+from tff_debias import storage as storage_lib
+
+LearningRateFn = Callable[[tf.Tensor], tf.Tensor]
+Hparams = collections.OrderedDict[str, tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """The arguments of `build_learning_process`, with the same names.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range, or missing for this method.
+  """
+
+  model: models.Model
+  personalization: personalizations.Personalization
+  correction: corrections.Correction
+  learning_rate: float
+  learning_rate_fn: LearningRateFn | None
+  weight_decay: float
+  max_grad_norm: float | None
+  num_clients: int | None
+  storage: storage_lib.ClientStorage | None
+  track_all: bool
+  client_weighting: tff.learning.ClientWeighting
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None
+
+  def __post_init__(self):
+    for name, expected in (
+      ('model', models.Model),
+      ('personalization', personalizations.Personalization),
+      ('correction', corrections.Correction),
+      ('client_weighting', tff.learning.ClientWeighting),
+    ):
+      checks.check_type(name, getattr(self, name), expected)
+    checks.check_number('learning_rate', self.learning_rate, positive=True)
+    checks.check_number('weight_decay', self.weight_decay)
+    if self.max_grad_norm is not None:
+      checks.check_number(
+        'max_grad_norm', self.max_grad_norm, positive=True, finite=False
+      )
+    if self.learning_rate_fn is not None and not callable(
+      self.learning_rate_fn
+    ):
+      raise TypeError(
+        'learning_rate_fn must be a function from the number of rounds done to'
+        ' the learning rate, such as exponential_decay(0.1, 0.997), got'
+        f' {self.learning_rate_fn!r}.'
+      )
+    self.personalization.check_model(self.model)
+    self._check_optimizers()
+    self._check_client_weighting()
+    if self.keeps_state:
+      self._check_population()
+
+  def _check_optimizers(self) -> None:
+    correction = self.correction
+    for name, is_allowed, reason in (
+      (
+        'client_optimizer_fn',
+        correction.allows_client_optimizer,
+        'is right for plain SGD only',
+      ),
+      (
+        'server_optimizer_fn',
+        correction.allows_server_optimizer,
+        'has a server step of its own',
+      ),
+    ):
+      optimizer = getattr(self, name)
+      if optimizer is not None:
+        checks.check_type(name, optimizer, tff.learning.optimizers.Optimizer)
+        if not is_allowed:
+          raise ValueError(
+            f'{correction} {reason}: {name} must be None, got {optimizer!r}.'
+          )
+
+  def _check_client_weighting(self) -> None:
+    if self.is_weighted_by_examples and self.keeps_state:
+      raise ValueError(
+        'client_weighting must be UNIFORM with a correction or track_all, whose'
+        ' means over the population are uniform, got'
+        f' {self.client_weighting}.'
+      )
+
+  def _check_population(self) -> None:
+    reason = 'track_all' if self.track_all else repr(self.correction)
+    try:
+      checks.check_integer('num_clients', self.num_clients)
+    except ValueError as e:
+      raise ValueError(
+        f'{reason} needs the number of clients in the population: {e}'
+      ) from None
+    if not isinstance(self.storage, storage_lib.ClientStorage):
+      raise ValueError(
+        f'{reason} keeps a state on every client and needs storage, a'
+        f' ClientStorage(folder), got {self.storage!r}.'
+      )
+
+  @property
+  def is_weighted_by_examples(self) -> bool:
+    """Whether the mean over participants is weighted by their examples."""
+    examples = tff.learning.ClientWeighting.NUM_EXAMPLES
+    return self.client_weighting is examples
+
+  @property
+  def keeps_state(self) -> bool:
+    """Whether clients keep a state from round to round."""
+    with tf.Graph().as_default():
+      weights = self.model.initial_weights.trainable
+      weights = tf.nest.map_structure(tf.constant, weights)
+      return bool(tf.nest.flatten(self.initial_memories(weights)))
+
+  def initial_memories(
+    self, weights: corrections.Weights
+  ) -> algorithm_lib.Memories:
+    """The states of a client that never took part."""
+    return algorithm_lib.initial_memories(self._algorithm, weights)
+
+  @property
+  def hparams(self) -> collections.OrderedDict[str, float]:
+    """The hyperparameters of the learning process at its start."""
+    hparams = collections.OrderedDict(weight_decay=self.weight_decay)
+    if self.learning_rate_fn is None:
+      hparams['learning_rate'] = self.learning_rate
+    for name in self.correction.hparams:
+      hparams[name] = getattr(self.correction, name)
+    return collections.OrderedDict(
+      (name, float(value)) for name, value in sorted(hparams.items())
+    )
+
+  def algorithm(self, hparams: Hparams) -> algorithm_lib.Algorithm:
+    """The algorithm, with the present hyperparameters of its correction."""
+    correction = self.correction.with_hparams(
+      {name: hparams[name] for name in self.correction.hparams}
+    )
+    return dataclasses.replace(self._algorithm, correction=correction)
+
+  @property
+  def _algorithm(self) -> algorithm_lib.Algorithm:
+    max_grad_norm = self.max_grad_norm
+    if max_grad_norm is None:
+      max_grad_norm = self.personalization.default_max_grad_norm
+    sgd = tff.learning.optimizers.build_sgdm()
+    return algorithm_lib.Algorithm(
+      self.model,
+      self.personalization,
+      self.correction,
+      float(max_grad_norm),
+      self.track_all,
+      self.client_optimizer_fn or sgd,
+      self.server_optimizer_fn,
+    )
+
+
+def exponential_decay(learning_rate: float, decay: float) -> LearningRateFn:
+  """The learning rate β_t = β · decay^t of the paper.
+
+  Args:
+    learning_rate: β.
+    decay: The factor of each round; 0.997 in the paper.
+
+  Returns:
+    A `learning_rate_fn`.
+
+  Raises:
+    ValueError: If an argument is not a positive finite number.
+  """
+  checks.check_number('learning_rate', learning_rate, positive=True)
+  checks.check_number('decay', decay, positive=True)
+  return lambda round_num: (
+    learning_rate * tf.pow(float(decay), tf.cast(round_num, tf.float32))
+  )

@@ -1,0 +1,88 @@
+"""A program state manager that keeps client states in step with checkpoints."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_debias.storage import client_storage
+from tff_debias.storage import lineage as lineage_lib
+from tff_debias.storage import upkeep
+
+
+class StorageStateManager(tff.program.ProgramStateManager):
+  """Wraps the manager of a `run_training_process` or `train_model`.
+
+  Saving a checkpoint first waits until the client states are on the disk, then
+  removes those that no kept checkpoint can need. Loading the latest checkpoint,
+  as a run that goes on does, removes the states written after it, and is an
+  error if states that it needs are lost.
+  """
+
+  def __init__(
+    self,
+    manager: tff.program.ProgramStateManager,
+    storage: client_storage.ClientStorage,
+  ):
+    """Wraps `manager`, which does the saving, and `storage`."""
+    self._manager = manager
+    self._folder = storage.folder
+
+  async def get_versions(self) -> list[int] | None:
+    """See base class."""
+    return await self._manager.get_versions()
+
+  async def load(self, version: int, structure: Any) -> Any:
+    """See base class. Client states are left as they are."""
+    return await self._manager.load(version, structure)
+
+  async def load_latest(self, structure: Any) -> tuple[Any, int]:
+    """See base class; for a run that goes on from there.
+
+    Args:
+      structure: See base class.
+
+    Returns:
+      See base class.
+
+    Raises:
+      ClientStorageError: If client states that the checkpoint needs are lost.
+    """
+    state, version = await self._manager.load_latest(structure)
+    if state is not None and (lineage := await _lineage(state)):
+      upkeep.rollback(self._folder, lineage)
+    return state, version
+
+  async def save(self, program_state: Any, version: int) -> None:
+    """See base class."""
+    lineage = await _lineage(program_state)
+    if lineage is None:
+      await self._manager.save(program_state, version)
+      return
+    upkeep.sync(self._folder, lineage)
+    await self._manager.save(program_state, version)
+    # The checkpoint of round 0, which managers like to keep, needs no state.
+    versions = await self._manager.get_versions()
+    oldest = min((v for v in versions if v > 0), default=0)
+    upkeep.prune(self._folder, lineage, oldest)
+
+  async def remove_all(self) -> None:
+    """See base class. Client states are left as they are."""
+    await self._manager.remove_all()
+
+
+async def _lineage(program_state: Any) -> lineage_lib.Lineage | None:
+  """The lineage in the state of TFF's loops: a process's, or one around it.
+
+  Args:
+    program_state: The state.
+
+  Returns:
+    The lineage, of NumPy values, or `None` if clients keep no states.
+  """
+  state = getattr(program_state, 'state', program_state)
+  lineage = await tff.program.materialize_value(state.client_work['lineage'])
+  if not lineage:
+    return None
+  return lineage_lib.Lineage(*tf.nest.map_structure(np.asarray, lineage))
