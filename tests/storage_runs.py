@@ -4,7 +4,7 @@ import os
 import pathlib
 
 import numpy as np
-import problems
+import small_models
 import tensorflow as tf
 
 import tff_debias
@@ -15,7 +15,7 @@ NUM_CLIENTS = 5
 ALPHA = 0.5
 _RATE = 0.1
 _NUM_STEPS = 3
-_DATA = problems.linear_data(NUM_CLIENTS)
+_DATA = small_models.linear_data(NUM_CLIENTS)
 
 
 class Run:
@@ -68,7 +68,7 @@ def build(folder, correction=None, **options):
   options.setdefault('storage', storage_lib.ClientStorage(folder))
   options.setdefault('num_clients', NUM_CLIENTS)
   return tff_debias.build_learning_process(
-    problems.linear_model(),
+    small_models.linear_model(),
     tff_debias.NoPersonalization(),
     correction or tff_debias.Dyn(ALPHA),
     learning_rate=_RATE,
@@ -79,14 +79,14 @@ def build(folder, correction=None, **options):
 def clients(*numbers):
   """Participants."""
   return [
-    problems.client(f'client {i}', *_DATA[i % NUM_CLIENTS], _NUM_STEPS)
+    small_models.client(f'client {i}', *_DATA[i % NUM_CLIENTS], _NUM_STEPS)
     for i in numbers
   ]
 
 
 def without_data(i):
   """A participant that is left out."""
-  return problems.client(f'client {i}', *_DATA[i], 0)
+  return small_models.client(f'client {i}', *_DATA[i], 0)
 
 
 def expected(*rounds):

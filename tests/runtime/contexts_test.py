@@ -10,9 +10,9 @@ import time
 
 import computations
 import numpy as np
-import problems
 import processes
 import pytest
+import small_models
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -155,15 +155,15 @@ def test_a_worker_that_dies_in_a_call_is_replaced(tmp_path):
 def dyn_rounds(folder, sizes, before_round=lambda number: None, num_batches=2):
   """The weights after each round; round i has `sizes[i]` clients."""
   process = tff_debias.build_learning_process(
-    problems.linear_model(),
+    small_models.linear_model(),
     tff_debias.NoPersonalization(),
     tff_debias.Dyn(0.5),
     num_clients=8,
     storage=tff_debias.ClientStorage(folder),
   )
   clients = [
-    problems.client(f'{i}', *data, num_batches)
-    for i, data in enumerate(problems.linear_data(3))
+    small_models.client(f'{i}', *data, num_batches)
+    for i, data in enumerate(small_models.linear_data(3))
   ]
   state, weights = process.initialize(), []
   for number, size in enumerate(sizes):
@@ -325,8 +325,8 @@ def test_many_clients_run_in_parts(
 
 
 def test_rounds_in_parts_are_the_same(tmp_path, monkeypatch):
-  model = problems.linear_model()
-  data = problems.linear_data(7)
+  model = small_models.linear_model()
+  data = small_models.linear_data(7)
 
   def train(folder):
     process = tff_debias.build_learning_process(
@@ -341,7 +341,7 @@ def test_rounds_in_parts_are_the_same(tmp_path, monkeypatch):
     state = process.initialize()
     for _ in range(3):
       output = process.next(
-        state, [problems.client(f'{i}', *d, 2) for i, d in enumerate(data)]
+        state, [small_models.client(f'{i}', *d, 2) for i, d in enumerate(data)]
       )
       state = output.state
       metrics.append(output.metrics)

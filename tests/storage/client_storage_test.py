@@ -6,8 +6,8 @@ import stat
 import subprocess
 
 import numpy as np
-import problems
 import pytest
+import small_models
 import storage_runs
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -124,13 +124,13 @@ def test_a_write_is_done_when_its_token_is_there(tmp_path):
 
 def test_hostile_ids_stay_inside_and_apart(tmp_path):
   run = storage_runs.Run(tmp_path / 'inner' / 'storage')
-  outside = problems.snapshot(tmp_path).keys()
+  outside = small_models.snapshot(tmp_path).keys()
   values = {client_id: i for i, client_id in enumerate(HOSTILE_IDS, start=1)}
   run = run.round(values)
   assert {client_id: run.read(client_id) for client_id in values} == values
   folders = run.folder.glob('clients/*/*/client_id')
   assert sorted(path.read_bytes() for path in folders) == sorted(values)
-  new = problems.snapshot(tmp_path).keys() - outside
+  new = small_models.snapshot(tmp_path).keys() - outside
   allowed = re.compile(
     r'inner/storage/RUN(/clients(/\d{1,3}(/NAME(/(client_id|000000001-TOKEN\.'
     r'(index|data-00000-of-00001)))?)?)?'
@@ -318,10 +318,10 @@ def play(process, state, *rounds):
 def test_a_second_run_of_a_process_is_a_run_of_its_own(tmp_path):
   process = storage_runs.build(tmp_path)
   first = play(process, process.initialize(), [0, 1, 2], [1, 2])
-  before = problems.snapshot(tmp_path)
+  before = small_models.snapshot(tmp_path)
   second = play(process, process.initialize(), [1, 3], [0, 1])
   storage_runs.assert_is_after(second, [1, 3], [0, 1])
-  assert before.items() <= problems.snapshot(tmp_path).items()
+  assert before.items() <= small_models.snapshot(tmp_path).items()
   first = play(process, first, [0, 3])
   storage_runs.assert_is_after(first, [0, 1, 2], [1, 2], [0, 3])
 

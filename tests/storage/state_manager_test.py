@@ -5,8 +5,8 @@ import pathlib
 import shutil
 
 import numpy as np
-import problems
 import pytest
+import small_models
 import storage_runs
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -67,7 +67,7 @@ class _Iterator(tff.program.FederatedDataSourceIterator):
 class _Source(tff.program.FederatedDataSource):
   @property
   def federated_type(self):
-    batch = tff.types.tensorflow_to_type(problems.LINEAR_SPEC)
+    batch = tff.types.tensorflow_to_type(small_models.LINEAR_SPEC)
     client = collections.OrderedDict(
       client_id=np.str_, data=tff.SequenceType(batch)
     )
@@ -219,11 +219,11 @@ def test_lost_client_states_end_a_resumed_run_before_it_trains(
   )
   assert len(old) == len(new) == 2
   damage(old, new, folder)
-  before = problems.snapshot(tmp_path)
+  before = small_models.snapshot(tmp_path)
   message = rf'(?s){tmp_path}/clients/.* copy.* older checkpoint.* new run'
   with pytest.raises(storage_lib.ClientStorageError, match=message):
     train(*make(tmp_path, keep_total=3), 4)
-  assert problems.snapshot(tmp_path) == before
+  assert small_models.snapshot(tmp_path) == before
   process, manager = make(tmp_path, keep_total=3)
   with pytest.raises(storage_lib.ClientStorageError, match=message):
     asyncio.run(manager.load(3, process.initialize()))
@@ -254,9 +254,9 @@ def test_states_are_on_the_disk_before_their_checkpoint(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'fsync', record)
   for participants in ROUNDS[:3]:
     events.clear()
-    before = problems.snapshot(tmp_path / 'clients')
+    before = small_models.snapshot(tmp_path / 'clients')
     state = process.next(state, storage_runs.clients(*participants)).state
-    after = problems.snapshot(tmp_path / 'clients')
+    after = small_models.snapshot(tmp_path / 'clients')
     asyncio.run(manager.save(state, int(state.client_work['round'])))
     synced = set(events[: events.index('save')])
     new = {
@@ -280,7 +280,7 @@ def test_states_are_on_the_disk_before_their_checkpoint(tmp_path, monkeypatch):
 
 def test_a_method_without_states_is_saved_too(tmp_path):
   process = tff_debias.build_learning_process(
-    problems.linear_model(),
+    small_models.linear_model(),
     tff_debias.NoPersonalization(),
     tff_debias.NoCorrection(),
   )

@@ -4,8 +4,8 @@ import random
 import shutil
 
 import numpy as np
-import problems
 import pytest
+import small_models
 import storage_runs
 import tensorflow as tf
 
@@ -120,11 +120,11 @@ def test_prune_leaves_what_a_running_round_writes(tmp_path):
 def test_prune_of_a_run_leaves_the_other(tmp_path):
   one, two = (start(tmp_path).round({'a': i}) for i in (1, 2))
   one, two = one.round({'a': 3}), two.round({'a': 4})
-  before = problems.snapshot(two.folder)
+  before = small_models.snapshot(two.folder)
   prune(one, 2)
   rollback(start(tmp_path))
   assert rounds(one) == {'a': [2]}
-  assert problems.snapshot(two.folder) == before
+  assert small_models.snapshot(two.folder) == before
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
@@ -134,7 +134,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
   half.unlink()
   for suffix in ('.index.tempstate1', '.data-00000-of-00001.tempstate1'):
     half.with_suffix(suffix).write_bytes(b'half')
-  files = problems.snapshot(tmp_path)
+  files = small_models.snapshot(tmp_path)
   rollback(before)
   assert before.read('a') == 1
   assert not list(half.parent.glob('000000002*'))
@@ -152,7 +152,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 
 def test_lost_states_are_named(tmp_path):
   run = start(tmp_path).round({'a': 1, 'b': 2}).round({'a': 3})
-  good = problems.snapshot(tmp_path)
+  good = small_models.snapshot(tmp_path)
   folder = pathlib.Path(storage_runs.client_folder(tmp_path, 'a'))
   old, new = (sorted(folder.glob(f'00000000{i}*')) for i in (1, 2))
 
@@ -178,14 +178,14 @@ def test_lost_states_are_named(tmp_path):
     *(lambda path=path: path.write_bytes(b'') for path in new),
   ):
     damage()
-    damaged = problems.snapshot(tmp_path)
+    damaged = small_models.snapshot(tmp_path)
     for function in (check, rollback):
       with pytest.raises(
         storage_lib.ClientStorageError,
         match=rf'(?s){run.folder}.* from a copy.* older checkpoint.* new run',
       ):
         function(run)
-    assert problems.snapshot(tmp_path) == damaged
+    assert small_models.snapshot(tmp_path) == damaged
     shutil.rmtree(tmp_path)
     for path, content in good.items():
       if content is None:
@@ -228,7 +228,7 @@ def test_a_symbolic_link_is_refused_and_not_followed(tmp_path):
     path, outside = run.folder / name, tmp_path / 'outside'
     os.rename(path, outside)
     os.symlink(outside, path)
-    before = problems.snapshot(tmp_path)
+    before = small_models.snapshot(tmp_path)
     for function in (
       rollback,
       check,
@@ -240,7 +240,7 @@ def test_a_symbolic_link_is_refused_and_not_followed(tmp_path):
         storage_lib.ClientStorageError, match='is a symbolic link'
       ):
         function(run)
-    assert problems.snapshot(tmp_path) == before
+    assert small_models.snapshot(tmp_path) == before
     path.unlink()
     os.rename(outside, path)
   rollback(run)
@@ -274,10 +274,10 @@ def test_hostile_names_are_left_alone(tmp_path):
   (folder / 'note').write_bytes(b'mine')
   (run.folder / 'journal' / '..').resolve()
   (run.folder / 'journal' / 'note').write_bytes(b'mine')
-  before = problems.snapshot(victim)
+  before = small_models.snapshot(victim)
   prune(after, 1)
   rollback(run)
-  assert problems.snapshot(victim) == before
+  assert small_models.snapshot(victim) == before
   assert (folder / 'note').exists()
   assert (run.folder / 'journal' / 'note').exists()
   assert run.read('a') == 1
