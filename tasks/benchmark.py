@@ -1,10 +1,9 @@
 """Measures speed against bare loops and peers: `python -m tasks.benchmark`.
 
-Everything in one run on one machine, the cases of a section in turn. Where a
-ratio says less than 1, the case is faster than what it is divided by.
+All is measured in one run on one machine, the cases of a section in turn. A
+ratio below 1 says that a case is faster than the one that it is divided by.
 """
 
-import datetime
 import os
 import platform
 import shlex
@@ -12,7 +11,7 @@ import tempfile
 
 from absl import flags
 
-from tasks import cli as program
+from tasks import cli
 
 _SECTIONS = (
   'plain',
@@ -29,13 +28,16 @@ _CHOSEN = flags.DEFINE_multi_enum(
   'section',
   list(_SECTIONS),
   _SECTIONS,
-  'What is measured; can be given several times. By default all.',
+  'A section to measure; can be given several times. By default all.',
 )
 _REPETITIONS = flags.DEFINE_integer(
-  'repetitions', 5, 'How often each case is measured.', lower_bound=1
+  'repetitions', 5, 'The times that each case is measured.', lower_bound=1
 )
-_DEVICES = flags.DEFINE_integer(
-  'devices', 10, 'The participants (plain, proto, maml).', lower_bound=1
+_CLIENTS_PER_ROUND = flags.DEFINE_integer(
+  'clients_per_round',
+  10,
+  'The devices in a round (plain, proto, maml).',
+  lower_bound=1,
 )
 _LOCAL_STEPS = flags.DEFINE_integer(
   'local_steps',
@@ -74,7 +76,7 @@ def main() -> None:
   from tff_debias import runtime
 
   size = sections.Size(
-    devices=_DEVICES.value,
+    clients=_CLIENTS_PER_ROUND.value,
     local_steps=_LOCAL_STEPS.value,
     maml_local_steps=_MAML_LOCAL_STEPS.value,
     maml_steps=_MAML_STEPS.value,
@@ -85,7 +87,7 @@ def main() -> None:
   results = []
   for name in dict.fromkeys(_CHOSEN.value):
     with runtime.local_context(), tempfile.TemporaryDirectory() as scratch:
-      # The states of devices are large: each section's go when it ends.
+      # The states of the devices are large. Those of a section go at its end.
       tempfile.tempdir = scratch
       section = sections.SECTIONS[name](size)
       results.append(timing.measure(section, _REPETITIONS.value))
@@ -99,20 +101,17 @@ def _machine() -> str:
   import tensorflow as tf
   import tensorflow_federated as tff
 
+  from tasks.reports import provenance
+
   with open('/proc/cpuinfo') as file:
     models = [line for line in file if line.startswith('model name')]
   cpu = models[0].split(':')[1].strip() if models else platform.processor()
   return (
-    f'{datetime.date.today()}, {os.cpu_count()} cores ({cpu}), Python'
-    f' {platform.python_version()}, tensorflow {tf.__version__},'
-    f' tensorflow-federated {tff.__version__}.'
+    f'{provenance.today()}, {provenance.version()}, {os.cpu_count()} cores'
+    f' ({cpu}), Python {platform.python_version()}, tensorflow'
+    f' {tf.__version__}, tensorflow-federated {tff.__version__}.'
   )
 
 
-def run() -> None:
-  """The console script."""
-  program.run(main, lambda: None, 'The same command begins anew.')
-
-
 if __name__ == '__main__':
-  run()
+  cli.run(main, lambda: None, 'The same command begins anew.')

@@ -10,9 +10,9 @@ import os
 
 from absl import flags
 
-from tasks import cli as program
-from tasks.runs import folder as run_folder_lib
-from tasks.runs import queue as run_queue
+from tasks import cli
+from tasks.runs import folder as folder_lib
+from tasks.runs import queue
 from tasks.runs import settings as settings_lib
 
 _METHODS = flags.DEFINE_list(
@@ -29,13 +29,13 @@ _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'The seeds.')
 _OVERRIDES = flags.DEFINE_multi_string(
   'override',
   [],
-  'Other settings for some runs, METHOD/PERSONALIZATION:NAME=VALUE, for'
+  'A setting for some runs only, METHOD/PERSONALIZATION:NAME=VALUE, for'
   ' example --override=pfl_dyn/maml:alpha=0.03; can be given several times.',
 )
 _ROUNDS = flags.DEFINE_integer(
   'rounds', None, "The rounds; by default the task's.", lower_bound=1
 )
-# What belongs to a method: the rest is the same for all that are compared.
+# The settings that belong to a method. The others are the same for all.
 _OVERRIDABLE = (
   'alpha',
   'learning_rate',
@@ -48,13 +48,22 @@ _OVERRIDABLE = (
 )
 _TARGETS = flags.DEFINE_list(
   'targets',
-  [],
-  'Target accuracies, between 0 and 1. By default what the methods reach.',
+  None,
+  'Target accuracies, between 0 and 1. By default those that the task has'
+  ' fixed beforehand; without any, only the final accuracies are compared.',
+)
+_TESTS_AT_TARGET = flags.DEFINE_integer(
+  'tests_at_target',
+  3,
+  'A target is reached in the first round from which this number of tests in a'
+  ' row is at or above it.',
+  lower_bound=1,
 )
 _SMOOTHING = flags.DEFINE_integer(
   'smoothing',
   1,
-  'The tests whose mean counts as the accuracy: the last so many.',
+  'The number of tests whose mean is the accuracy: each test and those before'
+  ' it.',
   lower_bound=1,
 )
 _RUNS_AT_A_TIME = flags.DEFINE_integer(
@@ -69,7 +78,9 @@ _OUTPUT_DIR = flags.DEFINE_string(
   'The folder of the runs and results. By default a folder in runs/ with the'
   ' names of task and partition.',
 )
-settings_lib.define_flags(without=('method', 'personalization', 'seed'))
+settings_lib.define_flags(
+  without=('method', 'correction', 'personalization', 'seed')
+)
 flags.adopt_module_key_flags(settings_lib)
 
 
@@ -79,30 +90,27 @@ def _settings() -> list[settings_lib.Settings]:
   Raises:
     SettingsError: If a flag is wrong.
   """
-  overrides = [_parse_override(text) for text in _OVERRIDES.value]
-  unused = set(_OVERRIDES.value)
+  overrides = {text: _parse_override(text) for text in _OVERRIDES.value}
+  unused = set(overrides)
   results = {}
   for seed in _SEEDS.value:
-    for name in _METHODS.value:
-      is_known = name in settings_lib.METHODS
-      personalizes = is_known and settings_lib.METHODS[name][1]
+    for method in _METHODS.value:
+      is_known = method in settings_lib.METHODS
+      personalizes = is_known and settings_lib.METHODS[method][1]
       for personalization in (
         _PERSONALIZATIONS.value if personalizes else [None]
       ):
         settings = settings_lib.from_flags(
-          method=name,
+          only_with_effect=True,
+          method=method,
           personalization=personalization,
           seed=settings_lib.parse('seed', seed),
         )
-        changes = {}
-        for text, (method, other, setting, value) in zip(
-          _OVERRIDES.value, overrides, strict=True
-        ):
-          if (method, other) == (name, settings.personalization):
-            changes[setting] = value
-            unused.discard(text)
-        settings = dataclasses.replace(settings, **changes)
-        results[settings] = None
+        run = (method, settings.personalization)
+        chosen = [text for text in overrides if overrides[text][0] == run]
+        unused.difference_update(chosen)
+        changes = dict(overrides[text][1] for text in chosen)
+        results[dataclasses.replace(settings, **changes)] = None
   if not results:
     raise settings_lib.SettingsError(
       '--methods, --personalizations and --seeds must not be empty.'
@@ -114,7 +122,8 @@ def _settings() -> list[settings_lib.Settings]:
   return list(results)
 
 
-def _parse_override(text: str) -> tuple[str, str, str, object]:
+def _parse_override(text: str) -> tuple[tuple[str, str], tuple[str, object]]:
+  """The method and personalization, and the setting and its value."""
   run, _, setting = text.partition(':')
   method, _, personalization = run.partition('/')
   name, equals, value = setting.partition('=')
@@ -126,28 +135,28 @@ def _parse_override(text: str) -> tuple[str, str, str, object]:
   value = settings_lib.parse(name, value)
   if name not in _OVERRIDABLE:
     raise settings_lib.SettingsError(
-      f'--override={text} would compare what is not alike: {name} must be the'
-      f' same for all. Its own a method can have {", ".join(_OVERRIDABLE)}.'
+      f'--override={text} would make the runs unequal: {name} must be the'
+      ' same for all. The settings that may differ between methods are'
+      f' {", ".join(_OVERRIDABLE)}.'
     )
-  return method, personalization, name, value
+  return (method, personalization), (name, value)
 
 
-def _targets() -> list[float]:
-  """The targets given, in order.
+def _targets() -> list[float] | None:
+  """The targets given, in order; `None` where the task's are wanted.
 
   Raises:
     SettingsError: If one is no accuracy.
   """
+  if _TARGETS.value is None:
+    return None
+  given = f'--targets={",".join(_TARGETS.value)}'
   try:
     targets = sorted({float(text) for text in _TARGETS.value})
   except ValueError as e:
-    raise settings_lib.SettingsError(
-      f'--targets={",".join(_TARGETS.value)} must be numbers.'
-    ) from e
-  if targets and not 0 < targets[0] <= targets[-1] <= 1:
-    raise settings_lib.SettingsError(
-      f'--targets={",".join(_TARGETS.value)} must be above 0 and at most 1.'
-    )
+    raise settings_lib.SettingsError(f'{given} must be numbers.') from e
+  if not all(0 < target <= 1 for target in targets):
+    raise settings_lib.SettingsError(f'{given} must be above 0 and at most 1.')
   return targets
 
 
@@ -157,19 +166,20 @@ def _check_flags() -> None:
 
 
 def main() -> None:
-  """Trains what is not trained, and writes the results."""
-  import numpy as np
-
-  from tasks.reports import figures as pictures
-  from tasks.reports import savings as comparison
+  """Trains the runs that are not finished, and writes the results."""
+  from tasks.reports import figures
+  from tasks.reports import method_report
+  from tasks.reports import provenance
+  from tasks.reports import savings
+  from tasks.reports import tables
   from tasks.runs import experiment as experiment_lib
 
   all_settings = _settings()
-  first = all_settings[0]
-  # Loads the data: what is missing is said before a process is started.
-  experiment = experiment_lib.Experiment(first)
+  # Loads the data first: an error about them comes before a process starts.
+  experiment = experiment_lib.Experiment(all_settings[0])
   parent = _OUTPUT_DIR.value or os.path.join(
-    'runs', f'compare_{first.task}_{experiment.settings.partition}'
+    'runs',
+    f'compare_{experiment.settings.task}_{experiment.settings.partition}',
   )
   rounds = _ROUNDS.value or experiment.default_rounds
   step = experiment.settings.rounds_per_evaluation
@@ -179,10 +189,10 @@ def main() -> None:
       ' the last test counts.'
     )
   runs = [
-    run_queue.Run(
+    queue.Run(
       s,
-      run_folder_lib.RunFolder(
-        os.path.join(parent, f'{s.method}_{s.personalization}_seed{s.seed}')
+      folder_lib.RunFolder(
+        os.path.join(parent, '_'.join((*s.method_names, f'seed{s.seed}')))
       ),
       rounds,
     )
@@ -191,46 +201,47 @@ def main() -> None:
   for run in runs:
     if os.path.exists(run.folder.settings):
       run.folder.claim(experiment_lib.resolve(experiment.task, run.settings))
-  run_queue.run_all(
+  queue.run_all(
     runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
   )
-  curves = []
-  for run in runs:
-    tests = [
-      test
-      for test in pictures.evaluations(run.folder.read_metrics())
-      if 0 < test['round'] <= rounds and not test['round'] % step
-    ]
-    curve = comparison.Curve(
-      run.settings.method,
-      run.settings.personalization,
-      run.settings.seed,
-      *(
-        np.array([test[name] for test in tests])
-        for name in ('round', 'models', 'accuracy')
-      ),
+  curves = [
+    savings.curve(run.settings, _tests(run, rounds, step)).smoothed(
+      _SMOOTHING.value
     )
-    curves.append(curve.smoothed(_SMOOTHING.value))
-  targets = {}
-  for personalization in dict.fromkeys(c.personalization for c in curves):
-    group = [c for c in curves if c.personalization == personalization]
-    targets[personalization] = _targets() or comparison.choose_targets(group)
-  title = experiment.data_title
-  markdown = comparison.to_markdown(curves, targets)
-  with open(os.path.join(parent, 'comparison.md'), 'w') as file:
-    file.write(f'{title}, {rounds} rounds\n\n{markdown}\n')
-  comparison.write_csv(curves, targets, os.path.join(parent, 'comparison.csv'))
-  pictures.save_comparison(
-    curves, title, os.path.join(parent, 'comparison.png')
+    for run in runs
+  ]
+  targets = _targets()
+  if targets is None:
+    targets = sorted(getattr(experiment.task, 'targets', ()))
+  origin = method_report.Origin(
+    _SMOOTHING.value,
+    _TESTS_AT_TARGET.value,
+    ' '.join(_OVERRIDES.value),
+    provenance.version(),
+    provenance.today(),
   )
-  print(f'{title}, {rounds} rounds\n\n{markdown}\n')
-  print(f'results in {parent}: comparison.md, comparison.csv, comparison.png')
+  title = f'{experiment.data_title}, {rounds} rounds'
+  markdown = method_report.to_markdown(curves, targets, origin)
+  text = f'{title}\n\n{markdown}\n'
+  path = os.path.join(parent, 'comparison')
+  with open(f'{path}.md', 'w') as file:
+    file.write(text)
+  tables.write_csv(
+    method_report.to_rows(curves, targets, origin), f'{path}.csv'
+  )
+  figures.save_comparison(curves, targets, title, f'{path}.png')
+  print(text)
+  print(f'results in {parent}: comparison.md, .csv, .png and .pdf')
 
 
-def run() -> None:
-  """The console script."""
-  program.run(main, _check_flags)
+def _tests(run: queue.Run, rounds: int, step: int) -> list[dict[str, float]]:
+  """The tests of a run up to a round: those that all runs have."""
+  return [
+    test
+    for test in folder_lib.evaluations(run.folder.read_metrics())
+    if 0 < test['round'] <= rounds and not test['round'] % step
+  ]
 
 
 if __name__ == '__main__':
-  run()
+  cli.run(main, _check_flags)

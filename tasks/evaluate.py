@@ -1,12 +1,12 @@
 """Evaluates a run device by device: `python -m tasks.evaluate --help`.
 
-The run may be finished or still going on; nothing of it is changed.
+The run may have ended or still go on; none of its files is changed.
 """
 
 from absl import flags
 
-from tasks import cli as program
-from tasks.runs import folder as run_folder_lib
+from tasks import cli
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 
 _RUN = flags.DEFINE_string('run', None, 'The folder of the run.')
@@ -19,37 +19,38 @@ _ROUND = flags.DEFINE_integer(
 _MAX_CLIENTS = flags.DEFINE_integer(
   'max_clients',
   None,
-  'The devices to evaluate, chosen by the seed of the run; by default all.',
+  'The number of devices to evaluate, chosen by the seed of the run; by default'
+  ' all.',
   lower_bound=1,
 )
 _FEW_SHOT = flags.DEFINE_list(
   'few_shot',
   None,
   'The numbers of local examples of the few-shot curve, as 1,2,5; by default'
-  ' 1,2,5,10,20,50,… up to what devices have. Empty for no curve.',
+  ' 1,2,5,10,20,50,… up to the most that a device has. Empty for no curve.',
 )
 _STEPS = flags.DEFINE_integer(
   'steps',
   None,
-  'The last step of the curve against MAML steps; by default twice those that'
-  ' the run trained with.',
+  'The last step of the curve against MAML steps; by default twice the steps of'
+  ' the training.',
   lower_bound=1,
 )
 
 
 def main() -> None:
   """Evaluates, writes the files and prints the summary."""
-  from tasks.reports import device_report as evaluation_report
-  from tasks.reports import devices as evaluation
-  from tasks.runs import checkpoint as meta_model
+  from tasks.reports import client_report
+  from tasks.reports import per_client
+  from tasks.runs import checkpoint
   from tasks.runs import experiment as experiment_lib
   from tff_debias import runtime
 
-  folder = run_folder_lib.find(_RUN.value)
+  folder = folder_lib.find(_RUN.value)
   experiment = experiment_lib.Experiment(folder.read()[0])
   with runtime.local_context():
-    weights, round_num = meta_model.load(experiment, folder, _ROUND.value)
-    result = evaluation.evaluate(
+    weights, round_num = checkpoint.load(experiment, folder, _ROUND.value)
+    result = per_client.evaluate(
       experiment,
       weights,
       round_num,
@@ -57,7 +58,7 @@ def main() -> None:
       few_shot=_few_shot(),
       num_steps=_STEPS.value,
     )
-  print(evaluation_report.save(result, folder.evaluation))
+  print(client_report.save(result, folder.evaluation))
 
 
 def _few_shot() -> list[int] | None:
@@ -80,14 +81,9 @@ def _check_flags() -> None:
     raise settings_lib.SettingsError(
       'Name the folder of the run: --run=runs/NAME.'
     )
-  run_folder_lib.find(_RUN.value)
+  folder_lib.find(_RUN.value)
   _few_shot()
 
 
-def run() -> None:
-  """The console script."""
-  program.run(main, _check_flags)
-
-
 if __name__ == '__main__':
-  run()
+  cli.run(main, _check_flags)

@@ -1,1 +1,1 @@
-"""What `tasks.benchmark` measures, and against what."""
+"""The cases of `tasks.benchmark`, and how they are timed."""

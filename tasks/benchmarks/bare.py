@@ -1,17 +1,18 @@
 """The same work as plain TensorFlow loops: the floor, without TFF and Keras.
 
-One device after the other in one process, the network written out, and nothing
-kept or measured besides.
+One device after the other in one process, the network written out, and neither
+a state nor a metric besides.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import tensorflow as tf
 
 Weights = Sequence[tf.Tensor]
-#: Weights and inputs to the feature, `[b, features]`, and the logits.
+#: From weights and inputs to the features, `[b, features]`, and the logits.
 Forward = Callable[[Weights, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 _LEARNING_RATE, _WEIGHT_DECAY, _MAX_NORM = 0.1, 1e-3, 10.0
@@ -36,7 +37,7 @@ def mlp(weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 def build_training(
   forward: Forward, personalization: str, maml_steps: int, maml_rate: float
-) -> Callable[[Sequence[tf.Tensor], tf.data.Dataset], Sequence[tf.Tensor]]:
+) -> Callable[[Weights, tf.data.Dataset], Weights]:
   """The local work of a device without a correction.
 
   Args:
@@ -50,47 +51,29 @@ def build_training(
   """
 
   def query_loss(weights: Weights, support: Any, query: Any) -> tf.Tensor:
-    if personalization == 'none':
-      return _loss(forward, weights, support)
     if personalization == 'proto':
-      prototypes, present = _prototypes(forward, weights, support)
-      logits = _proto_logits(forward, weights, query, prototypes, present)
+      logits, present = _proto_logits(forward, weights, support, query)
       # A class without a prototype does not count.
       counts = tf.cast(tf.gather(present, query['y']), tf.float32)
-      losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-        query['y'], logits
+      return tf.reduce_sum(counts * _losses(query, logits)) / tf.reduce_sum(
+        counts
       )
-      return tf.reduce_sum(counts * losses) / tf.reduce_sum(counts)
-    for _ in range(maml_steps):
-      with tf.GradientTape() as tape:
-        tape.watch(weights)
-        loss = _loss(forward, weights, support)
-      gradient = tape.gradient(loss, weights)
-      weights = [
-        w - maml_rate * (g + _WEIGHT_DECAY * w)
-        for w, g in zip(weights, gradient, strict=True)
-      ]
+    for _ in range(maml_steps if personalization == 'maml' else 0):
+      loss = functools.partial(_loss, forward, batch=support)
+      weights = _descend(loss, weights, maml_rate, _WEIGHT_DECAY, None)
     return _loss(forward, weights, query)
 
   @tf.function
   def train(start: Weights, dataset: tf.data.Dataset) -> Weights:
-    weights = tuple(start)
-    if personalization != 'none':
-      dataset = dataset.batch(2)
-    for batches in dataset:
-      support = query = batches
-      if personalization != 'none':
-        support, query = (
-          tf.nest.map_structure(lambda t, i=i: t[i], batches) for i in range(2)
-        )
-      with tf.GradientTape() as tape:
-        tape.watch(weights)
-        loss = query_loss(weights, support, query)
-      gradient = tape.gradient(loss, weights, unconnected_gradients='zero')
-      gradient, _ = tf.clip_by_global_norm(gradient, _MAX_NORM)
-      weights = tuple(
-        w - _LEARNING_RATE * (g + _WEIGHT_DECAY * w)
-        for w, g in zip(weights, gradient, strict=True)
+    weights, size = tuple(start), 1 if personalization == 'none' else 2
+    for batches in dataset.batch(size):
+      support, query = (
+        tf.nest.map_structure(lambda t, i=i: t[i], batches)
+        for i in (0, size - 1)
+      )
+      loss = functools.partial(query_loss, support=support, query=query)
+      weights = _descend(
+        loss, weights, _LEARNING_RATE, _WEIGHT_DECAY, _MAX_NORM
       )
     return weights
 
@@ -116,53 +99,56 @@ def build_test(
   @tf.function
   def test(weights: Weights, train: Any, test: Any) -> tf.Tensor:
     if personalization == 'proto':
-      prototypes, present = _prototypes(forward, weights, train)
-      logits = _proto_logits(forward, weights, test, prototypes, present)
+      logits, _ = _proto_logits(forward, weights, train, test)
     else:
       for _ in range(maml_steps):
-        with tf.GradientTape() as tape:
-          tape.watch(weights)
-          loss = _loss(forward, weights, train)
-        gradient = tape.gradient(loss, weights)
-        gradient, _ = tf.clip_by_global_norm(gradient, _MAX_NORM)
-        weights = [
-          w - maml_rate * g for w, g in zip(weights, gradient, strict=True)
-        ]
-      logits = forward(weights, test['x'])[1]
+        loss = functools.partial(_loss, forward, batch=train)
+        weights = _descend(loss, weights, maml_rate, 0.0, _MAX_NORM)
+      _, logits = forward(weights, test['x'])
     right = tf.equal(tf.argmax(logits, -1, tf.int32), test['y'])
     return tf.reduce_mean(tf.cast(right, tf.float32))
 
   return test
 
 
-def _cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-  return tf.reduce_mean(
-    tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+def _descend(
+  loss: Callable[[Weights], tf.Tensor],
+  weights: Weights,
+  rate: float,
+  weight_decay: float,
+  max_norm: float | None,
+) -> Weights:
+  """A step of gradient descent."""
+  with tf.GradientTape() as tape:
+    tape.watch(weights)
+    value = loss(weights)
+  gradient = tape.gradient(value, weights, unconnected_gradients='zero')
+  if max_norm is not None:
+    gradient, _ = tf.clip_by_global_norm(gradient, max_norm)
+  return tuple(
+    w - rate * (g + weight_decay * w)
+    for w, g in zip(weights, gradient, strict=True)
   )
+
+
+def _losses(batch: Any, logits: tf.Tensor) -> tf.Tensor:
+  return tf.nn.sparse_softmax_cross_entropy_with_logits(batch['y'], logits)
 
 
 def _loss(forward: Forward, weights: Weights, batch: Any) -> tf.Tensor:
-  return _cross_entropy(batch['y'], forward(weights, batch['x'])[1])
-
-
-def _prototypes(
-  forward: Forward, weights: Weights, batch: Any
-) -> tuple[tf.Tensor, tf.Tensor]:
-  members = tf.one_hot(batch['y'], weights[-1].shape[0])
-  counts = tf.reduce_sum(members, axis=0)
-  sums = tf.matmul(members, forward(weights, batch['x'])[0], transpose_a=True)
-  return sums / tf.maximum(counts, 1.0)[:, tf.newaxis], counts > 0
+  return tf.reduce_mean(_losses(batch, forward(weights, batch['x'])[1]))
 
 
 def _proto_logits(
-  forward: Forward,
-  weights: Weights,
-  batch: Any,
-  prototypes: tf.Tensor,
-  present: tf.Tensor,
-) -> tf.Tensor:
-  features = forward(weights, batch['x'])[0]
+  forward: Forward, weights: Weights, support: Any, query: Any
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The logits of the query, and which classes have a prototype."""
+  members = tf.one_hot(support['y'], weights[-1].shape[0])
+  counts = tf.reduce_sum(members, axis=0)
+  sums = tf.matmul(members, forward(weights, support['x'])[0], transpose_a=True)
+  prototypes = sums / tf.maximum(counts, 1.0)[:, tf.newaxis]
+  features = forward(weights, query['x'])[0]
   distances = tf.reduce_sum(
     (features[:, tf.newaxis] - prototypes) ** 2, axis=-1
   )
-  return tf.where(present, -distances, -1e9)
+  return tf.where(counts > 0, -distances, -1e9), counts > 0

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tasks.benchmarks import timing
+from tasks.runs import errors
 
 _PFL_PROGRAM = os.path.join(os.path.dirname(__file__), 'pfl_process.py')
 _LEARNING_RATE = 0.1
@@ -76,13 +77,13 @@ def start_pfl(
   Raises:
     timing.UnavailableError: If it does not run.
   """
-  said = tempfile.TemporaryFile('w+')
+  output = tempfile.TemporaryFile('w+')
   try:
     process = subprocess.Popen(
       [*python, _PFL_PROGRAM, method, *map(str, numbers)],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      stderr=said,
+      stderr=output,
       text=True,
     )
   except OSError as e:
@@ -97,9 +98,9 @@ def start_pfl(
     line = process.stdout.readline()
     if not line:
       process.wait()
-      said.seek(0)
-      last_line = said.read().strip().split('\n')[-1]
-      raise timing.UnavailableError(f'pfl does not run: {last_line}')
+      output.seek(0)
+      reason = errors.last_line(output.read())
+      raise timing.UnavailableError(f'pfl does not run: {reason}')
     return float(line)
 
   return run_round

@@ -29,7 +29,7 @@ from torch import nn
 
 
 class Cnn(nn.Sequential):
-  """`tasks.catalog.networks.cnn`, with what pfl asks of a model."""
+  """`tasks.catalog.networks.cnn`, with the methods that pfl asks for."""
 
   def __init__(self):
     super().__init__(

@@ -1,11 +1,10 @@
-"""Measures cases in turn, and writes what was measured."""
+"""Measures cases in turn, and writes their times."""
 
-from collections.abc import Callable
+import abc
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
-import csv
 import dataclasses
 import gc
 import os
@@ -13,13 +12,30 @@ import statistics
 import time
 
 import grpc
-import tqdm
 
+from tasks.reports import tables
+from tasks.runs import errors
+from tasks.runs import progress
 from tff_debias import runtime
 
-#: Makes a case ready and gives what is timed; or a function that gives the
-#: seconds itself, where the clock is elsewhere.
-Prepare = Callable[[], Callable[[], float | None]]
+
+class Case(abc.ABC):
+  """Work that is timed."""
+
+  def prepare(self) -> None:  # noqa: B027 (a case may have none)
+    """Does all that comes before the clock starts."""
+
+  @abc.abstractmethod
+  def run(self) -> float | None:
+    """Does the work.
+
+    Returns:
+      The seconds, where another clock measured them.
+    """
+
+  def figures(self) -> Mapping[str, str]:
+    """Further figures after the measurement, by their names."""
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +44,17 @@ class Section:
 
   Attributes:
     name: Its name on the command line.
-    title: What is measured.
+    title: The work of its cases.
     cases: The cases by name.
-    references: The cases that the others are put in relation to.
-    figures: Further figures of a case, by the name of the case, asked for after
-      the measurement.
+    references: The cases by whose time those of all are divided.
+    runs_on_end: The runs of a case that are timed together, for their mean.
   """
 
   name: str
   title: str
-  cases: Mapping[str, Prepare]
+  cases: Mapping[str, Case]
   references: Sequence[str] = ()
-  figures: Callable[[str], Mapping[str, str]] = lambda case: {}
+  runs_on_end: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +63,10 @@ class Result:
 
   Attributes:
     section: The section.
-    seconds: For each case the seconds of every repetition; the nth of all cases
-      were measured one after the other.
+    seconds: For each case the seconds of every repetition. The nth repetitions
+      of all cases were measured one after the other.
     figures: The further figures of each case.
-    failed: Why a case could not be measured.
+    failed: For each case that could not be measured, the reason.
   """
 
   section: Section
@@ -61,14 +76,14 @@ class Result:
 
 
 class UnavailableError(Exception):
-  """A case cannot be measured on this machine, and why."""
+  """A case cannot be measured on this machine, with the reason."""
 
 
 def measure(section: Section, repetitions: int) -> Result:
   """Measures the cases of a section in turn: 1, 2, …, 1, 2, ….
 
-  So a machine that becomes slower or faster does so for all. Each case runs
-  once before, unmeasured. One that fails does not stop the others.
+  A machine that becomes slower or faster does so for all of them then. Each
+  case runs once before, unmeasured. One that fails does not stop the others.
 
   Args:
     section: The section.
@@ -77,43 +92,45 @@ def measure(section: Section, repetitions: int) -> Result:
   Returns:
     The `Result`.
   """
-  ready, failed = {}, {}
-  with tqdm.tqdm(
-    total=len(section.cases) * (repetitions + 1),
-    desc=section.name,
-    dynamic_ncols=True,
+  failed = {}
+  seconds = {name: [] for name in section.cases}
+  with progress.progress(
+    len(section.cases) * (repetitions + 1), 'run', desc=f'{section.name}: '
   ) as bar:
-
-    def timed(name: str, run: Callable[[], float | None]) -> float:
-      bar.set_postfix_str(name)
-      gc.collect()
-      start = time.perf_counter()
-      seconds = run()
-      bar.update()
-      return time.perf_counter() - start if seconds is None else seconds
-
-    for name, prepare in section.cases.items():
-      with _noted(name, failed):
-        ready[name] = prepare()
-        timed(name, ready[name])
-    seconds = {name: [] for name in ready if name not in failed}
-    for _ in range(repetitions):
+    for repetition in range(repetitions + 1):
       for name in list(seconds):
+        bar.set_postfix_str(name)
+        case = section.cases[name]
         with _noted(name, failed):
-          seconds[name].append(timed(name, ready[name]))
+          if repetition == 0:
+            case.prepare()
+            _timed(case, section.runs_on_end)
+          else:
+            seconds[name].append(_timed(case, section.runs_on_end))
         if name in failed:
           del seconds[name]
-  figures = {name: section.figures(name) for name in seconds}
+        bar.update()
+  figures = {name: section.cases[name].figures() for name in seconds}
   return Result(section, seconds, figures, failed)
+
+
+def _timed(case: Case, number: int) -> float:
+  """The mean seconds of a run."""
+  gc.collect()
+  start = time.perf_counter()
+  measured = [case.run() for _ in range(number)]
+  if None not in measured:
+    return statistics.mean(measured)
+  return (time.perf_counter() - start) / number
 
 
 @contextlib.contextmanager
 def _noted(name: str, failed: dict[str, str]) -> Iterator[None]:
-  """Notes why a case fails."""
+  """Notes the reason for which a case fails."""
   try:
     yield
   except grpc.RpcError as e:
-    failed[name] = e.details().split('\n')[0]
+    failed[name] = errors.first_line(e.details())
   except (UnavailableError, runtime.WorkerError) as e:
     failed[name] = str(e)
 
@@ -127,35 +144,45 @@ def ratio(result: Result, case: str, reference: str) -> float:
 def to_markdown(result: Result) -> str:
   """The table of a section."""
   references = [r for r in result.section.references if r in result.seconds]
-  further = list(next(iter(result.figures.values()), {}))
-  header = ['', 'median s', 'min … max', *(f'÷ {r}' for r in references)]
-  rows = [[*header, *further], ['---'] * (len(header) + len(further))]
-  for name, seconds in result.seconds.items():
-    row = [name, f'{statistics.median(seconds):.3g}']
-    row += [f'{min(seconds):.3g} … {max(seconds):.3g}']
-    row += [f'{ratio(result, name, r):.2f}' for r in references]
-    rows.append([*row, *result.figures[name].values()])
-  lines = [f'| {" | ".join(row)} |' for row in rows]
-  lines += [f'\nNot measured: {n}: {why}' for n, why in result.failed.items()]
-  return '\n'.join([f'### {result.section.title}', '', *lines, ''])
+  rows = [
+    {
+      '': name,
+      'median s': f'{statistics.median(seconds):.3g}',
+      'min … max': f'{min(seconds):.3g} … {max(seconds):.3g}',
+      **{f'÷ {r}': f'{ratio(result, name, r):.2f}' for r in references},
+      **result.figures[name],
+    }
+    for name, seconds in result.seconds.items()
+  ]
+  parts = [f'### {result.section.title}']
+  if rows:
+    parts.append(tables.to_markdown(rows))
+  parts += [f'Not measured: {n}: {why}' for n, why in result.failed.items()]
+  return '\n\n'.join(parts) + '\n'
 
 
 def write(results: Sequence[Result], machine: str, folder: str) -> None:
-  """Writes `benchmark.md`, the tables, and `benchmark.csv`, every repetition.
+  """Writes the tables, `benchmark.md`, and all repetitions, `benchmark.csv`.
 
   Args:
     results: The sections.
-    machine: Where they were measured.
-    folder: The folder; it is made.
+    machine: The machine that measured them.
+    folder: The folder. It is made if it is not there.
   """
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, 'benchmark')
   with open(f'{path}.md', 'w') as file:
     file.write('\n'.join([machine, '', *map(to_markdown, results)]))
-  with open(f'{path}.csv', 'w', newline='') as file:
-    writer = csv.writer(file)
-    writer.writerow(['section', 'case', 'repetition', 'seconds'])
-    for result in results:
-      for case, seconds in result.seconds.items():
-        for i, value in enumerate(seconds):
-          writer.writerow([result.section.name, case, i, value])
+  rows = [
+    {
+      'section': result.section.name,
+      'case': case,
+      'repetition': repetition,
+      'seconds': value,
+    }
+    for result in results
+    for case, seconds in result.seconds.items()
+    for repetition, value in enumerate(seconds)
+  ]
+  if rows:
+    tables.write_csv(rows, f'{path}.csv')

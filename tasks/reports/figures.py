@@ -1,127 +1,220 @@
-"""The pictures of a run, from its metrics."""
+"""The figures of runs, as PNG for a screen and PDF for a paper."""
 
 import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
+import os
 
 import matplotlib
-import numpy as np
-
-from tasks.reports import savings as comparison
 
 matplotlib.use('Agg')
+from matplotlib import ticker  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 
-_MODELS = ('distributor/models', 'aggregator/models')
-_ACCURACY = 'evaluation/by_client/accuracy'
+from tasks.reports import savings  # noqa: E402
+from tasks.runs import folder as folder_lib  # noqa: E402
+from tasks.runs import names  # noqa: E402
+
+MODELS_LABEL = 'models transmitted (down and up)'
+
+#: Lines that can also be told apart without colours.
+LINES = tuple(
+  {'color': f'C{i}', 'linestyle': style}
+  for i, style in enumerate(
+    ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+  )
+)
+
+plt.rcParams.update(
+  {
+    'axes.axisbelow': True,
+    'axes.grid': True,
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.titlesize': 'medium',
+    'figure.constrained_layout.use': True,
+    'figure.titlesize': 'medium',
+    'font.size': 9,
+    'grid.alpha': 0.3,
+    'legend.frameon': False,
+    # Text that stays text, which publishers ask for.
+    'pdf.fonttype': 42,
+    'savefig.dpi': 150,
+  }
+)
+
+# The metrics that are norms, and their names in the figure.
+_NORMS = {
+  'finalizer/update_norm': 'update of the model',
+  'finalizer/server_correction_norm': "server's correction",
+}
+_LOSS = 'client_work/train/loss'
 
 
-def evaluations(
-  rows: Sequence[Mapping[str, float]],
-) -> list[dict[str, float]]:
-  """The rounds with a personalized test.
+def save(figure: plt.Figure, path: str) -> None:
+  """Writes a figure and closes it.
 
   Args:
-    rows: The metrics of the rounds.
-
-  Returns:
-    For each its `round`, `models` (transmitted so far, down and up), `accuracy`
-    (mean over devices), and the 10 % and 90 % quantiles `low` and `high`.
+    figure: The figure.
+    path: The PNG file; the PDF has the same name but for its ending.
   """
-  return [
-    {
-      'round': row['round'],
-      'models': sum(row.get(name, 0.0) for name in _MODELS),
-      'accuracy': row[f'{_ACCURACY}/mean'],
-      'low': row[f'{_ACCURACY}/q10'],
-      'high': row[f'{_ACCURACY}/q90'],
-    }
-    for row in rows
-    if f'{_ACCURACY}/mean' in row
-  ]
+  # Without a date the same figure is the same file.
+  figure.savefig(
+    f'{os.path.splitext(path)[0]}.pdf', metadata={'CreationDate': None}
+  )
+  figure.savefig(path)
+  plt.close(figure)
+
+
+def add_legend(figure: plt.Figure, title: str | None = None) -> None:
+  """Adds a legend of all panels below them, where it hides nothing."""
+  entries = {}
+  for axis in figure.axes:
+    for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+      entries.setdefault(label, handle)
+  figure.legend(
+    entries.values(),
+    entries.keys(),
+    loc='outside lower center',
+    ncols=4,
+    title=title,
+  )
 
 
 def save_convergence(
   rows: Sequence[Mapping[str, float]], title: str, path: str
 ) -> None:
-  """Draws personalized accuracy against rounds and against models transmitted.
+  """Draws a run: its accuracy, and beside it the training loss and the norms.
 
   Args:
     rows: The metrics of the rounds.
     title: The title.
-    path: The PNG file to write.
+    path: The PNG file to write; the PDF is beside it.
   """
-  points = evaluations(rows)
-  figure, axes = plt.subplots(
-    1, 2, figsize=(10, 4), sharey=True, layout='constrained'
+  tests = folder_lib.evaluations(rows)
+  figure, axes = plt.subplot_mosaic(
+    [['accuracy', 'loss'], ['accuracy', 'norm']],
+    figsize=(9, 4),
+    width_ratios=(3, 2),
   )
-  labels = {'round': 'rounds', 'models': 'models transmitted (down and up)'}
-  for axis, (name, label) in zip(axes, labels.items(), strict=True):
-    x = [point[name] for point in points]
-    axis.plot(x, [point['accuracy'] for point in points], label='mean')
-    axis.fill_between(
-      x,
-      [point['low'] for point in points],
-      [point['high'] for point in points],
-      alpha=0.2,
-      label='10 % to 90 % of devices',
-    )
-    axis.set_xlabel(label)
-    axis.set_ylim(0, 1)
-    axis.set_xlim(left=0)
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel('personalized test accuracy')
-  axes[0].legend(loc='lower right')
+  axis = axes['accuracy']
+  rounds = [test['round'] for test in tests]
+  low = [test['low'] for test in tests]
+  axis.plot(rounds, [test['accuracy'] for test in tests], label='mean')
+  axis.fill_between(
+    rounds,
+    low,
+    [test['high'] for test in tests],
+    alpha=0.2,
+    linewidth=0,
+    label='10 % to 90 % of devices',
+  )
+  axis.set(xlabel='round', ylabel='personalized test accuracy')
+  axis.set_ylim(min(low) - 0.03, 1.01)
+  axis.legend(loc='lower right')
+  _add_models_axis(axis, tests)
+  axes['loss'].set(ylabel='training loss', yscale='log')
+  axes['norm'].set(ylabel='norm', yscale='log', xlabel='round')
+  _draw_metric(axes['loss'], rows, _LOSS, None, LINES[0])
+  for (metric, label), line in zip(_NORMS.items(), LINES, strict=False):
+    _draw_metric(axes['norm'], rows, metric, label, line)
+  if axes['norm'].lines:
+    axes['norm'].legend()
+  for axis in axes.values():
+    axis.set_xlim(0, max(rows[-1]['round'], 1))
+    axis.xaxis.get_major_locator().set_params(integer=True)
   figure.suptitle(title)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  save(figure, path)
+
+
+def _add_models_axis(
+  axis: plt.Axes, tests: Sequence[Mapping[str, float]]
+) -> None:
+  """An axis of the models transmitted above that of the rounds."""
+  if tests[-1]['models'] > 0:
+    rounds, models = (
+      np.array([test[name] for test in tests]) for name in ('round', 'models')
+    )
+    top = axis.secondary_xaxis(
+      'top',
+      functions=(
+        lambda x: np.interp(x, rounds, models),
+        lambda x: np.interp(x, models, rounds),
+      ),
+    )
+    top.set_xlabel(MODELS_LABEL)
+
+
+def _draw_metric(
+  axis: plt.Axes,
+  rows: Sequence[Mapping[str, float]],
+  metric: str,
+  label: str | None,
+  line: Mapping[str, object],
+) -> None:
+  """Draws a metric over the rounds where it is positive, for a log axis."""
+  points = [(row['round'], row[metric]) for row in rows if row.get(metric)]
+  if points:
+    axis.plot(*zip(*points, strict=True), label=label, linewidth=1, **line)
+    low, high = axis.get_ylim()
+    subs = (1,) if high > 100 * low else (1, 2, 5)
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.yaxis.set_major_formatter('{x:g}')
+    axis.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def save_comparison(
-  curves: Sequence[comparison.Curve], title: str, path: str
+  curves: Sequence[savings.Curve],
+  targets: Sequence[float],
+  title: str,
+  path: str,
 ) -> None:
-  """Draws personalized accuracy against models transmitted, by method.
+  """Draws personalized accuracy by method against rounds and models.
 
   Args:
     curves: The runs, smoothed or not. A line is the mean over the seeds of a
       method, its band their range.
+    targets: The target accuracies, drawn as thin lines.
     title: The title.
-    path: The PNG file to write.
+    path: The PNG file to write; the PDF is beside it.
   """
   groups = collections.defaultdict(lambda: collections.defaultdict(list))
   for curve in curves:
     groups[curve.personalization][curve.method].append(curve)
+  methods = dict.fromkeys(curve.method for curve in curves)
+  lines = dict(zip(methods, itertools.cycle(LINES), strict=False))
   figure, axes = plt.subplots(
-    1,
     len(groups),
-    figsize=(5.5 * len(groups), 4),
-    sharey=True,
+    2,
+    figsize=(9, 0.8 + 3.1 * len(groups)),
+    sharey='row',
     squeeze=False,
-    layout='constrained',
   )
-  for axis, (personalization, methods) in zip(
-    axes[0], groups.items(), strict=True
-  ):
-    for method, runs in methods.items():
-      # Runs under way have different lengths; a test is at the same round.
-      length = min(len(run.models) for run in runs)
-      x = np.mean([run.models[:length] for run in runs], axis=0)
-      y = np.array([run.accuracy[:length] for run in runs])
-      (line,) = axis.plot(x, y.mean(axis=0), label=method)
-      axis.fill_between(
-        x, y.min(axis=0), y.max(axis=0), color=line.get_color(), alpha=0.2
-      )
-    axis.set_title(personalization)
-    axis.set_xlabel('models transmitted (down and up)')
-    axis.set_xlim(left=0)
-    axis.grid(alpha=0.3)
-    axis.legend(loc='lower right', title='mean and range over seeds')
-  # The beginning is steep, and the differences are at the end.
-  ends = [curve.accuracy[-1] for curve in curves]
-  starts = [curve.accuracy[: len(curve.accuracy) // 4 + 1] for curve in curves]
-  low = min(ends + [float(np.median(start)) for start in starts])
-  axes[0, 0].set_ylim(low - 0.1 * (1 - low), None)
-  axes[0, 0].set_ylabel('personalized test accuracy')
-  figure.suptitle(title, fontsize='medium')
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  for row, (personalization, runs_of) in zip(axes, groups.items(), strict=True):
+    for axis, x_name in zip(row, ('rounds', 'models'), strict=True):
+      for method, runs in runs_of.items():
+        x = np.mean([getattr(run, x_name) for run in runs], axis=0)
+        y = np.array([run.accuracy for run in runs])
+        axis.plot(x, y.mean(axis=0), label=names.name(method), **lines[method])
+        axis.fill_between(
+          x,
+          y.min(axis=0),
+          y.max(axis=0),
+          color=lines[method]['color'],
+          alpha=0.15,
+          linewidth=0,
+        )
+      for target in targets:
+        axis.axhline(
+          target, color='0.4', linewidth=0.6, zorder=1, label='target'
+        )
+      axis.set_xlim(left=0)
+      axis.set_title(names.name(personalization))
+    row[0].set_ylabel('personalized test accuracy')
+  axes[-1, 0].set_xlabel('rounds')
+  axes[-1, 1].set_xlabel(MODELS_LABEL)
+  figure.suptitle(title)
+  add_legend(figure, 'mean and range over seeds')
+  save(figure, path)

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import numpy as np
-from problems import snapshot
 import pytest
+from small_models import snapshot
 
 
 def compare(*flags):
@@ -36,7 +36,7 @@ def compare(*flags):
     (('--override=fed_dyn/none:alpha=1',), 'is for none of the runs'),
     (
       ('--override=pfl_dyn/maml:clients_per_round=9',),
-      'participants must be the',
+      'clients_per_round must be the',
     ),
     (('--override=pfl_dyn/maml:seed=9',), 'seed must be the same for all'),
     (
@@ -69,11 +69,14 @@ def test_compares_and_trains_nothing_twice(tmp_path):
   ]
   result = compare(*flags)
   assert result.returncode == 0, result.stderr
-  assert 'pfl_dyn' in result.stdout and 'ServiceManager' not in result.stderr
+  assert 'PFLDyn' in result.stdout and 'ServiceManager' not in result.stderr
   files = snapshot(tmp_path)
-  assert {'comparison.md', 'comparison.csv', 'comparison.png'} <= {
+  assert {f'comparison.{kind}' for kind in ('md', 'csv', 'png', 'pdf')} <= {
     os.path.basename(name) for name in files
   }
+  # Without targets there is nothing to save on the way to them.
+  with open(tmp_path / 'comparison' / 'comparison.csv', newline='') as file:
+    assert {row['saving'] for row in csv.DictReader(file)} == {''}
   assert compare(*flags, '--targets=0.999').returncode == 0
   again = snapshot(tmp_path)
   assert 'not reached' in again['comparison/comparison.md'].decode()
@@ -84,7 +87,7 @@ def test_compares_and_trains_nothing_twice(tmp_path):
   path = tmp_path / 'comparison' / 'comparison.csv'
   with open(path, newline='') as file:
     smoothed = {
-      r['method']: float(r['last_accuracy']) for r in csv.DictReader(file)
+      r['method']: float(r['final_accuracy']) for r in csv.DictReader(file)
     }
   for method, accuracy in smoothed.items():
     metrics = tmp_path / 'comparison' / f'{method}_proto_seed3' / 'metrics.csv'

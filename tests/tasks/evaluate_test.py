@@ -12,14 +12,15 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tasks.reports import device_report as evaluation_report
-from tasks.reports import devices as evaluation
-from tasks.runs import checkpoint as meta_model
+from tasks.reports import client_report
+from tasks.reports import per_client
+from tasks.runs import checkpoint
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as run_folder_lib
 from tasks.runs import settings as settings_lib
 from tasks.runs import training
-from tests import problems
+from tests import small_models
+import tff_debias
 
 _ROUNDS = 4
 
@@ -61,12 +62,12 @@ def evaluated(runs, runtime):
   for name, folder in runs.items():
     settings, _ = folder.read()
     evaluated_experiment = experiment_lib.Experiment(settings)
-    result = evaluation.evaluate(
+    result = per_client.evaluate(
       evaluated_experiment,
-      *meta_model.load(evaluated_experiment, folder),
+      *checkpoint.load(evaluated_experiment, folder),
       few_shot=[3, 40],
     )
-    evaluation_report.save(result, folder.evaluation)
+    client_report.save(result, folder.evaluation)
     written[name] = os.path.join(folder.evaluation, f'round_{_ROUNDS:06d}')
   return written
 
@@ -77,27 +78,27 @@ def copy(folder, tmp_path):
   return run_folder_lib.RunFolder(path)
 
 
-def test_held_out_devices_never_train():
+def test_held_out_clients_never_train():
   some = experiment(held_out_share=0.3)
-  held_out = set(some.held_out_devices)
+  held_out = set(some.held_out_clients)
   assert len(held_out) == 4
   trained = {
-    device['client_id']
+    client['client_id']
     for r in range(1, 60)
-    for device in some.training_data(r)
+    for client in some.training_data(r)
   }
   assert trained == set(some.train_data.client_ids) - held_out
   assert len(some.evaluation_data) == 8
-  assert set(experiment(held_out_share=0.3).held_out_devices) == held_out
+  assert set(experiment(held_out_share=0.3).held_out_clients) == held_out
   assert (
-    set(experiment(held_out_share=0.3, seed=1).held_out_devices) != held_out
+    set(experiment(held_out_share=0.3, seed=1).held_out_clients) != held_out
   )
 
 
 def test_with_none_held_out_the_participants_are_as_ever():
   everyone = experiment(held_out_share=0.0)
-  ids = [f'device_{i:04d}' for i in range(12)]
-  assert everyone.training_devices == ids
+  ids = [f'client_{i:04d}' for i in range(12)]
+  assert everyone.training_clients == ids
   sample = tff.simulation.build_uniform_sampling_fn(ids, random_seed=0)
   for r in (1, 7):
     participants = [d['client_id'] for d in everyone.training_data(r)]
@@ -120,7 +121,7 @@ def test_wrong_shares_say_what_would_be_right(options, message):
     experiment(**options)
 
 
-def test_a_run_of_before_there_were_held_out_devices_goes_on(tmp_path):
+def test_a_run_of_before_there_were_held_out_clients_goes_on(tmp_path):
   settings = settings_lib.Settings(alpha=0.1)
   saved = dataclasses.asdict(settings)
   del saved['held_out_share']
@@ -133,7 +134,7 @@ def test_a_run_of_before_there_were_held_out_devices_goes_on(tmp_path):
 
 @pytest.mark.parametrize('name', ['proto', 'maml'])
 def test_agrees_with_the_metrics_of_the_run(runs, evaluated, name):
-  rows = read(os.path.join(evaluated[name], 'devices.csv'))
+  rows = read(os.path.join(evaluated[name], 'clients.csv'))
   assert len(rows) == 12
   trainable = [row for row in rows if row['group'] != 'held out']
   metrics = runs[name].read_metrics()[-1]
@@ -152,16 +153,16 @@ def test_agrees_with_the_metrics_of_the_run(runs, evaluated, name):
 @pytest.mark.parametrize('name', ['proto', 'maml'])
 def test_groups_are_those_of_the_devices_own_storage(runs, evaluated, name):
   took_part = set()
-  for root, _, files in os.walk(os.path.join(runs[name].devices, 'devices')):
+  for root, _, files in os.walk(runs[name].devices):
     if 'client_id' in files:
       with open(os.path.join(root, 'client_id')) as file:
         took_part.add(file.read())
   with open(os.path.join(runs[name].devices, 'storage.json')) as file:
     assert json.load(file)['num_clients'] == 9
-  rows = read(os.path.join(evaluated[name], 'devices.csv'))
+  rows = read(os.path.join(evaluated[name], 'clients.csv'))
   groups = {
-    group: {row['device'] for row in rows if row['group'] == group}
-    for group in evaluation.GROUPS
+    group: {row['client'] for row in rows if row['group'] == group}
+    for group in per_client.GROUPS
   }
   assert groups['took part'] == took_part
   assert len(groups['held out']) == 3
@@ -179,8 +180,8 @@ def test_few_shot_is_the_nearest_mean_of_so_many_features(runs, evaluated):
   network = tf.keras.models.load_model(runs['proto'].meta_model, compile=False)
   features = tf.keras.Model(network.input, network.layers[-2].output)
   groups = {
-    row['device']: row['group']
-    for row in read(os.path.join(evaluated['proto'], 'devices.csv'))
+    row['client']: row['group']
+    for row in read(os.path.join(evaluated['proto'], 'clients.csv'))
   }
   accuracies = {}
   for place, client_id in enumerate(some.train_data.client_ids):
@@ -201,7 +202,7 @@ def test_few_shot_is_the_nearest_mean_of_so_many_features(runs, evaluated):
   assert len(rows) == len(accuracies) == 9
   for row in rows:
     expected = accuracies[row['group'], row['examples']]
-    assert int(row['devices']) == len(expected)
+    assert int(row['clients']) == len(expected)
     assert float(row['mean']) == pytest.approx(np.mean(expected), abs=1e-6)
 
 
@@ -211,7 +212,7 @@ def test_steps_are_steps_of_gradient_descent(runs, evaluated):
   start = network.get_weights()
   loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
   by_step = []
-  for client_id in some.held_out_devices:
+  for client_id in some.held_out_clients:
     network.set_weights(start)
     x, y = arrays(some.train_data, client_id)
     test_x, test_y = arrays(some.test_data, client_id)
@@ -234,7 +235,7 @@ def test_steps_are_steps_of_gradient_descent(runs, evaluated):
   assert [int(row['steps']) for row in rows] == list(range(11))
   means = [float(row['mean']) for row in rows]
   np.testing.assert_allclose(means, np.mean(by_step, axis=0), atol=1e-6)
-  devices = read(os.path.join(evaluated['maml'], 'devices.csv'))
+  devices = read(os.path.join(evaluated['maml'], 'clients.csv'))
   gains = [float(d['gain']) for d in devices if d['group'] == 'held out']
   assert np.mean(gains) == pytest.approx(means[5] - means[0], abs=1e-6)
   few_shot = read(os.path.join(evaluated['maml'], 'few_shot.csv'))
@@ -247,11 +248,32 @@ def test_steps_are_steps_of_gradient_descent(runs, evaluated):
 
 
 def test_prototypes_have_no_gain_and_that_is_said(evaluated):
-  rows = read(os.path.join(evaluated['proto'], 'devices.csv'))
+  rows = read(os.path.join(evaluated['proto'], 'clients.csv'))
   assert {row['meta_accuracy'] + row['gain'] for row in rows} == {''}
   with open(os.path.join(evaluated['proto'], 'summary.md')) as file:
     summary = file.read()
   assert 'n/a' in summary and 'Prototypes replace the last layer' in summary
+
+
+def test_a_personalization_of_ones_own_has_figures_of_the_meta_model(
+  runs, evaluated, runtime
+):
+  class OwnMaml(tff_debias.Maml):
+    """The same in a class that the program does not know."""
+
+  settings, _ = runs['maml'].read()
+  some = experiment_lib.Experiment(settings)
+  given = dataclasses.asdict(some.personalization)
+  some.personalization = OwnMaml(**given)
+  result = per_client.evaluate(
+    some, *checkpoint.load(some, runs['maml']), few_shot=[]
+  )
+  assert not result.steps
+  expected = read(os.path.join(evaluated['maml'], 'clients.csv'))
+  for row, own in zip(expected, result.clients, strict=True):
+    for name in ('meta_accuracy', 'meta_loss', 'accuracy', 'loss', 'gain'):
+      assert own[name] == pytest.approx(float(row[name]), abs=1e-5)
+  assert any(own['gain'] > 0.1 for own in result.clients)
 
 
 def test_the_pictures_show_something(evaluated):
@@ -269,7 +291,7 @@ def test_a_running_folder_is_only_read(runs, tmp_path):
   folder = copy(runs['proto'], tmp_path)
   shutil.rmtree(folder.evaluation, ignore_errors=True)
   with folder.lock():
-    before = problems.snapshot(folder.path)
+    before = small_models.snapshot(folder.path)
     result = subprocess.run(
       [
         *(sys.executable, '-m', 'tasks.evaluate', f'--run={folder.path}'),
@@ -281,11 +303,13 @@ def test_a_running_folder_is_only_read(runs, tmp_path):
   assert result.returncode == 0, result.stderr
   assert 'after round 2' in result.stdout
   assert '5 of 12 devices' in result.stdout
-  after = problems.snapshot(folder.path)
+  after = small_models.snapshot(folder.path)
   new = {path for path in after if path.startswith('evaluation')}
   assert {path: after[path] for path in after.keys() - new} == before
   files = {os.path.basename(path) for path in new if after[path] is not None}
-  assert files == {'devices.csv', 'histogram.png', 'summary.md'}
+  assert files == {
+    *('clients.csv', 'histogram.pdf', 'histogram.png', 'summary.md')
+  }
 
 
 def test_a_checkpoint_that_is_removed_meanwhile_gives_way_to_the_next(
@@ -307,15 +331,15 @@ def test_a_checkpoint_that_is_removed_meanwhile_gives_way_to_the_next(
   monkeypatch.setattr(
     tff.program.FileProgramStateManager, 'load', train_on_and_load
   )
-  assert meta_model.load(experiment(), folder)[1] == 4
+  assert checkpoint.load(experiment(), folder)[1] == 4
 
 
 def test_the_final_model_alone_is_enough(runs, runtime, tmp_path):
   folder = copy(runs['maml'], tmp_path)
   some = experiment(personalization='maml')
-  expected, _ = meta_model.load(some, folder)
+  expected, _ = checkpoint.load(some, folder)
   shutil.rmtree(folder.checkpoints)
-  weights, round_num = meta_model.load(some, folder)
+  weights, round_num = checkpoint.load(some, folder)
   assert round_num == _ROUNDS
   assert not os.path.exists(folder.checkpoints)
   tf.nest.map_structure(np.testing.assert_array_equal, weights, expected)
@@ -360,22 +384,22 @@ def cut(path):
 def test_says_what_is_damaged(runs, runtime, tmp_path, damage, message):
   folder = copy(runs['proto'], tmp_path)
   damage(folder)
-  with pytest.raises(meta_model.MetaModelError, match=message):
-    meta_model.load(experiment(), folder)
+  with pytest.raises(checkpoint.MetaModelError, match=message):
+    checkpoint.load(experiment(), folder)
 
 
 def test_refuses_a_round_or_a_network_of_others(runs, runtime, tmp_path):
   folder = copy(runs['proto'], tmp_path)
-  with pytest.raises(meta_model.MetaModelError, match='=3 is not .*: 2, 4'):
-    meta_model.load(experiment(), folder, 3)
+  with pytest.raises(checkpoint.MetaModelError, match='=3 is not .*: 2, 4'):
+    checkpoint.load(experiment(), folder, 3)
   other = experiment(partition='alid')
-  with pytest.raises(meta_model.MetaModelError, match='of another network'):
-    meta_model.load(other, folder)
+  with pytest.raises(checkpoint.MetaModelError, match='of another network'):
+    checkpoint.load(other, folder)
   shutil.rmtree(folder.checkpoints)
-  with pytest.raises(meta_model.MetaModelError, match='of another network'):
-    meta_model.load(other, folder)
-  with pytest.raises(meta_model.MetaModelError, match='--round=3 must be 4'):
-    meta_model.load(experiment(), folder, 3)
+  with pytest.raises(checkpoint.MetaModelError, match='of another network'):
+    checkpoint.load(other, folder)
+  with pytest.raises(checkpoint.MetaModelError, match='--round=3 must be 4'):
+    checkpoint.load(experiment(), folder, 3)
 
 
 @pytest.mark.parametrize(
@@ -386,8 +410,8 @@ def test_refuses_a_round_or_a_network_of_others(runs, runtime, tmp_path):
   ],
 )
 def test_refuses_what_does_not_suit_the_run(options, message):
-  with pytest.raises(evaluation.EvaluationError, match=message):
-    evaluation.evaluate(experiment(), None, 1, **options)
+  with pytest.raises(per_client.EvaluationError, match=message):
+    per_client.evaluate(experiment(), None, 1, **options)
 
 
 def test_names_the_run_that_may_be_meant(tmp_path):

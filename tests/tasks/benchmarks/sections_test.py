@@ -8,7 +8,7 @@ from tasks import benchmark
 from tasks.benchmarks import sections
 
 SIZE = sections.Size(
-  devices=1,
+  clients=1,
   local_steps=10,
   maml_local_steps=1,
   maml_steps=1,
@@ -32,7 +32,7 @@ def test_a_section_refers_to_its_own_cases(name):
 
 @pytest.mark.slow
 def test_the_command_measures_every_case(tmp_path):
-  flags = ['--devices=1', '--local_steps=1', '--batch_size=2']
+  flags = ['--clients_per_round=1', '--local_steps=1', '--batch_size=2']
   chosen = ('plain', 'population')
   result = subprocess.run(
     [

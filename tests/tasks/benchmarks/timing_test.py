@@ -10,6 +10,14 @@ def section(cases, **options):
   return timing.Section('name', 'A title', cases, **options)
 
 
+class Case(timing.Case):
+  def __init__(self, run, prepare=lambda: None):
+    self.run, self.prepare = run, prepare
+
+  def run(self):
+    raise NotImplementedError
+
+
 def clock(order, name, seconds):
   seconds = iter(seconds)
 
@@ -17,7 +25,7 @@ def clock(order, name, seconds):
     order.append(name)
     return next(seconds)
 
-  return lambda: run
+  return Case(run)
 
 
 def test_cases_run_in_turn_after_one_run_each():
@@ -29,8 +37,15 @@ def test_cases_run_in_turn_after_one_run_each():
 
 
 def test_without_seconds_of_its_own_a_case_is_timed():
-  result = timing.measure(section({'a': lambda: lambda: None}), 3)
+  result = timing.measure(section({'a': Case(lambda: None)}), 3)
   assert all(0 <= seconds < 1 for seconds in result.seconds['a'])
+
+
+def test_runs_on_end_are_timed_together_for_their_mean():
+  order = []
+  case = clock(order, 'a', [9.0, 9.0, 1.0, 3.0])
+  result = timing.measure(section({'a': case}, runs_on_end=2), 1)
+  assert result.seconds == {'a': [2.0]}
 
 
 def test_what_is_not_available_is_reported():
@@ -38,7 +53,14 @@ def test_what_is_not_available_is_reported():
     raise timing.UnavailableError('no such program')
 
   result = timing.measure(
-    section({'a': lambda: lambda: 1.0, 'b': missing}, references=('b',)), 1
+    section(
+      {
+        'a': Case(lambda: 1.0),
+        'b': Case(lambda: 1.0, missing),
+      },
+      references=('b',),
+    ),
+    1,
   )
   assert list(result.seconds) == ['a']
   assert 'Not measured: b: no such program' in timing.to_markdown(result)
@@ -54,9 +76,14 @@ def test_what_fails_later_loses_nothing_else():
       raise runtime.WorkerError('killed') from None
 
   result = timing.measure(
-    section({'a': lambda: fails_in_the_second_repetition,
-             'b': lambda: lambda: 3.0}), 2
-  )  # fmt: skip
+    section(
+      {
+        'a': Case(fails_in_the_second_repetition),
+        'b': Case(lambda: 3.0),
+      }
+    ),
+    2,
+  )
   assert result.seconds == {'b': [3.0, 3.0]}
   assert result.failed == {'a': 'killed'}
 
@@ -76,7 +103,8 @@ def test_a_ratio_is_of_the_same_repetition():
 
 def test_the_table_and_the_file_have_all(tmp_path):
   row = timing.to_markdown(RESULT).split('\n')[4]
-  assert row == '| a | 3 | 1 … 4 | 2.00 | 7 |'
+  cells = [cell.strip() for cell in row.strip('|').split('|')]
+  assert cells == ['a', '3', '1 … 4', '2.00', '7']
   timing.write([RESULT], 'A machine.', str(tmp_path / 'new'))
   assert (
     (tmp_path / 'new' / 'benchmark.md').read_text().startswith('A machine.')

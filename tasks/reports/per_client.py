@@ -1,4 +1,4 @@
-"""What a meta-model is worth on each device, with how much data and work."""
+"""Evaluates a meta-model device by device: by data, by step, personalized."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -11,17 +11,20 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tqdm
 
+from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
+from tasks.runs import progress
 import tff_debias
 
 GROUPS = ('took part', 'not yet', 'held out')
 
 _BATCH_SIZE = 500
-# Bounds the memory: the data of so many are sent to the worker at a time.
-_DEVICES_PER_CALL = 20
+# The data of this many devices are sent to TFF's worker at a time, which bounds
+# the memory.
+_CLIENTS_PER_CALL = 20
 
 Row = dict[str, Any]
-# The values of all devices, float64 [devices] or [devices, steps]; NaN where a
+# The values of all devices, float64 [clients] or [clients, steps]; NaN where a
 # device was not evaluated or its result is not finite.
 Results = dict[str, np.ndarray]
 
@@ -32,29 +35,29 @@ class EvaluationError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What was found. A value that there is not, or not finite, is NaN.
+  """The results of all devices; a value that is missing or not finite is NaN.
 
   Attributes:
-    title: What was evaluated.
-    round_num: The round after which.
-    trained_steps: The MAML steps of the training.
-    devices: A row for each device: its id `device`, its `group` (of `GROUPS`),
-      `train_examples`, `test_examples`, how many of these were `tested` (with
-      prototypes, those of the classes that the device has), `meta_accuracy` and
-      `meta_loss` (of the meta-model as it is), `accuracy` and `loss`
-      (personalized), and `gain` (of accuracy).
+    title: The run and the model.
+    round_num: The round of the model.
+    trained_steps: The number of MAML steps in training; 0 without MAML.
+    clients: A row for each device: its id `client`, its `group` (of `GROUPS`),
+      its numbers of `train_examples` and `test_examples`, the number of the
+      latter that were `tested` (with prototypes, those of the classes that the
+      device has), `meta_accuracy` and `meta_loss` (of the meta-model as it is),
+      `accuracy` and `loss` (personalized), and `gain` (of accuracy).
     few_shot: A row for each `group` and number of local `examples` (a number,
-      or `all`): how many `devices` have as many, and `mean`, `q10` and `q90` of
-      their accuracy, where a test example of a class without a prototype counts
-      as wrong.
+      or `all`): the number of `clients` that have as many, and `mean`, `q10`
+      and `q90` of their accuracy, in which a test example of a class without a
+      prototype is wrong.
     steps: A row for each `group` and number of MAML `steps`, likewise.
-    notes: What a reader of the numbers must know.
+    notes: Remarks without which the numbers would mislead.
   """
 
   title: str
   round_num: int
   trained_steps: int
-  devices: list[Row]
+  clients: list[Row]
   few_shot: list[Row]
   steps: list[Row]
   notes: list[str]
@@ -74,24 +77,23 @@ def evaluate(
   Args:
     experiment: The experiment.
     weights: The meta-model, a `tff.learning.models.ModelWeights`.
-    round_num: The round after which it was so.
-    max_clients: The number of devices, chosen at random; by default all.
+    round_num: The round of the model.
+    max_clients: The most devices to evaluate, chosen at random; by default all.
     few_shot: Numbers of local examples; by default 1, 2, 5, 10, 20, 50, …
     num_steps: The last step of the curve against MAML steps; by default twice
       those of the experiment.
 
   Returns:
-    What was found.
+    The results.
 
   Raises:
     EvaluationError: If an argument does not suit the experiment, or the runtime
       fails.
   """
-  personalization = experiment.settings.personalization
-  if num_steps is not None and personalization != 'maml':
+  if num_steps is not None and not _is_maml(experiment):
     raise EvaluationError(
       f'--steps={num_steps} is for MAML, but the run has'
-      f' --personalization={personalization}.'
+      f' --personalization={experiment.settings.personalization}.'
     )
   population = _Population(experiment, round_num, max_clients)
   most = population.train_examples.max()
@@ -103,20 +105,23 @@ def evaluate(
       f'--few_shot has {max(few_shot)}, but no device has more than {most}'
       ' training examples.'
     )
-  if personalization == 'none':
+  if type(experiment.personalization) is tff_debias.NoPersonalization:
     few_shot = []
   try:
-    with tqdm.tqdm(
-      total=len(population.ids) * (1 + len(few_shot)),
-      unit='device',
-      dynamic_ncols=True,
+    with progress.progress(
+      len(population.ids) * (1 + len(few_shot)), 'device'
     ) as bar:
       return _evaluate(population, weights, few_shot, num_steps, bar)
   except grpc.RpcError as e:
-    reason = (e.details() or str(e.code())).split('\n')[0]
+    reason = errors.first_line(e.details() or str(e.code()))
     raise EvaluationError(
       f'The evaluation failed: {reason}. Nothing was written.'
     ) from e
+
+
+def _is_maml(experiment: experiment_lib.Experiment) -> bool:
+  # The steps of a class that is derived from it can be others.
+  return type(experiment.personalization) is tff_debias.Maml
 
 
 def _evaluate(
@@ -131,8 +136,8 @@ def _evaluate(
   arguments = (experiment.model, personalization)
   options = {'max_grad_norm': experiment.settings.max_grad_norm}
   test = tff_debias.build_client_evaluation(*arguments, **options)
-  steps, shots = [], []
-  if isinstance(personalization, tff_debias.Maml):
+  steps, shots, trained = [], [], 0
+  if _is_maml(experiment):
     trained = personalization.num_steps
     shown = num_steps or 2 * trained
     by_step = tff_debias.build_step_evaluation(
@@ -145,12 +150,18 @@ def _evaluate(
     )
     for step in range(shown + 1):
       steps += population.curve('steps', step, table['accuracy'][:, step])
-    if few_shot:
-      shots += population.curve('examples', 0, population.right_share(meta))
   else:
     personalized = meta = population.run(test, weights, bar)
     if isinstance(personalization, tff_debias.Proto):
       meta = {name: v * np.nan for name, v in personalized.items()}
+    elif type(personalization) is not tff_debias.NoPersonalization:
+      as_it_is = tff_debias.build_client_evaluation(
+        experiment.model, tff_debias.NoPersonalization(), **options
+      )
+      bar.total += len(population.ids)
+      meta = population.run(as_it_is, weights, bar)
+  if few_shot and not isinstance(personalization, tff_debias.Proto):
+    shots += population.curve('examples', 0, population.right_share(meta))
   for size in few_shot:
     results = population.run(test, weights, bar, size)
     shots += population.curve('examples', size, population.right_share(results))
@@ -161,7 +172,7 @@ def _evaluate(
     f'{experiment.title}; the model {experiment.settings.evaluated_model!r}'
     f' after round {population.round_num}',
     population.round_num,
-    experiment.settings.maml_steps,
+    trained,
     population.rows(meta, personalized),
     shots,
     steps,
@@ -174,9 +185,9 @@ class _Population:
 
   Attributes:
     experiment: The experiment.
-    round_num: The round after which they are evaluated.
+    round_num: The round of the model.
     ids: Their ids.
-    train_examples: How many training examples they have, `[devices]`.
+    train_examples: The number of training examples of each, `[clients]`.
   """
 
   def __init__(
@@ -193,8 +204,8 @@ class _Population:
       rng = np.random.default_rng([experiment.settings.seed, 4])
       self._places = np.sort(rng.permutation(self._places)[:max_clients])
     self.ids = [everyone[place] for place in self._places]
-    held_out = set(experiment.held_out_devices)
-    took_part = experiment.participants_until(round_num)
+    held_out = set(experiment.held_out_clients)
+    took_part = experiment.clients_until(round_num)
     self._groups = np.array(
       [
         GROUPS[2 if id_ in held_out else 0 if id_ in took_part else 1]
@@ -213,28 +224,28 @@ class _Population:
     bar: tqdm.tqdm,
     size: int | None = None,
   ) -> Results:
-    """The results of the devices that have so many training examples."""
+    """The results of the devices with at least `size` training examples."""
     results = {}
-    devices = np.flatnonzero(self.train_examples >= (size or 0))
-    for start in range(0, len(devices), _DEVICES_PER_CALL):
-      chunk = devices[start : start + _DEVICES_PER_CALL]
+    clients = np.flatnonzero(self.train_examples >= (size or 0))
+    for start in range(0, len(clients), _CLIENTS_PER_CALL):
+      chunk = clients[start : start + _CLIENTS_PER_CALL]
       answers = evaluation(weights, [self._data(i, size) for i in chunk])
       for i, answer in zip(chunk, answers, strict=True):
         for name, value in answer.items():
           if name not in results:
             results[name] = np.full([len(self.ids), *np.shape(value)], np.nan)
-          is_known = name == 'num_examples' or answer['counts']
+          is_known = name == 'num_examples' or answer['is_included']
           results[name][i] = np.where(is_known, value, np.nan)
       bar.update(len(chunk))
-    bar.update(len(self.ids) - len(devices))
+    bar.update(len(self.ids) - len(clients))
     return results
 
-  def _data(self, device: int, size: int | None) -> Mapping[str, Any]:
-    """A device's data; those of a smaller size are part of a larger one's."""
-    data = self.experiment.device_data(self.ids[device])
+  def _data(self, client: int, size: int | None) -> Mapping[str, Any]:
+    """A device's data, of its training examples the first of a fixed order."""
+    data = self.experiment.client_data(self.ids[client])
     if size is not None:
-      num_examples = self.train_examples[device]
-      seed = [self.experiment.settings.seed, 5, self._places[device]]
+      num_examples = self.train_examples[client]
+      seed = [self.experiment.settings.seed, 5, self._places[client]]
       order = np.random.default_rng(seed).permutation(num_examples)[:size]
       examples = data['train'].unbatch().batch(num_examples)
       chosen = tf.nest.map_structure(
@@ -245,14 +256,14 @@ class _Population:
     return data
 
   def right_share(self, results: Results) -> np.ndarray:
-    """The accuracy where a test example that does not count is wrong."""
+    """The accuracy in which a test example that was not tested is wrong."""
     tested = results['num_examples']
     right = np.where(tested == 0, 0.0, results['accuracy'] * tested)
     with np.errstate(invalid='ignore'):
       return right / self._test_examples
 
   def curve(self, name: str, place: Any, accuracy: np.ndarray) -> list[Row]:
-    """The rows of one place of a curve, of the devices that have a value."""
+    """The rows of one place of a curve: over the devices with a value there."""
     rows = []
     for group in GROUPS:
       values = accuracy[(self._groups == group) & np.isfinite(accuracy)]
@@ -262,7 +273,7 @@ class _Population:
           {
             'group': group,
             name: place,
-            'devices': len(values),
+            'clients': len(values),
             'mean': values.mean(),
             'q10': low,
             'q90': high,
@@ -273,7 +284,7 @@ class _Population:
   def rows(self, meta: Results, personalized: Results) -> list[Row]:
     """The rows of the devices."""
     columns = {
-      'device': self.ids,
+      'client': self.ids,
       'group': self._groups.tolist(),
       'train_examples': self.train_examples,
       'test_examples': self._test_examples,
@@ -295,13 +306,13 @@ class _Population:
     num_clients = len(self.experiment.train_data.client_ids)
     if len(self.ids) < num_clients:
       notes.append(f'{len(self.ids)} of {num_clients} devices, chosen by seed.')
-    personalization = self.experiment.settings.personalization
-    if personalization == 'none':
+    personalization = self.experiment.personalization
+    if type(personalization) is tff_debias.NoPersonalization:
       notes.append('The method does not personalize: there is no gain.')
-    if personalization == 'proto':
+    if isinstance(personalization, tff_debias.Proto):
       notes.append(
-        'Prototypes replace the last layer, so that it is not trained: the'
-        ' meta-model as it is has no accuracy of its own, and no gain is given.'
+        'Prototypes replace the last layer, which is therefore not trained. So'
+        ' the meta-model has no accuracy of its own, and no gain is given.'
       )
     lost = np.isnan(personalized['accuracy'])
     if lost.any():
@@ -310,7 +321,7 @@ class _Population:
       ]
       notes.append(
         f'{len(named)} devices have no data to train or test on, or no finite'
-        f' result, and are in no mean: {", ".join(named[:5])}'
+        f' result. No mean includes them: {", ".join(named[:5])}'
         + (', …' if len(named) > 5 else '.')
       )
     untested = int(
@@ -319,19 +330,20 @@ class _Population:
     if untested:
       notes.append(
         f'{untested} test examples are of a class of which their device has no'
-        ' training example. They do not count, but in the few-shot curve they'
-        ' are wrong.'
+        ' training example. The accuracy leaves them out; in the few-shot curve'
+        ' they are wrong.'
       )
     if has_few_shot:
       notes.append(
-        'A point of the few-shot curve takes so many random examples of every'
-        ' device that has as many, among them those of the point before.'
+        'A point of the few-shot curve is the mean over the devices with at'
+        ' least that number of training examples. Each trains on that many of'
+        ' them, chosen at random, and keeps those of the point before.'
       )
     return notes
 
 
 def quantile(values: np.ndarray, shares: Any) -> Any:
-  """As in the metrics: the smallest value with that share at or below it."""
+  """The smallest value with that share at or below it, as in the metrics."""
   return np.quantile(values, shares, method='inverted_cdf')
 
 

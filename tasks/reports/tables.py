@@ -1,0 +1,51 @@
+"""Rows of named values as Markdown for people and as CSV for programs."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
+import math
+from typing import Any
+
+
+def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
+  """A table whose columns are aligned in a terminal, too.
+
+  Args:
+    rows: The rows. All have the columns of the first; of these the first
+      column holds the names of the rows.
+
+  Returns:
+    Markdown, without a line break at its end.
+  """
+  table = [list(rows[0]), *(list(row.values()) for row in rows)]
+  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+  lines = [
+    [line[0].ljust(widths[0])]
+    + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+    for line in table
+  ]
+  rule = ['-' * widths[0], *('-' * (max(w, 2) - 1) + ':' for w in widths[1:])]
+  lines.insert(1, rule)
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+  """Writes a table; a value that is `None` or NaN is left empty.
+
+  Args:
+    rows: The rows. All have the columns of the first.
+    path: The file.
+  """
+  with open(path, 'w', newline='') as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    for row in rows:
+      writer.writerow({name: _cell(value) for name, value in row.items()})
+
+
+def _cell(value: Any) -> str:
+  if value is None or isinstance(value, float) and math.isnan(value):
+    return ''
+  # Seven digits tell all float32 values of an accuracy or loss apart.
+  is_fraction = isinstance(value, float)
+  return f'{value:.7g}' if is_fraction else str(value)
