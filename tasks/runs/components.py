@@ -29,8 +29,8 @@ class Component:
   Attributes:
     module: The module of the class.
     name: The name of the class.
-    arguments: The arguments. For a built-in class the values are names of
-      settings, which hold the values.
+    arguments: The arguments. For a built-in class a text is the name of the
+      setting that holds the value.
   """
 
   module: str
@@ -49,7 +49,8 @@ BUILT_IN = types.MappingProxyType(
     'correction': {
       'none': Component('tff_debias', 'NoCorrection'),
       'dyn': Component('tff_debias', 'Dyn', {'alpha': 'alpha'}),
-      'scaf': Component('tff_debias', 'Scaf'),
+      # Every client takes all of its K steps.
+      'scaf': Component('tff_debias', 'Scaf', {'equal_steps': True}),
     },
     'personalization': {
       'none': Component('tff_debias', 'NoPersonalization'),
@@ -130,7 +131,7 @@ def build(setting: str, settings: Any, base: type) -> Any:
   component = BUILT_IN[setting].get(text)
   if component is not None:
     arguments = {
-      name: getattr(settings, value)
+      name: getattr(settings, value) if isinstance(value, str) else value
       for name, value in component.arguments.items()
     }
   else:
