@@ -1,9 +1,9 @@
 """The contexts that run TFF's computations in our workers or in remote ones.
 
-TFF's own context starts the same worker, but stops it only if Python still can:
-as a rule it stays behind and holds the program's standard output, so that
-`program | tail` never ends. On Linux nothing is left however the program ends;
-elsewhere a worker outlives a program that is killed.
+TFF's own context starts the same worker, but as a rule leaves it behind. The
+worker then holds the program's standard output, so that `program | tail` never
+ends. Ours leaves nothing behind on Linux, however the program ends. Elsewhere a
+worker outlives a program that is killed.
 
 TensorFlow in the worker heeds TF_NUM_INTRAOP_THREADS and
 TF_NUM_INTEROP_THREADS of the program's environment, not OMP_NUM_THREADS.
@@ -38,10 +38,10 @@ _CLIENTS_IN_MEMORY = 128
 
 
 def _compile(comp: tff.framework.ConcreteComputation) -> Any:
-  """As TFF's `desugar_and_transform_to_native`, but functions stay functions.
+  """TFF's `desugar_and_transform_to_native`, but no function is inlined.
 
-  TensorFlow does not optimize a local step that is inlined into its loop: for a
-  convolutional network it then took 1.6 to 2 times as long.
+  TensorFlow does not optimize a local step that is inlined into its loop. The
+  step of a convolutional network then took 1.6 to 2 times as long.
   """
   config = tf.compat.v1.ConfigProto()
   options = config.graph_options.rewrite_options
@@ -105,7 +105,7 @@ class _LocalContext(tff.framework.SyncExecutionContext):
     self._max_concurrency = max_concurrency or os.cpu_count()
     self._args = (self._max_concurrency, *args)
     self._deaths = 0
-    # TFF creates executors in a thread of its own, also while a Ctrl-C closes.
+    # TFF creates executors in its own thread, even while a Ctrl-C closes this.
     self._lock = threading.Lock()
     self._workers = contextlib.ExitStack()
     self._worker = self._start_worker()
@@ -300,6 +300,6 @@ def _wait_for(
 
 @atexit.register
 def _retire_default_context() -> None:
-  # TFF's own context ends its worker only while Python is whole; afterwards it
-  # fails with a traceback and leaves the worker behind.
+  # TFF's own context ends its worker when it is deleted. At Python's own end
+  # that fails with a traceback and leaves the worker behind.
   tff.framework.set_default_context(tff_internals.RuntimeErrorContext())

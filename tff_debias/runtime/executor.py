@@ -15,7 +15,7 @@ import tensorflow_federated as tff
 from tff_debias.runtime import tff_internals
 
 _MAX_MESSAGE_BYTES = 2 * 1000 * 1000 * 1000
-# A value can outlive the worker, or the channel to it (a ValueError).
+# A value can outlive the worker (an RpcError) or the channel (a ValueError).
 _LOST_CONNECTION = contextlib.suppress(ValueError, grpc.RpcError)
 
 
@@ -130,7 +130,7 @@ class _Executor(tff.framework.RemoteExecutor):
     """See base class."""
     if not isinstance(value, tff.framework.ConcreteComputation):
       return await super().create_value(value, type_spec)
-    # By identity: to compare two is slower than to send one.
+    # Known by identity: comparing two is slower than sending one.
     if id(value) not in self._computations:
       created = await super().create_value(value, type_spec)
       if len(self._computations) == self._MAX_COMPUTATIONS:
@@ -145,7 +145,7 @@ class _Executor(tff.framework.RemoteExecutor):
   async def create_call(self, comp: Any, arg: Any = None) -> Any:
     """See base class."""
     call = super().create_call(comp, arg)
-    # Not of a pool, which takes nothing more once the interpreter ends.
+    # No pool of threads: it takes no more work once the interpreter ends.
     return await asyncio.wrap_future(_in_thread(lambda: asyncio.run(call)))
 
 

@@ -1,4 +1,4 @@
-"""A process of TFF's worker: never left behind, and reached by nobody else."""
+"""Starts TFF's worker, which ends with this process and is private to it."""
 
 from collections.abc import Sequence
 import concurrent.futures
@@ -190,8 +190,8 @@ def _start_shared(
   command: Sequence[str], log: BinaryIO, resources: contextlib.ExitStack
 ) -> tuple[subprocess.Popen[bytes], str]:
   """Starts a worker that listens on all interfaces of this machine."""
-  # Workers share a port without complaint (SO_REUSEPORT), and would get each
-  # other's calls: this keeps the port from everybody but our worker.
+  # Two workers can listen on one port (SO_REUSEPORT) and would get each other's
+  # calls. This socket, which does not listen, reserves the port for our worker.
   is_ipv6 = socket.has_dualstack_ipv6()
   reserved = resources.enter_context(
     socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET)
@@ -220,7 +220,7 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        # In a file it is 1 KB that no one has to see, and says what happened.
+        # With less output a worker does not say why it failed.
         env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '0'},
         pass_fds=[file.fileno() for file in inherited],
         # Ctrl-C is for the program, which then ends the worker.
@@ -239,8 +239,8 @@ def _start(
       process.kill()
     process.wait()
 
-  # The process ends with the thread that started it, so each has its own; as a
-  # daemon it lives on while atexit handlers and other threads still call.
+  # The process ends with the thread that started it, so each has its own. Only
+  # a daemon thread lives on while atexit handlers and other threads still call.
   thread = threading.Thread(target=run, daemon=True)
   thread.start()
   process, line = started.result()
