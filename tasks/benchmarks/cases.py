@@ -65,6 +65,7 @@ class OurRounds(Rounds):
       self.correction,
       learning_rate=0.1,
       weight_decay=1e-3,
+      max_grad_norm=10.0,
       num_clients=self.num_clients or len(self.batches),
       storage=self.storage,
     )
