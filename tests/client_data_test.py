@@ -1,8 +1,8 @@
 import collections
 
 import numpy as np
-import problems
 import pytest
+import small_models
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -14,7 +14,7 @@ IDS = ['a', 'b', 'c']
 
 
 def client_data(batch_size=4, repeat=2):
-  devices = problems.linear_data(len(IDS))
+  devices = small_models.linear_data(len(IDS))
   x, y = (np.stack(parts) for parts in zip(*devices, strict=True))
 
   def make(client_id):
@@ -29,7 +29,7 @@ def client_data(batch_size=4, repeat=2):
 
 def build(tmp_path, name):
   return tff_debias.build_fed_dyn(
-    problems.linear_model(),
+    small_models.linear_model(),
     alpha=0.5,
     num_clients=3,
     storage=tff_debias.ClientStorage(tmp_path / name),
@@ -63,7 +63,10 @@ def test_ids_train_as_their_data_do(tmp_path):
 
 
 def test_ids_are_evaluated_as_their_data_are():
-  model, data = problems.linear_model(initial=[1, 2, 3]), client_data(repeat=1)
+  model, data = (
+    small_models.linear_model(initial=[1, 2, 3]),
+    client_data(repeat=1),
+  )
   evaluation = tff_debias.build_personalized_evaluation(
     model, tff_debias.Maml(2, 0.1)
   )

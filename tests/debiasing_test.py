@@ -1,12 +1,12 @@
 """The claim itself: corrected methods reach the optimum, uncorrected do not.
 
-Devices with quadratic losses of their own. A step of MAML is affine then, so
+Clients with quadratic losses of their own. A step of MAML is affine then, so
 the meta-objective is quadratic as well and its optimum is known exactly.
 """
 
 import numpy as np
-import problems
 import pytest
+import small_models
 import tensorflow as tf
 
 from tff_debias import corrections
@@ -16,7 +16,7 @@ from tff_debias import storage as storage_lib
 
 pytestmark = pytest.mark.usefixtures('runtime')
 
-NUM_DEVICES = 4
+NUM_CLIENTS = 4
 LOCAL_STEPS = 5
 WEIGHT_DECAY = 0.3
 PERSONALIZATIONS = {
@@ -26,21 +26,21 @@ PERSONALIZATIONS = {
 
 
 def make_data():
-  """Devices that differ, with all eigenvalues of 2 X'X/n from 0.5 to 3."""
+  """Clients that differ, with all eigenvalues of 2 X'X/n from 0.5 to 3."""
   random = np.random.RandomState(3)
-  devices = []
-  for _ in range(NUM_DEVICES):
+  clients = []
+  for _ in range(NUM_CLIENTS):
     x = np.linalg.qr(random.normal(size=(8, 3)))[0] * 2
     x = x * np.sqrt(random.uniform(0.5, 3, size=3))
     x = x @ np.linalg.qr(random.normal(size=(3, 3)))[0]
     truth = random.normal(size=(3, 1)) * 1.5 + 1
     y = x @ truth + 0.1 * random.normal(size=(8, 1))
-    devices.append((x.astype(np.float32), y.astype(np.float32)))
-  return devices
+    clients.append((x.astype(np.float32), y.astype(np.float32)))
+  return clients
 
 
 def meta_gradient(personalization, x, y):
-  """M and q of the gradient M w - q of a device's meta-loss, in float64."""
+  """M and q of the gradient M w - q of a client's meta-loss, in float64."""
   x, y = x.astype(np.float64), y.astype(np.float64)
   hessian, b = 2 * x.T @ x / len(x), 2 * x.T @ y / len(x)
   # T(w) = slope · w + offset
@@ -55,7 +55,7 @@ def meta_gradient(personalization, x, y):
 
 @pytest.fixture(params=PERSONALIZATIONS)
 def problem(request):
-  """The personalization, the data, and each device's slope at the optimum."""
+  """The personalization, the data, and each client's slope at the optimum."""
   personalization = PERSONALIZATIONS[request.param]
   data = make_data()
   parts = [meta_gradient(personalization, x, y) for x, y in data]
@@ -63,7 +63,7 @@ def problem(request):
   m, q = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
   optimum = np.linalg.solve(m, q)
   slopes = [m_i @ optimum - q_i for m_i, q_i in parts]
-  # The devices disagree at the optimum: there is a bias to be removed.
+  # The clients disagree at the optimum: there is a bias to be removed.
   assert min(np.linalg.norm(slope) for slope in slopes) > 0.1
   return personalization, data, optimum, slopes
 
@@ -75,13 +75,13 @@ class Runner:
     self.personalization, self.data, self.optimum, _ = problem
     self.storage = storage_lib.ClientStorage(folder)
     self.process = learning_process.build_learning_process(
-      problems.linear_model(),
+      small_models.linear_model(),
       self.personalization,
       correction,
       learning_rate=0.2,
       weight_decay=WEIGHT_DECAY,
       max_grad_norm=float('inf'),
-      num_clients=NUM_DEVICES,
+      num_clients=NUM_CLIENTS,
       storage=self.storage,
     )
 
@@ -91,12 +91,12 @@ class Runner:
     state = self.process.initialize()
     num_batches = LOCAL_STEPS * self.personalization.batches_per_step
     clients = [
-      problems.client(f'{name} {i}', x, y, num_batches)
+      small_models.client(f'{name} {i}', x, y, num_batches)
       for i, (x, y) in enumerate(self.data)
     ]
     distances = []
     for _ in range(num_rounds):
-      selected = random.permutation(NUM_DEVICES)[:num_participants]
+      selected = random.permutation(NUM_CLIENTS)[:num_participants]
       state, _ = self.process.next(state, [clients[i] for i in selected])
       distances.append(self.distance(self.process.get_model_weights(state)))
     return state, distances
@@ -118,9 +118,9 @@ def test_a_corrected_method_reaches_the_optimum(tmp_path, problem, correction):
     assert distances[-1] < 1e-5
     # What the server keeps has come to rest, so that for Dyn the model that is
     # broadcast, w - h/α, is the optimum as well.
-    (h,) = state.finalizer['correction']
+    ((h,),) = state.finalizer['means']
     np.testing.assert_allclose(h, 0, atol=1e-5)
-    # A device keeps just what pulls it away from the optimum.
+    # A client keeps just what pulls it away from the optimum.
     for i, slope in enumerate(problem[-1]):
       found, (kept,) = runner.storage.read(
         tf.constant(f'{name} {i}'), tf.constant(1000), [tf.zeros([3, 1])]

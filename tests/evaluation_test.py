@@ -2,21 +2,22 @@ import collections
 
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 import tensorflow_federated as tff
 
 import tff_debias
 
-_NUM_DEVICES = 5
+_NUM_CLIENTS = 5
 
 
 def _data(seed=0):
-  """Per device `(train_x, train_y, test_x, test_y)`, of different sizes."""
+  """Per client `(train_x, train_y, test_x, test_y)`, of different sizes."""
   rng = np.random.default_rng(seed)
-  devices = []
-  for i in range(_NUM_DEVICES):
+  clients = []
+  for i in range(_NUM_CLIENTS):
     sizes = (4 + i, 3 + 2 * i)
-    devices.append(
+    clients.append(
       [
         array
         for n in sizes
@@ -26,16 +27,16 @@ def _data(seed=0):
         )
       ]
     )
-  return devices
+  return clients
 
 
-def _client_data(devices, batch_size=2):
+def _client_data(clients, batch_size=2):
   def dataset(x, y):
     return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch_size)
 
   return [
     collections.OrderedDict(train=dataset(*d[:2]), test=dataset(*d[2:]))
-    for d in devices
+    for d in clients
   ]
 
 
@@ -59,15 +60,14 @@ def _model(keras_model, metrics=None):
   )
 
 
-def _expected(keras_model, devices):
-  """Loss and accuracy of each device without personalization, with NumPy."""
-  w0, b0, w1, b1 = (w.astype(np.float64) for w in keras_model.get_weights())
+def _expected(keras_model, clients):
+  """Loss and accuracy of each client without personalization."""
+  weights = [w.astype(np.float64) for w in keras_model.get_weights()]
   losses, accuracies, sizes = [], [], []
-  for *_, x, y in devices:
-    logits = np.tanh(x @ w0 + b0) @ w1 + b1
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    losses.append(-log_p[np.arange(len(y)), y].mean())
-    accuracies.append((logits.argmax(1) == y).mean())
+  for *_, x, y in clients:
+    losses.append(reference.loss(weights, (x, y)))
+    scores = reference.logits(weights, x)
+    accuracies.append((scores.argmax(1) == y).mean())
     sizes.append(len(y))
   return np.array(losses), np.array(accuracies), np.array(sizes)
 
@@ -89,58 +89,58 @@ def _check(statistics, values, weights):
     np.testing.assert_allclose(statistics[name], value, rtol=1e-5, err_msg=name)
 
 
-def test_statistics_by_device_and_by_example(runtime):
-  keras_model, devices = _keras_model(), _data()
+def test_statistics_by_client_and_by_example(runtime):
+  keras_model, clients = _keras_model(), _data()
   model = _model(keras_model)
   evaluation = tff_debias.build_personalized_evaluation(
     model, tff_debias.NoPersonalization()
   )
-  metrics = evaluation(model.initial_weights, _client_data(devices))
-  losses, accuracies, sizes = _expected(keras_model, devices)
+  metrics = evaluation(model.initial_weights, _client_data(clients))
+  losses, accuracies, sizes = _expected(keras_model, clients)
   ones = np.ones_like(sizes)
   for weights, group in ((ones, 'by_client'), (sizes, 'by_example')):
     _check(metrics[group]['loss'], losses, weights)
     _check(metrics[group]['acc'], accuracies, weights)
-  assert metrics['devices'] == _NUM_DEVICES
+  assert metrics['clients'] == _NUM_CLIENTS
   assert metrics['left_out'] == 0
   assert metrics['num_examples'] == sizes.sum()
 
 
 @pytest.mark.parametrize('knows_its_length', [True, False])
-def test_leaves_out_devices_without_a_result(runtime, knows_its_length):
-  keras_model, devices = _keras_model(), _data()
+def test_leaves_out_clients_without_a_result(runtime, knows_its_length):
+  keras_model, clients = _keras_model(), _data()
   model = _model(keras_model)
   evaluation = tff_debias.build_personalized_evaluation(
     model, tff_debias.Maml(1, 0.1)
   )
-  whole = evaluation(model.initial_weights, _client_data(devices[2:4]))
-  devices[0] = [a[:0] if i < 2 else a for i, a in enumerate(devices[0])]
-  devices[1] = [a[:0] if i >= 2 else a for i, a in enumerate(devices[1])]
-  devices[4][0][0, 0] = np.nan
-  data = _client_data(devices)
+  whole = evaluation(model.initial_weights, _client_data(clients[2:4]))
+  clients[0] = [a[:0] if i < 2 else a for i, a in enumerate(clients[0])]
+  clients[1] = [a[:0] if i >= 2 else a for i, a in enumerate(clients[1])]
+  clients[4][0][0, 0] = np.nan
+  data = _client_data(clients)
   if not knows_its_length:
-    for device in data:
-      device['train'] = device['train'].filter(lambda *_: True)
+    for client in data:
+      client['train'] = client['train'].filter(lambda *_: True)
   metrics = evaluation(model.initial_weights, data)
-  assert (metrics['devices'], metrics['left_out']) == (2, 3)
+  assert (metrics['clients'], metrics['left_out']) == (2, 3)
   assert metrics['by_client'] == whole['by_client']
-  nobody = evaluation(model.initial_weights, _client_data(devices[:1]))
-  assert (nobody['devices'], nobody['left_out']) == (0, 1)
+  nobody = evaluation(model.initial_weights, _client_data(clients[:1]))
+  assert (nobody['clients'], nobody['left_out']) == (0, 1)
   assert np.isfinite(list(nobody['by_client']['loss'].values())).all()
 
 
-def test_device_results_are_in_the_order_of_the_devices(runtime):
-  keras_model, devices = _keras_model(), _data()
+def test_client_results_are_in_the_order_of_the_clients(runtime):
+  keras_model, clients = _keras_model(), _data()
   model = _model(keras_model)
   evaluation = tff_debias.build_client_evaluation(
     model, tff_debias.NoPersonalization()
   )
-  results = evaluation(model.initial_weights, _client_data(devices))
-  losses, accuracies, sizes = _expected(keras_model, devices)
+  results = evaluation(model.initial_weights, _client_data(clients))
+  losses, accuracies, sizes = _expected(keras_model, clients)
   np.testing.assert_allclose([r['loss'] for r in results], losses, rtol=1e-5)
   np.testing.assert_allclose([r['acc'] for r in results], accuracies)
   assert [r['num_examples'] for r in results] == list(sizes)
-  assert all(r['counts'] for r in results)
+  assert all(r['is_included'] for r in results)
 
 
 def test_results_by_step_are_those_of_so_many_steps(runtime):
@@ -175,7 +175,7 @@ def test_refuses_a_number_of_steps_that_is_none(num_steps):
   'personalization', [tff_debias.Maml(2, 0.1), tff_debias.Proto()]
 )
 def test_inside_tffs_personalization_evaluation(runtime, personalization):
-  keras_model, devices = _keras_model(), _data()
+  keras_model, clients = _keras_model(), _data()
   model = _model(keras_model)
   spec = model.input_spec
 
@@ -202,11 +202,11 @@ def test_inside_tffs_personalization_evaluation(runtime, personalization):
     collections.OrderedDict(
       train_data=d['train'].unbatch(), test_data=d['test'].unbatch()
     )
-    for d in _client_data(devices)
+    for d in _client_data(clients)
   ]
   theirs = computation(model.initial_weights, data)['ours']
   ours = tff_debias.build_client_evaluation(model, personalization)(
-    model.initial_weights, _client_data(devices)
+    model.initial_weights, _client_data(clients)
   )
   for name in ('loss', 'acc'):
     np.testing.assert_allclose(

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tff_debias import algorithm
 from tff_debias import corrections
-from tff_debias import local_training
 from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
@@ -54,19 +54,17 @@ def test_a_second_derivative_of_a_convolution_is_no_cycle():
   x = rng.random((40, 14, 14, 1), np.float32)
   y = rng.integers(0, 10, 40).astype(np.int32)
 
+  method = algorithm.Algorithm(
+    model, personalizations.Maml(1, 0.01), corrections.NoCorrection(), 10.0
+  )
+
   @tf.function
   def train(dataset, weights):
-    return local_training.train(
-      model,
-      personalizations.Maml(1, 0.01),
-      corrections.NoCorrection(),
-      local_training.Hyperparameters(*map(tf.constant, (0.1, 1e-3, 10.0))),
-      weights,
-      (),
-      (),
-      dataset,
+    received = algorithm.Broadcast(
+      weights, ((),), tf.constant(0.1), tf.constant(1e-3)
     )
+    return algorithm.client_update(method, received, ((),), dataset)
 
   dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(10)
   weights = tf.nest.map_structure(tf.constant, model.initial_weights)
-  assert train(dataset, weights).counts
+  assert train(dataset, weights).is_included

@@ -24,26 +24,26 @@ def make_set(counts, seed=0):
 
 
 def read(client_data):
-  """For each device the indices of its examples and its labels."""
-  devices = []
+  """For each client the indices of its examples and its labels."""
+  clients = []
   for client_id in client_data.client_ids:
     dataset = client_data.create_tf_dataset_for_client(client_id)
     examples = dataset.batch(10**6).get_single_element()
     x = examples['x'].numpy()
     assert np.all(x[:, 1] == x[:, 0] + 1)
-    devices.append(((x[:, 0] / 2).astype(int), examples['y'].numpy()))
-  return devices
+    clients.append(((x[:, 0] / 2).astype(int), examples['y'].numpy()))
+  return clients
 
 
 def as_lists(client_data):
   return [(i.tolist(), y.tolist()) for i, y in read(client_data)]
 
 
-def check_exactly_once(devices, num_examples, num_clients):
-  assert len(devices) == num_clients
-  together = np.concatenate([indices for indices, _ in devices])
+def check_exactly_once(clients, num_examples, num_clients):
+  assert len(clients) == num_clients
+  together = np.concatenate([indices for indices, _ in clients])
   assert np.array_equal(np.sort(together), np.arange(num_examples))
-  sizes = [len(indices) for indices, _ in devices]
+  sizes = [len(indices) for indices, _ in clients]
   assert max(sizes) - min(sizes) <= 1
 
 
@@ -51,7 +51,7 @@ def is_feasible(counts, num_clients, classes_per_client):
   """Whether an ACID split exists, by a flow over single examples and places.
 
   Independent of the implementation: all choices of who gets one example more
-  are left to the flow, through places that any device may take.
+  are left to the flow, through places that any client may take.
   """
   total, num_classes = sum(counts), len(counts)
   size, num_larger = divmod(total, num_clients)
@@ -62,13 +62,13 @@ def is_feasible(counts, num_clients, classes_per_client):
   pool = int(spare[-1]) + 1
   capacity = np.zeros((pool + 1, pool + 1), np.int32)
   capacity[source, classes] = counts
-  for device in range(num_clients):
+  for client in range(num_clients):
     for k in range(classes_per_client):
-      held = classes[(device + k) % num_classes]
-      capacity[held, firm[device]] = total
-      capacity[held, spare[device]] = 1
-    capacity[firm[device], sink] = size
-    capacity[spare[device], pool] = 1
+      held = classes[(client + k) % num_classes]
+      capacity[held, firm[client]] = total
+      capacity[held, spare[client]] = 1
+    capacity[firm[client], sink] = size
+    capacity[spare[client], pool] = 1
   capacity[pool, sink] = num_larger
   flow = scipy.sparse.csgraph.maximum_flow(
     scipy.sparse.csr_matrix(capacity), source, sink
@@ -98,11 +98,11 @@ def test_acid_gives_consecutive_classes_and_each_example_once(
   train, test = make_set(counts), make_set(np.array(counts) * 2, seed=1)
   split = partitions.acid(train, test, num_clients, classes_per_client, 0)
   for client_data, (_, y) in zip(split, (train, test), strict=True):
-    devices = read(client_data)
-    check_exactly_once(devices, len(y), num_clients)
-    for device, (indices, labels) in enumerate(devices):
+    clients = read(client_data)
+    check_exactly_once(clients, len(y), num_clients)
+    for client, (indices, labels) in enumerate(clients):
       assert np.array_equal(labels, y[indices])
-      allowed = (device + np.arange(classes_per_client)) % len(counts)
+      allowed = (client + np.arange(classes_per_client)) % len(counts)
       assert set(labels) <= set(allowed)
       if len(y) >= classes_per_client * num_clients:
         assert set(labels) == set(allowed)
@@ -156,7 +156,7 @@ def test_a_split_that_only_the_test_set_prevents_says_so():
     )
 
 
-def test_alid_relabels_with_one_permutation_a_device_for_train_and_test():
+def test_alid_relabels_with_one_permutation_a_client_for_train_and_test():
   train, test = make_set(DIGITS), make_set(DIGITS // 3, seed=1)
   split = partitions.alid(train, test, 40, 3, 5)
   plain = partitions.acid(train, test, 40, 3, 5)
@@ -164,14 +164,14 @@ def test_alid_relabels_with_one_permutation_a_device_for_train_and_test():
   for client_data, true_data, (_, y) in zip(
     split, plain, (train, test), strict=True
   ):
-    devices, true_devices = read(client_data), read(true_data)
-    check_exactly_once(devices, len(y), 40)
-    for device, (indices, labels) in enumerate(devices):
-      assert np.array_equal(indices, true_devices[device][0])
+    clients, true_clients = read(client_data), read(true_data)
+    check_exactly_once(clients, len(y), 40)
+    for client, (indices, labels) in enumerate(clients):
+      assert np.array_equal(indices, true_clients[client][0])
       for true, new in zip(y[indices], labels, strict=True):
-        assert relabellings[device].setdefault(int(true), int(new)) == new
-  for device, relabelling in enumerate(relabellings):
-    assert set(relabelling) == {(device + k) % 10 for k in range(3)}
+        assert relabellings[client].setdefault(int(true), int(new)) == new
+  for client, relabelling in enumerate(relabellings):
+    assert set(relabelling) == {(client + k) % 10 for k in range(3)}
     assert sorted(relabelling.values()) == [0, 1, 2]
   orders = [
     tuple(relabellings[i][(i + k) % 10] for k in range(3)) for i in range(40)
@@ -191,9 +191,9 @@ def test_dirichlet_gives_train_and_test_the_same_mixtures(
     (train, test),
     strict=True,
   ):
-    devices = read(client_data)
-    check_exactly_once(devices, len(y), num_clients)
-    counts = [np.bincount(labels, minlength=10) for _, labels in devices]
+    clients = read(client_data)
+    check_exactly_once(clients, len(y), num_clients)
+    counts = [np.bincount(labels, minlength=10) for _, labels in clients]
     mixtures.append(np.array([c / c.sum() for c in counts]))
   # Rounding moves an amount by less than one.
   size = test[1].size // num_clients
@@ -201,7 +201,7 @@ def test_dirichlet_gives_train_and_test_the_same_mixtures(
 
 
 def test_dirichlet_mixtures_follow_the_distribution():
-  # With as many devices as here the fit to the class counts changes little. In
+  # With as many clients as here the fit to the class counts changes little. In
   # a symmetric Dirichlet the variance of a share is (1/C)(1-1/C) / (C a + 1).
   num_classes, data = 5, make_set([4000] * 5)
   for concentration in (0.1, 1.0, 10.0):
@@ -278,7 +278,7 @@ def test_dataset_computation_runs_in_tff(runtime):
   assert composed(['client_0003', 'client_0004']) == expected
 
 
-def test_a_device_is_made_fast_and_its_graph_holds_its_data_only():
+def test_a_client_is_made_fast_and_its_graph_holds_its_data_only():
   rng = np.random.default_rng(0)
   y = np.repeat(np.arange(10), 2000)
   x = rng.random((20000, 28, 28, 1), np.float32)
@@ -359,7 +359,7 @@ def test_bad_data_are_refused(error, match, arguments):
     (ValueError, 'classes from 8 on: num_clients must be at least 8', 6, 3),
   ],
 )
-def test_bad_classes_per_device_are_refused(
+def test_bad_classes_per_client_are_refused(
   error, match, num_clients, classes_per_client
 ):
   for split in (partitions.acid, partitions.alid):

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import accessors
 from tff_debias import aggregation
 from tff_debias import algorithm as algorithm_lib
 from tff_debias import corrections
@@ -121,32 +122,6 @@ def build_learning_process(
   if method.keeps_state:
     storage.make_folder()
   return process
-
-
-def get_all_model_weights(state: State) -> models.ModelWeights:
-  """The model *all* of a process built with `track_all`.
-
-  Args:
-    state: A state of the process, as `next` returned it.
-
-  Returns:
-    `tff.learning.models.ModelWeights` of NumPy arrays: the mean over all m
-    clients of each one's newest w_i, and of the initial model for a client that
-    never took part.
-
-  Raises:
-    ValueError: If the process does not keep the model *all*.
-  """
-  finalizer = state.finalizer
-  if not finalizer['initial']:
-    raise ValueError(
-      'This process does not keep the model all: build it with track_all=True.'
-    )
-  weights = corrections.all_model(finalizer['means'][-1], finalizer['initial'])
-  return models.ModelWeights(
-    tuple(np.asarray(w, np.float32) for w in weights),
-    state.global_model_weights.non_trainable,
-  )
 
 
 class _Sent(NamedTuple):
@@ -270,7 +245,7 @@ def _build_process(
     )
     return tff.learning.templates.LearningProcessOutput(new_state, metrics)
 
-  return _with_accessors(method, initialize, next_fn)
+  return accessors.build(method, initialize, next_fn)
 
 
 def _initial_state(method: method_lib.Method, aggregator_state: Any) -> State:
@@ -375,7 +350,8 @@ def _client_work(
     _Report(
       clients=tf.constant(1.0),
       participants=participants,
-      squared_steps=tf.square(result.sums.num_steps),
+      # A sum of squares soon needs more than the 24 bits of a float32.
+      squared_steps=tf.square(tf.cast(result.sums.num_steps, tf.float64)),
       correction_norm=participants * _norm(result.memories[0]),
       sums=result.sums,
       receipt=receipt,
@@ -438,7 +414,8 @@ def _finish_round(
         state.aggregator['transfer'],
         report.clients,
         one_model,
-        means,
+        # A scalar, such as the 1 beside a newest model, is no model.
+        (means.update, [t for t in means.client_message if t.shape.rank]),
         (means, report),
       ),
     ),
@@ -491,9 +468,11 @@ def _mean_steps(
   mean = tf.math.divide_no_nan(report.sums.num_steps, report.participants)
   if not algorithm.correction.equal_steps:
     return mean
-  is_equal = (
-    tf.abs(report.squared_steps - report.participants * tf.square(mean)) < 0.5
+  # All K are the same where p ΣK² = (ΣK)².
+  count, total = (
+    tf.cast(x, tf.float64) for x in (report.participants, report.sums.num_steps)
   )
+  is_equal = tf.equal(count * report.squared_steps, tf.square(total))
   check = tf.debugging.Assert(
     is_equal,
     [
@@ -531,49 +510,3 @@ def _count(number: tf.Tensor) -> tf.Tensor:
 
 def _norm(tensors: Any) -> tf.Tensor:
   return tf.linalg.global_norm([tf.zeros([]), *tensors])
-
-
-def _with_accessors(
-  method: method_lib.Method,
-  initialize: tff.Computation,
-  next_fn: tff.Computation,
-) -> tff.learning.templates.LearningProcess:
-  """The process, with what reads and sets its weights and hyperparameters."""
-  state_type = initialize.type_signature.result.member
-
-  @tff.tensorflow.computation(state_type)
-  def get_model_weights(state):
-    return state.global_model_weights
-
-  @tff.tensorflow.computation(state_type, state_type.global_model_weights)
-  def set_model_weights(state, weights):
-    finalizer = state.finalizer
-    if method.track_all:
-      # Once clients have taken part, their first model is what it was.
-      share = finalizer['means'][-1][-1]
-      initial = tf.nest.map_structure(
-        lambda new, old: tf.where(share > 0, old, new),
-        weights.trainable,
-        finalizer['initial'],
-      )
-      finalizer = collections.OrderedDict(finalizer, initial=initial)
-    return state._replace(global_model_weights=weights, finalizer=finalizer)
-
-  @tff.tensorflow.computation(state_type)
-  def get_hparams(state):
-    return state.client_work['hparams']
-
-  @tff.tensorflow.computation(state_type, state_type.client_work.hparams)
-  def set_hparams(state, hparams):
-    return state._replace(
-      client_work=collections.OrderedDict(state.client_work, hparams=hparams)
-    )
-
-  return tff.learning.templates.LearningProcess(
-    initialize,
-    next_fn,
-    get_model_weights,
-    set_model_weights,
-    get_hparams_fn=get_hparams,
-    set_hparams_fn=set_hparams,
-  )

@@ -9,6 +9,9 @@
 The methods of the second column, and PFLDyn and PFLScaf above all, are those of
 Acar et al., *Debiasing Model Updates for Improving Personalized Federated
 Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
+
+An argument that is not described here is that of `build_learning_process`, and
+so are the `LearningProcess` and the errors.
 """
 
 import tensorflow_federated as tff
@@ -40,23 +43,6 @@ def build_fed_avg(
   The server takes w^{t+1} = mean_S w_i.
 
   >>> process = tff_debias.build_fed_avg(model)
-
-  Args:
-    model: As in `build_learning_process`.
-    learning_rate: As in `build_learning_process`.
-    learning_rate_fn: As in `build_learning_process`.
-    weight_decay: As in `build_learning_process`.
-    max_grad_norm: As in `build_learning_process`.
-    client_weighting: As in `build_learning_process`.
-    model_aggregator: As in `build_learning_process`.
-    server_optimizer_fn: As in `build_learning_process`.
-
-  Returns:
-    A `tff.learning.templates.LearningProcess`.
-
-  Raises:
-    TypeError: If an argument is of a wrong type.
-    ValueError: If an argument is out of range.
 
   References:
     McMahan et al., *Communication-Efficient Learning of Deep Networks from
@@ -97,22 +83,7 @@ def build_per_fed_avg(
   ... )
 
   Args:
-    model: As in `build_learning_process`.
     personalization: T_i, `Maml` or `Proto`.
-    learning_rate: As in `build_learning_process`.
-    learning_rate_fn: As in `build_learning_process`.
-    weight_decay: As in `build_learning_process`.
-    max_grad_norm: As in `build_learning_process`.
-    client_weighting: As in `build_learning_process`.
-    model_aggregator: As in `build_learning_process`.
-    server_optimizer_fn: As in `build_learning_process`.
-
-  Returns:
-    A `tff.learning.templates.LearningProcess`.
-
-  Raises:
-    TypeError: If an argument is of a wrong type.
-    ValueError: If an argument is out of range.
 
   References:
     Fallah et al., *Personalized Federated Learning with Theoretical
@@ -153,22 +124,9 @@ def build_fed_dyn(
   ... )
 
   Args:
-    model: As in `build_learning_process`.
     alpha: The strength α of the regularizer.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their λ_i.
-    learning_rate: As in `build_learning_process`.
-    learning_rate_fn: As in `build_learning_process`.
-    weight_decay: As in `build_learning_process`.
-    max_grad_norm: As in `build_learning_process`.
-    model_aggregator: As in `build_learning_process`.
-
-  Returns:
-    A `tff.learning.templates.LearningProcess`.
-
-  Raises:
-    TypeError: If an argument is of a wrong type.
-    ValueError: If an argument is out of range.
 
   References:
     Acar et al., *Federated Learning Based on Dynamic Regularization*, ICLR
@@ -211,23 +169,10 @@ def build_pfl_dyn(
   ... )
 
   Args:
-    model: As in `build_learning_process`.
     personalization: T_i, `Maml` or `Proto`.
     alpha: The strength α of the regularizer.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their λ_i.
-    learning_rate: As in `build_learning_process`.
-    learning_rate_fn: As in `build_learning_process`.
-    weight_decay: As in `build_learning_process`.
-    max_grad_norm: As in `build_learning_process`.
-    model_aggregator: As in `build_learning_process`.
-
-  Returns:
-    A `tff.learning.templates.LearningProcess`.
-
-  Raises:
-    TypeError: If an argument is of a wrong type.
-    ValueError: If an argument is out of range.
 
   References:
     Acar et al., *Debiasing Model Updates for Improving Personalized Federated
@@ -269,24 +214,10 @@ def build_scaffold(
   ... )
 
   Args:
-    model: As in `build_learning_process`.
     equal_steps: Whether all participants take as many local steps, so that one
       model goes up instead of two.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their c_i.
-    learning_rate: As in `build_learning_process`.
-    learning_rate_fn: As in `build_learning_process`.
-    weight_decay: As in `build_learning_process`.
-    max_grad_norm: As in `build_learning_process`.
-    model_aggregator: As in `build_learning_process`.
-    server_optimizer_fn: As in `build_learning_process`.
-
-  Returns:
-    A `tff.learning.templates.LearningProcess`.
-
-  Raises:
-    TypeError: If an argument is of a wrong type.
-    ValueError: If an argument is out of range.
 
   References:
     Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for
@@ -330,25 +261,11 @@ def build_pfl_scaf(
   ... )
 
   Args:
-    model: As in `build_learning_process`.
     personalization: T_i, `Maml` or `Proto`.
     equal_steps: Whether all participants take as many local steps, so that one
       model goes up instead of two.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their c_i.
-    learning_rate: As in `build_learning_process`.
-    learning_rate_fn: As in `build_learning_process`.
-    weight_decay: As in `build_learning_process`.
-    max_grad_norm: As in `build_learning_process`.
-    model_aggregator: As in `build_learning_process`.
-    server_optimizer_fn: As in `build_learning_process`.
-
-  Returns:
-    A `tff.learning.templates.LearningProcess`.
-
-  Raises:
-    TypeError: If an argument is of a wrong type.
-    ValueError: If an argument is out of range.
 
   References:
     Acar et al., *Debiasing Model Updates for Improving Personalized Federated

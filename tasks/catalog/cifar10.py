@@ -1,4 +1,4 @@
-"""CIFAR-10 as in the published experiment."""
+"""Loads CIFAR-10 as in the published experiment."""
 
 from tasks.catalog import published
 from tasks.catalog import task
@@ -17,16 +17,6 @@ _VARIANT = cifar.Variant(
 
 
 def load(data_dir: str | None = None) -> task.Task:
-  """Loads the task.
-
-  Args:
-    data_dir: As in `cifar.load`.
-
-  Returns:
-    The `Task`; there are 50,000 training and 10,000 test images `[32, 32, 3]`.
-
-  Raises:
-    DataError: As `cifar.load`.
-  """
+  """Loads the task, 50,000 training and 10,000 test images `[32, 32, 3]`."""
   train, test = cifar.load(_VARIANT, data_dir)
   return published.image_task(train, test, _VARIANT.num_classes)

@@ -1,7 +1,7 @@
-"""CIFAR-100 as in the published experiment.
+"""Loads CIFAR-100 as in the published experiment.
 
-The authors' program treats both alike, but runs CIFAR-10 only: that a device
-holds 20 of the 100 classes is assumed.
+The authors' program treats it like CIFAR-10, but was run on CIFAR-10 only. That
+a client holds 20 of the 100 classes is our assumption.
 """
 
 from tasks.catalog import published
@@ -15,25 +15,14 @@ _VARIANT = cifar.Variant(
   folder='cifar-100-binary',
   train={'train.bin': 50_000},
   test={'test.bin': 10_000},
-  # The coarse and the fine one.
+  # The coarse label and the fine label.
   num_labels=2,
   num_classes=100,
 )
 
 
 def load(data_dir: str | None = None) -> task.Task:
-  """Loads the task.
-
-  Args:
-    data_dir: As in `cifar.load`.
-
-  Returns:
-    The `Task`; there are 50,000 training and 10,000 test images `[32, 32, 3]`
-    of the 100 fine classes.
-
-  Raises:
-    DataError: As `cifar.load`.
-  """
+  """Loads the task: 50,000 and 10,000 images of the 100 fine classes."""
   train, test = cifar.load(_VARIANT, data_dir)
   return published.image_task(
     train, test, _VARIANT.num_classes, classes_per_client=20

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: a task for a laptop, with no download."""
+"""Loads scikit-learn's digits: a task for a laptop, without a download."""
 
 from typing import Any
 
@@ -18,17 +18,15 @@ _SPLIT_SEED = 0
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the task.
 
-  Of the 1,797 images of 8×8, with pixels of 0 to 16, two thirds of each class
-  are for training, always the same. The network scales them to 0 to 1.
+  There are 1,797 images of 8×8 with pixels from 0 to 16. Two thirds of each
+  class are for training, always the same images. The network scales the pixels
+  to 0 to 1.
 
   Args:
     data_dir: Must be `None`: the data come with scikit-learn.
 
   Returns:
     The `Task`; there are 1,198 training and 599 test images `[8, 8]`.
-
-  Raises:
-    DataError: If `data_dir` is given.
   """
   if data_dir is not None:
     raise files.DataError(

@@ -1,7 +1,7 @@
-"""TFF's federated EMNIST: handwritten digits and letters of 3,400 writers.
+"""Loads TFF's federated EMNIST: digits and letters written by 3,400 people.
 
-A device is a writer. The network is the published one for images; the settings
-are meant for the small sets of the writers, and are in no publication.
+A client is a writer. The network is the published one for images. The settings
+are our own, for the small data sets of the writers.
 """
 
 import collections
@@ -23,7 +23,7 @@ _NUM_DIGITS, _NUM_CHARACTERS = 10, 62
 def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
   """Loads the task.
 
-  The network inverts the pixels, so that the background is 0 and ink 1.
+  The network inverts the pixels: the background becomes 0 and ink becomes 1.
 
   Args:
     data_dir: As in `tff_data.load`, whose file is `emnist_all.sqlite`.
@@ -33,9 +33,6 @@ def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
     The `Task`, with the writers as its natural partition only. There are 3,400
     writers with 671,585 training and 77,483 test images `[28, 28, 1]` of 62
     classes; or 3,383 writers with 341,873 and 40,832 images of 10 classes.
-
-  Raises:
-    DataError: As `tff_data.load`.
   """
   load_data = functools.partial(
     tff.simulation.datasets.emnist.load_data, only_digits
@@ -47,7 +44,7 @@ def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
 def make_task(
   train: task.ClientData, test: task.ClientData, num_classes: int
 ) -> task.Task:
-  """Makes the task of data as `tff.simulation.datasets.emnist` gives them."""
+  """Makes the task of the data of `tff.simulation.datasets.emnist`."""
 
   def defaults(*method: str) -> dict[str, Any]:
     return {

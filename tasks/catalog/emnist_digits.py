@@ -1,19 +1,9 @@
-"""TFF's federated EMNIST, digits only; otherwise as `emnist`."""
+"""Loads TFF's federated EMNIST, digits only; otherwise like `emnist`."""
 
 from tasks.catalog import emnist
 from tasks.catalog import task
 
 
 def load(data_dir: str | None = None) -> task.Task:
-  """Loads the task; see `emnist.load`.
-
-  Args:
-    data_dir: As there.
-
-  Returns:
-    The `Task` of 10 classes.
-
-  Raises:
-    DataError: As there.
-  """
+  """Loads the task of 10 classes, see `emnist.load`."""
   return emnist.load(data_dir, only_digits=True)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, with the network and the settings published for CIFAR-10."""
+"""Loads Fashion-MNIST, with network and settings published for CIFAR-10."""
 
 import os
 
@@ -19,17 +19,13 @@ def load(data_dir: str | None = None) -> task.Task:
   """Loads the task.
 
   Args:
-    data_dir: A folder with the four IDX files, as they are distributed or
-      unpacked. By default that of Debian's package dataset-fashion-mnist, and
-      without it tensorflow-datasets, which downloads the set when it is first
-      used.
+    data_dir: A folder with the four IDX files, compressed or not. By default
+      the folder of Debian's package dataset-fashion-mnist. If that is not
+      installed, tensorflow-datasets is used, which downloads the data set the
+      first time.
 
   Returns:
     The `Task`; there are 60,000 training and 10,000 test images `[28, 28, 1]`.
-
-  Raises:
-    DataError: If the data set is missing, with how to get it, or damaged, with
-      what was found and what is right.
   """
   if data_dir is None and not os.path.isdir(_DEBIAN_DIR):
     train, test = tfds.load('fashion_mnist', _how_to_get())

@@ -1,4 +1,4 @@
-"""Fashion-MNIST for a laptop: images of 14×14 and a multilayer perceptron."""
+"""Loads Fashion-MNIST for a laptop: 14×14 pixels, a multilayer perceptron."""
 
 import dataclasses
 
@@ -13,17 +13,11 @@ from tasks.catalog import task
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the task: `fashion_mnist` with a tenth of the work.
 
-  Every 2×2 pixels become their mean, and there is no augmentation. The network
-  has two hidden layers, 128 and 64 (34,122 weights); K is 10 instead of 50.
+  Blocks of 2×2 pixels are replaced by their mean, and there is no augmentation.
+  The network has two hidden layers, 128 and 64 (34,122 weights). A client takes
+  10 local steps instead of 50.
 
-  Args:
-    data_dir: As in `fashion_mnist`.
-
-  Returns:
-    The `Task`; there are 60,000 training and 10,000 test images `[14, 14, 1]`.
-
-  Raises:
-    DataError: As `fashion_mnist`.
+  There are 60,000 training and 10,000 test images `[14, 14, 1]`.
   """
   full = fashion_mnist.load(data_dir)
   statistics = images.statistics(full.train[0])

@@ -1,4 +1,4 @@
-"""Prepares images as the published experiment does."""
+"""Scales and augments images as the published experiment does."""
 
 from collections.abc import Callable
 
@@ -36,8 +36,8 @@ def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   Returns:
     Both float32 `[channels]`.
   """
-  # Some images at a time: float32 is too short to sum a whole set, and a
-  # float64 copy of it too large.
+  # Some images at a time. A sum of a whole set in float32 would be inexact, and
+  # a copy of the set in float64 too large.
   sums = np.zeros((2, images.shape[-1]))
   for start in range(0, len(images), 1000):
     part = images[start : start + 1000] / np.float32(255)
@@ -60,8 +60,8 @@ def random_crop_and_flip(padding: int = 4) -> Augmentation:
 
   Returns:
     A function of images `[b, height, width, channels]` (all but b static), with
-    0 for black, and an int32 seed `[2]`. It gives images of the same shape and
-    dtype, and always the same for the same seed.
+    0 for black, and of an int32 seed `[2]`. It gives images of the same shape
+    and dtype, the same ones for the same seed.
   """
 
   def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -69,8 +69,9 @@ def random_crop_and_flip(padding: int = 4) -> Augmentation:
     drawn = tf.random.stateless_uniform([3, tf.shape(images)[0]], seed)
     down, right = tf.unstack(tf.floor(drawn[:2] * (2 * padding + 1)) - padding)
     mirrored = tf.floor(drawn[2] * 2)
-    # One operation for the batch, many times faster than image by image. Input
-    # column = a · output column + b, and likewise the row.
+    # One operation for the batch is many times faster than one for each image.
+    # A transform says from where a pixel comes: from column a · column + b, and
+    # from a row likewise.
     zeros = tf.zeros_like(down)
     transforms = [1 - 2 * mirrored, zeros, right + mirrored * (width - 1)]
     transforms += [zeros, zeros + 1, down, zeros, zeros]
@@ -90,11 +91,12 @@ def random_crop_and_flip(padding: int = 4) -> Augmentation:
 def random_color(strength: float = 0.4) -> Augmentation:
   """Changes brightness, contrast and saturation, each image in its own way.
 
-  The authors do this for mini-ImageNet (`torchvision`'s `ColorJitter`): the
-  three come in a random order, each blends the image with a darker one (black,
-  its mean gray, or itself in gray) or away from it, by a factor between
-  1 - `strength` and 1 + `strength`, and cuts off below black and above white.
-  (Their pixels are rounded to bytes after each, these after the last.)
+  The authors do this for mini-ImageNet (`torchvision`'s `ColorJitter`). The
+  three changes come in a random order. Each takes another image (black, the
+  mean gray, or the image in gray) and makes
+  other + factor · (image - other), cut off below black and above white. The
+  factor is between 1 - `strength` and 1 + `strength`. (ColorJitter rounds
+  pixels to bytes after each change; here they are rounded after the last.)
 
   Args:
     strength: From 0 to 1.
@@ -111,12 +113,12 @@ def random_color(strength: float = 0.4) -> Augmentation:
     factors = 1 + strength * (2 * drawn[0] - 1)
     order = tf.argsort(drawn[1], axis=0)
     pixels = tf.cast(images, tf.float32)
-    for which in tf.unstack(order):
+    for change in tf.unstack(order):
       gray = tf.tensordot(pixels, [0.299, 0.587, 0.114], 1)[..., None]
       mean_gray = tf.reduce_mean(gray, axis=(1, 2), keepdims=True)
-      other = tf.where(which == 0, 0.0, tf.where(which == 1, mean_gray, gray))
+      other = tf.where(change == 0, 0.0, tf.where(change == 1, mean_gray, gray))
       factor = tf.where(
-        which == 0, factors[0], tf.where(which == 1, factors[1], factors[2])
+        change == 0, factors[0], tf.where(change == 1, factors[1], factors[2])
       )
       pixels = tf.clip_by_value(other + factor * (pixels - other), 0, 255)
     return tf.ensure_shape(tf.cast(tf.round(pixels), tf.uint8), images.shape)

@@ -1,9 +1,10 @@
-"""Mini-ImageNet as in the published experiment.
+"""Loads mini-ImageNet as in the published experiment.
 
-Network, augmentation, and the split of all 100 classes into 500 training and
-100 test images each, are those of the authors' program; there the split is
-drawn anew each time, here it is always the same. The program runs CIFAR-10
-only: that a device holds 20 of the 100 classes is assumed.
+The network and the augmentation are those of the authors' program. So is the
+split: of each of the 100 classes, 500 images are for training and 100 for the
+test. The authors draw the split anew each time; here it is always the same.
+Their program was run on CIFAR-10 only. That a client holds 20 of the 100
+classes is our assumption.
 """
 
 import os
@@ -19,7 +20,7 @@ from tasks.readers import files
 from tasks.readers import pickles
 
 _IMAGE_SHAPE = (84, 84, 3)
-# For the files of the training, the validation and the test classes.
+# The classes in the files of training, validation and test, in this order.
 _NUM_CLASSES = (64, 16, 20)
 _IMAGES_PER_CLASS = 600
 _TRAIN_IMAGES_PER_CLASS = 500
@@ -43,23 +44,19 @@ _HOW_TO_GET = (
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the task.
 
-  It takes 3 GB of memory for a while, and then 1.3. The network normalizes by
-  the mean and the deviation of the training set. In training the images are
-  padded by 8, cropped, mirrored, and changed in brightness, contrast and
-  saturation, at random.
+  Loading needs 3 GB of memory, the loaded task 1.3 GB. The network normalizes
+  images by the mean and the deviation of the training set. Training images are
+  padded by 8, and at random cropped, mirrored, and changed in brightness,
+  contrast and saturation.
 
   Args:
-    data_dir: The folder with the three pickles of one of the two distributions:
-      dicts with either `data` and `labels`, or `image_data` and `class_dict`.
-      The classes of the latter are numbered in the order of their names, file
-      by file.
+    data_dir: The folder with three pickles of dicts. One distribution of the
+      data set has the keys `data` and `labels`, the other `image_data` and
+      `class_dict`. The classes of the other are numbered in the order of their
+      names, file by file.
 
   Returns:
     The `Task`; there are 50,000 training and 10,000 test images `[84, 84, 3]`.
-
-  Raises:
-    DataError: If the data set is missing, with how to get it, or damaged, with
-      what was found and what is right.
   """
   if data_dir is None:
     raise files.DataError(
@@ -132,12 +129,12 @@ def _load_part(
   right = dict.fromkeys(classes, _IMAGES_PER_CLASS)
   if len(x) != len(y) or found != right:
     wrong = [c for c in found.keys() | right if found.get(c) != right.get(c)]
-    what = f'{len(x)} images and {len(y)} labels'
+    counts = f'{len(x)} images and {len(y)} labels'
     if wrong:
-      what += f', and {found.get(wrong[0], 0)} images of class {wrong[0]}'
+      counts += f', and {found.get(wrong[0], 0)} images of class {wrong[0]}'
     raise files.DataError(
       f'{path} must have {_IMAGES_PER_CLASS} images of each of the classes'
-      f' {classes[0]} to {classes[-1]}, got {what}.'
+      f' {classes[0]} to {classes[-1]}, got {counts}.'
     )
   shuffled = [rng.permutation(np.flatnonzero(y == c)) for c in classes]
   chosen = [part[:_TRAIN_IMAGES_PER_CLASS] for part in shuffled]
@@ -147,7 +144,7 @@ def _load_part(
 
 
 def _decode(path: str, content: Any, first: int) -> tuple[Any, np.ndarray]:
-  """The images, and the classes, int32 `[n]`, as far as they can be read."""
+  """The images and the classes, int32 `[n]`; neither is checked yet."""
   try:
     if 'class_dict' in content:
       x = content['image_data']

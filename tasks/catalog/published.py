@@ -1,4 +1,4 @@
-"""Holds the settings and data preparation of Acar et al. (2021) for images."""
+"""Makes the image tasks of the published experiment (Acar et al., 2021)."""
 
 import math
 from typing import Any

@@ -1,9 +1,9 @@
-"""TFF's federated Shakespeare: the next character, for 715 roles of his plays.
+"""Loads TFF's federated Shakespeare: the next character in 715 roles' lines.
 
-A device is a role. As in LEAF (Caldas et al., 2018), an example is 80
-characters and the one that follows, so that it has one label, which prototypes
-need. The network and the size of a batch are LEAF's too; the other settings are
-in no publication.
+A client is a role. As in LEAF (Caldas et al., 2018), an example is 80
+characters, and its label is the next character. (TFF's own examples have a
+label for each position, and prototypes need a single one.) The network and the
+batch size are LEAF's too. The other settings are our own.
 """
 
 import collections
@@ -18,7 +18,7 @@ from tasks.catalog import task
 from tasks.readers import tff_data
 
 _LENGTH = 80
-# The codes of ASCII; 0 is what comes before the beginning.
+# The codes of ASCII. Code 0 stands before the first character of a text.
 _NUM_CHARACTERS = 128
 
 
@@ -29,12 +29,9 @@ def load(data_dir: str | None = None) -> task.Task:
     data_dir: As in `tff_data.load`, whose file is `shakespeare.sqlite`.
 
   Returns:
-    The `Task`, with the roles as its natural partition only. An example has the
-    codes of 80 characters, int32 `[80]`, and of the next one; every character
-    of a role is to be told once.
-
-  Raises:
-    DataError: As `tff_data.load`.
+    The `Task`, with the roles as its natural partition only. The input of an
+    example is the codes of 80 characters, int32 `[80]`. Its class is the code
+    of the next character. Each character of a role is the class of one example.
   """
   return make_task(
     *tff_data.load(
@@ -46,7 +43,7 @@ def load(data_dir: str | None = None) -> task.Task:
 
 
 def make_task(train: task.ClientData, test: task.ClientData) -> task.Task:
-  """Makes the task of what `tff.simulation.datasets.shakespeare` gives."""
+  """Makes the task of the data of `tff.simulation.datasets.shakespeare`."""
 
   def defaults(*method: str) -> dict[str, Any]:
     return {

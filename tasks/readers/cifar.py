@@ -60,8 +60,8 @@ def load(
     and the classes, integers `[examples]`.
 
   Raises:
-    DataError: If the data set is missing, with how to get it, or damaged, with
-      what was found and what is right.
+    DataError: If the data set is missing (the message says how to get it) or
+      damaged (the message says where).
   """
   if data_dir is None:
     return tfds.load(variant.tfds_name, _how_to_get(variant))

@@ -36,8 +36,8 @@ def load(
     The training and the test data of the users.
 
   Raises:
-    DataError: If the data set is missing, with how to get it, or damaged, with
-      what was found and what is right.
+    DataError: If the data set is missing (the message says how to get it) or
+      damaged (the message says where).
   """
   folder = os.path.abspath(
     os.path.expanduser(_CACHE_DIR if data_dir is None else data_dir)

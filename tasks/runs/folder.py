@@ -23,6 +23,10 @@ class RunFolderError(ValueError):
   """The folder cannot be used for this run, and why."""
 
 
+def _file(name: str, doc: str) -> property:
+  return property(lambda self: os.path.join(self.path, name), doc=doc)
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
   """The paths of a run's files; see `claim`.
@@ -33,50 +37,21 @@ class RunFolder:
 
   path: str
 
-  @property
-  def settings(self) -> str:
-    """The settings and the name of the run, JSON."""
-    return os.path.join(self.path, 'settings.json')
-
-  @property
-  def checkpoints(self) -> str:
-    """The server's state, for `tff.program.FileProgramStateManager`."""
-    return os.path.join(self.path, 'checkpoints')
-
-  @property
-  def storage(self) -> str:
-    """The clients' own states, for `tff_debias.ClientStorage`."""
-    return os.path.join(self.path, 'storage')
-
-  @property
-  def metrics(self) -> str:
-    """The metrics of every round, CSV."""
-    return os.path.join(self.path, 'metrics.csv')
-
-  @property
-  def tensorboard(self) -> str:
-    """The metrics of every round, for TensorBoard."""
-    return os.path.join(self.path, 'tensorboard')
-
-  @property
-  def picture(self) -> str:
-    """The picture of the convergence, PNG."""
-    return os.path.join(self.path, 'convergence.png')
-
-  @property
-  def meta_model(self) -> str:
-    """The Keras model with the weights of the meta-model."""
-    return os.path.join(self.path, 'meta_model.keras')
-
-  @property
-  def worker_log(self) -> str:
-    """The messages of TFF's worker process."""
-    return os.path.join(self.path, 'worker.log')
-
-  @property
-  def evaluation(self) -> str:
-    """The results of `tasks.evaluate`, a folder for each round."""
-    return os.path.join(self.path, 'evaluation')
+  settings = _file('settings.json', 'The settings and the name of the run.')
+  checkpoints = _file(
+    'checkpoints', "The server's state, for `tff.program`'s state manager."
+  )
+  storage = _file(
+    'storage', "The clients' own states, for `tff_debias.ClientStorage`."
+  )
+  metrics = _file('metrics.csv', 'The metrics of every round.')
+  tensorboard = _file('tensorboard', 'The metrics of every round.')
+  picture = _file('convergence.png', 'The picture of the convergence.')
+  meta_model = _file('meta_model.keras', 'The Keras model of the last round.')
+  worker_log = _file('worker.log', "The messages of TFF's worker process.")
+  evaluation = _file(
+    'evaluation', 'The results of `tasks.evaluate`, a folder for each round.'
+  )
 
   @contextlib.contextmanager
   def lock(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 import exporting
 import numpy as np
-import problems
 import pytest
+import small_models
 import tensorflow as tf
 
 from tff_debias import export
@@ -99,7 +99,7 @@ def test_a_nested_model_is_refused_for_prototypes_only():
   )
   _, _, (x, y) = exporting.problem()
   spec = (tf.TensorSpec([None, 2, 3]), tf.TensorSpec([None], tf.int32))
-  model = models.from_keras(keras_model, problems.CLASSIFIER_LOSS, spec)
+  model = models.from_keras(keras_model, small_models.CLASSIFIER_LOSS, spec)
   with pytest.raises(export.ExportError, match='nested'):
     export.personalized_keras_model(keras_model, model, exporting.PROTO, (x, y))
   assert export.personalized_keras_model(

@@ -1,7 +1,7 @@
 import exporting
 import numpy as np
-import problems
 import pytest
+import small_models
 import tensorflow as tf
 
 from tff_debias import export
@@ -40,7 +40,7 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
   )
   with pytest.raises(export.ExportError, match='that the Model was made of'):
     export.personalized_keras_model(other, model, exporting.MAML, data)
-  regression = problems.linear_model()
+  regression = small_models.linear_model()
   with pytest.raises(export.ExportError, match='Only a classifier'):
     export.personalized_keras_model(
       keras_model, regression, exporting.MAML, data

@@ -1,7 +1,7 @@
 """Small models and their exports, for the tests of the export."""
 
 import numpy as np
-import problems
+import small_models
 import tensorflow as tf
 
 from tff_debias import export
@@ -34,7 +34,7 @@ def cnn():
 
 
 def problem(
-  layers=mlp, loss=problems.CLASSIFIER_LOSS, labels=3, num_examples=9
+  layers=mlp, loss=small_models.CLASSIFIER_LOSS, labels=3, num_examples=9
 ):
   """A Keras model, its Model, and raw examples of the first few classes."""
   tf.keras.utils.set_random_seed(0)
@@ -72,7 +72,7 @@ def expected(keras_model, personalization, x, y):
       tf.keras.optimizers.SGD(
         personalization.learning_rate, global_clipnorm=0.3
       ),
-      problems.CLASSIFIER_LOSS,
+      small_models.CLASSIFIER_LOSS,
     )
     own.fit(
       x,

@@ -4,8 +4,8 @@ import sys
 
 import exporting
 import numpy as np
-import problems
 import pytest
+import small_models
 import tensorflow as tf
 
 from tff_debias import export
@@ -69,15 +69,15 @@ def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path):
   assert (folder / 'model.tflite').read_bytes() != first
   assert os.listdir(tmp_path) == ['model']
   (folder / 'thesis.txt').write_text('mine')
-  before = problems.snapshot(tmp_path)
+  before = small_models.snapshot(tmp_path)
   with pytest.raises(export.ExportError, match='something else.*thesis.txt'):
     exporting.run_export(tmp_path, exporting.MAML)
-  assert problems.snapshot(tmp_path) == before
+  assert small_models.snapshot(tmp_path) == before
 
 
 def test_a_failed_export_leaves_the_earlier_one(tmp_path, monkeypatch):
   exporting.run_export(tmp_path, exporting.MAML)
-  before = problems.snapshot(tmp_path)
+  before = small_models.snapshot(tmp_path)
 
   def full_disk(*args, **options):
     raise OSError(28, 'No space left on device')
@@ -85,4 +85,4 @@ def test_a_failed_export_leaves_the_earlier_one(tmp_path, monkeypatch):
   monkeypatch.setattr(tflite, '_convert', full_disk)
   with pytest.raises(OSError, match='No space'):
     exporting.run_export(tmp_path, exporting.PROTO)
-  assert problems.snapshot(tmp_path) == before
+  assert small_models.snapshot(tmp_path) == before

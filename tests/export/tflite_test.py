@@ -1,7 +1,7 @@
 import exporting
 import numpy as np
-import problems
 import pytest
+import small_models
 import tensorflow as tf
 
 
@@ -31,7 +31,7 @@ def test_tensorflow_lite_personalizes_on_the_device(tmp_path, layers):
       for variable, g in zip(own.trainable_variables, gradients, strict=True):
         variable.assign_sub(0.5 * g * min(1, 0.3 / norm))
 
-  loss = problems.CLASSIFIER_LOSS
+  loss = small_models.CLASSIFIER_LOSS
   own = tf.keras.models.clone_model(keras_model)
   own.set_weights(keras_model.get_weights())
   personalized = infer()

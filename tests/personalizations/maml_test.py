@@ -1,13 +1,14 @@
 import numpy as np
-import numpy_reference as reference
 import pytest
+import reference
+import small_models
 import tensorflow as tf
 
 from tff_debias import models
 from tff_debias import personalizations
 
-SUPPORT = reference.batch(5, seed=1)
-QUERY = reference.batch(4, seed=2)
+SUPPORT = small_models.batch(5, seed=1)
+QUERY = small_models.batch(4, seed=2)
 INFINITY = float('inf')
 
 
@@ -63,7 +64,7 @@ def distance(first, second):
 @pytest.mark.parametrize('weight_decay', [0.0, 0.3])
 @pytest.mark.parametrize('num_steps', [1, 3])
 def test_the_gradient_goes_through_all_steps(num_steps, weight_decay):
-  model, weights = reference.network()
+  model, weights = small_models.network()
   settings = (num_steps, 0.4, weight_decay)
   result, gradient = meta_loss(
     personalizations.Maml(num_steps, 0.4),
@@ -94,7 +95,7 @@ def test_the_gradient_goes_through_all_steps(num_steps, weight_decay):
 @pytest.mark.parametrize('weight_decay', [0.0, 0.3])
 @pytest.mark.parametrize('num_steps', [1, 3])
 def test_first_order_leaves_out_the_second_derivatives(num_steps, weight_decay):
-  model, weights = reference.network()
+  model, weights = small_models.network()
   settings = (num_steps, 0.4, weight_decay)
   result, gradient = meta_loss(
     personalizations.Maml(num_steps, 0.4, first_order=True),
@@ -145,7 +146,7 @@ def test_weights_that_the_loss_does_not_depend_on_stay():
     personalizations.Maml(1, 0.1),
     model,
     [np.ones(2, np.float32), unused],
-    reference.dataset([(np.zeros((1, 2), np.float32), np.zeros(1))]),
+    small_models.dataset([(np.zeros((1, 2), np.float32), np.zeros(1))]),
     INFINITY,
   )
   np.testing.assert_array_equal(adapted.trainable[1], unused)
@@ -155,13 +156,13 @@ def test_weights_that_the_loss_does_not_depend_on_stay():
 # The first norms of the gradient are around 1.
 @pytest.mark.parametrize('max_grad_norm', [0.3, 10.0, INFINITY])
 def test_personalize_takes_full_batch_clipped_steps(max_grad_norm):
-  model, weights = reference.network()
-  batches = [reference.batch(n, seed=n) for n in (5, 5, 2)]
+  model, weights = small_models.network()
+  batches = [small_models.batch(n, seed=n) for n in (5, 5, 2)]
   personalized = personalize(
     personalizations.Maml(3, 0.5),
     model,
     weights,
-    reference.dataset(batches),
+    small_models.dataset(batches),
     max_grad_norm,
   )
   whole = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
@@ -177,8 +178,8 @@ def test_personalize_takes_full_batch_clipped_steps(max_grad_norm):
 
 
 def test_personalize_does_not_depend_on_the_batches():
-  model, weights = reference.network()
-  x, y = reference.batch(7)
+  model, weights = small_models.network()
+  x, y = small_models.batch(7)
   maml = personalizations.Maml(2, 0.5)
   results = [
     personalize(
@@ -196,8 +197,8 @@ def test_personalize_does_not_depend_on_the_batches():
 
 
 def test_personalize_without_data_keeps_the_model():
-  model, weights = reference.network()
-  dataset = reference.dataset([reference.batch(2)]).take(0)
+  model, weights = small_models.network()
+  dataset = small_models.dataset([small_models.batch(2)]).take(0)
   personalized = personalize(
     personalizations.Maml(2, 0.5), model, weights, dataset, 10.0
   )
@@ -206,12 +207,12 @@ def test_personalize_without_data_keeps_the_model():
 
 
 def test_evaluate_is_the_loss_of_the_personalized_model():
-  model, weights = reference.network()
-  _, others = reference.network(seed=1)
+  model, weights = small_models.network()
+  _, others = small_models.network(seed=1)
   personalized = models.ModelWeights(tuple(map(tf.constant, others)), ())
   maml = personalizations.Maml()
   for size in (5, 2):
-    batch = reference.batch(size, seed=size)
+    batch = small_models.batch(size, seed=size)
     result = tf.function(
       lambda batch=batch: maml.evaluate(model, personalized, batch)
     )()

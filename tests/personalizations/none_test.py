@@ -1,5 +1,6 @@
 import numpy as np
-import numpy_reference as reference
+import reference
+import small_models
 import tensorflow as tf
 
 from tff_debias import models
@@ -14,8 +15,8 @@ def constants(weights):
 
 def test_the_meta_loss_is_the_loss_of_one_batch():
   assert NONE.batches_per_step == 1
-  model, weights = reference.network()
-  batch = reference.batch(5)
+  model, weights = small_models.network()
+  batch = small_models.batch(5)
 
   @tf.function
   def compute(weights):
@@ -40,11 +41,11 @@ def test_the_meta_loss_is_the_loss_of_one_batch():
 
 
 def test_the_model_is_evaluated_as_it_is():
-  model, weights = reference.network()
-  train = reference.dataset([reference.batch(3, seed=1)])
+  model, weights = small_models.network()
+  train = small_models.dataset([small_models.batch(3, seed=1)])
   personalized = NONE.personalize(model, constants(weights), train, 10.0)
   for size in (4, 1):
-    batch = reference.batch(size, seed=size)
+    batch = small_models.batch(size, seed=size)
     result = tf.function(
       lambda batch=batch: NONE.evaluate(model, personalized, batch)
     )()
@@ -68,7 +69,7 @@ def test_dropout_is_on_in_training_and_off_in_the_test():
   model = models.from_keras(
     keras_model,
     tf.keras.losses.SparseCategoricalCrossentropy(True),
-    reference.SPEC,
+    small_models.CLASSIFIER_SPEC,
   )
   batch = np.ones((50, 3), np.float32), np.zeros(50, np.int32)
   weights = constants(model.initial_weights.trainable)

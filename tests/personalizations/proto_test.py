@@ -1,8 +1,9 @@
 import collections
 
 import numpy as np
-import numpy_reference as reference
 import pytest
+import reference
+import small_models
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -74,9 +75,9 @@ def evaluate(model, prototypes, batch, proto=PROTO):
   ],
 )
 def test_the_loss_and_its_gradient(support_labels, query_labels):
-  model, weights = reference.network()
-  support = reference.batch(len(support_labels), support_labels, seed=1)
-  query = reference.batch(len(query_labels), query_labels, seed=2)
+  model, weights = small_models.network()
+  support = small_models.batch(len(support_labels), support_labels, seed=1)
+  query = small_models.batch(len(query_labels), query_labels, seed=2)
   result, gradient = meta_loss(model, weights, support, query)
   np.testing.assert_allclose(
     result.loss,
@@ -106,9 +107,9 @@ def test_the_loss_and_its_gradient(support_labels, query_labels):
 
 @pytest.mark.parametrize('query_labels', [[0, 0, 2], [0]])
 def test_a_support_without_any_class_of_the_query(query_labels):
-  model, weights = reference.network()
-  support = reference.batch(2, [1, 1])
-  query = reference.batch(len(query_labels), query_labels)
+  model, weights = small_models.network()
+  support = small_models.batch(2, [1, 1])
+  query = small_models.batch(len(query_labels), query_labels)
   result, gradient = meta_loss(model, weights, support, query)
   assert result.loss == 0
   assert result.num_examples == 0
@@ -141,8 +142,8 @@ def test_features_far_apart_do_not_overflow():
 @pytest.mark.parametrize('bad', [3, -1])
 @pytest.mark.parametrize('where', ['support', 'query'])
 def test_a_label_out_of_range_is_an_error(where, bad):
-  model, weights = reference.network()
-  good, wrong = reference.batch(2, [0, 1]), reference.batch(2, [0, bad])
+  model, weights = small_models.network()
+  good, wrong = small_models.batch(2, [0, 1]), small_models.batch(2, [0, bad])
   batches = (wrong, good) if where == 'support' else (good, wrong)
   with pytest.raises(tf.errors.InvalidArgumentError):
     meta_loss(model, weights, *batches)
@@ -160,13 +161,13 @@ def test_labels_of_any_integer_type(dtype):
 
 
 def test_the_test_takes_the_prototypes_of_all_training_data():
-  model, weights = reference.network()
+  model, weights = small_models.network()
   batches = [
-    reference.batch(5, [0, 0, 2, 0, 0], seed=5),
-    reference.batch(3, [2, 2, 2], seed=3),
-    reference.batch(1, [0], seed=1),
+    small_models.batch(5, [0, 0, 2, 0, 0], seed=5),
+    small_models.batch(3, [2, 2, 2], seed=3),
+    small_models.batch(1, [0], seed=1),
   ]
-  prototypes = personalize(model, reference.dataset(batches))
+  prototypes = personalize(model, small_models.dataset(batches))
   whole = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
   np.testing.assert_array_equal(prototypes.known, [True, False, True])
   for c in (0, 2):
@@ -179,7 +180,7 @@ def test_the_test_takes_the_prototypes_of_all_training_data():
   for w, expected in zip(prototypes.weights.trainable, weights, strict=True):
     np.testing.assert_array_equal(w, expected)
   for test_labels in ([0, 2, 2, 0], [2, 1], [1, 1, 0, 2, 1]):
-    batch = reference.batch(len(test_labels), test_labels, seed=9)
+    batch = small_models.batch(len(test_labels), test_labels, seed=9)
     result = evaluate(model, prototypes, batch)
     x, counted = reference.proto_counted(whole, batch)
     np.testing.assert_allclose(
@@ -194,11 +195,11 @@ def test_the_test_takes_the_prototypes_of_all_training_data():
 
 
 def test_without_training_data_nothing_counts():
-  model, _ = reference.network()
-  empty = reference.dataset([reference.batch(2)]).take(0)
+  model, _ = small_models.network()
+  empty = small_models.dataset([small_models.batch(2)]).take(0)
   prototypes = personalize(model, empty)
   assert not np.any(prototypes.known)
-  result = evaluate(model, prototypes, reference.batch(3))
+  result = evaluate(model, prototypes, small_models.batch(3))
   assert result.loss == 0
   assert result.num_examples == 0
 
@@ -256,7 +257,9 @@ def test_dropout_is_on_in_training_and_off_in_the_test():
     ]
   )
   model = models.from_keras(
-    keras_model, LOSS, (tf.TensorSpec([None, 1]), reference.SPEC[1])
+    keras_model,
+    LOSS,
+    (tf.TensorSpec([None, 1]), small_models.CLASSIFIER_SPEC[1]),
   )
   data = np.ones((40, 1), np.float32), np.zeros(40, np.int32)
   weights = model.initial_weights.trainable
@@ -299,7 +302,7 @@ def test_the_number_of_classes_must_be_known():
   model = models.from_keras(
     tf.keras.Model(x, outputs),
     lambda y, outputs: LOSS(y, outputs['a']),
-    reference.SPEC,
+    small_models.CLASSIFIER_SPEC,
   )
   with pytest.raises(ValueError, match='give Proto its num_classes'):
     PROTO.check_model(model)
@@ -315,7 +318,7 @@ def functional(feature_fn):
     initial_weights=((np.eye(3, dtype=np.float32),), ()),
     predict_on_batch_fn=predict,
     loss_fn=lambda output, label, sample_weight=None: LOSS(label, output),
-    input_spec=reference.SPEC,
+    input_spec=small_models.CLASSIFIER_SPEC,
   )
   return models.from_functional(functional_model, feature_fn)
 

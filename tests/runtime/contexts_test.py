@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import computations
 import numpy as np
-import problems
 import processes
 import pytest
+import small_models
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -154,15 +155,15 @@ def test_a_worker_that_dies_in_a_call_is_replaced(tmp_path):
 def dyn_rounds(folder, sizes, before_round=lambda number: None, num_batches=2):
   """The weights after each round; round i has `sizes[i]` clients."""
   process = tff_debias.build_learning_process(
-    problems.linear_model(),
+    small_models.linear_model(),
     tff_debias.NoPersonalization(),
     tff_debias.Dyn(0.5),
     num_clients=8,
     storage=tff_debias.ClientStorage(folder),
   )
   clients = [
-    problems.client(f'{i}', *data, num_batches)
-    for i, data in enumerate(problems.linear_data(3))
+    small_models.client(f'{i}', *data, num_batches)
+    for i, data in enumerate(small_models.linear_data(3))
   ]
   state, weights = process.initialize(), []
   for number, size in enumerate(sizes):
@@ -221,13 +222,13 @@ def test_a_round_is_the_same_if_its_worker_dies_in_it(tmp_path):
   np.testing.assert_array_equal(disturbed, undisturbed)
 
 
-def test_calls_of_several_threads_survive_a_death(tmp_path):
+def test_calls_of_several_threads_survive_a_death():
   def call(number):
     with tff.framework.get_context_stack().install(context):
-      for _ in range(20):
+      while not killed.is_set():
         assert computations.total([number] * number) == number**2
-    return True
 
+  killed = threading.Event()
   with (
     runtime_lib.local_context() as context,
     concurrent.futures.ThreadPoolExecutor(4) as pool,
@@ -235,8 +236,17 @@ def test_calls_of_several_threads_survive_a_death(tmp_path):
     results = [pool.submit(call, number) for number in (2, 3, 3, 4)]
     for _ in range(2):
       time.sleep(0.2)
-      os.kill(context.worker_pid, signal.SIGKILL)
-    assert all(result.result() for result in results)
+      pid = context.worker_pid
+      os.kill(pid, signal.SIGKILL)
+      processes.wait_until(
+        lambda pid=pid: (
+          context.worker_pid != pid or any(r.done() for r in results)
+        )
+      )
+    killed.set()
+    for result in results:
+      result.result()
+    assert context.worker_pid != pid
 
 
 def test_a_call_that_ends_every_worker_fails(monkeypatch):
@@ -315,8 +325,8 @@ def test_many_clients_run_in_parts(
 
 
 def test_rounds_in_parts_are_the_same(tmp_path, monkeypatch):
-  model = problems.linear_model()
-  data = problems.linear_data(7)
+  model = small_models.linear_model()
+  data = small_models.linear_data(7)
 
   def train(folder):
     process = tff_debias.build_learning_process(
@@ -331,7 +341,7 @@ def test_rounds_in_parts_are_the_same(tmp_path, monkeypatch):
     state = process.initialize()
     for _ in range(3):
       output = process.next(
-        state, [problems.client(f'{i}', *d, 2) for i, d in enumerate(data)]
+        state, [small_models.client(f'{i}', *d, 2) for i, d in enumerate(data)]
       )
       state = output.state
       metrics.append(output.metrics)

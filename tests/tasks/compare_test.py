@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import numpy as np
-from problems import snapshot
 import pytest
+from small_models import snapshot
 
 
 def compare(*flags):

@@ -19,7 +19,7 @@ from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as run_folder_lib
 from tasks.runs import settings as settings_lib
 from tasks.runs import training
-from tests import problems
+from tests import small_models
 import tff_debias
 
 _ROUNDS = 4
@@ -291,7 +291,7 @@ def test_a_running_folder_is_only_read(runs, tmp_path):
   folder = copy(runs['proto'], tmp_path)
   shutil.rmtree(folder.evaluation, ignore_errors=True)
   with folder.lock():
-    before = problems.snapshot(folder.path)
+    before = small_models.snapshot(folder.path)
     result = subprocess.run(
       [
         *(sys.executable, '-m', 'tasks.evaluate', f'--run={folder.path}'),
@@ -303,7 +303,7 @@ def test_a_running_folder_is_only_read(runs, tmp_path):
   assert result.returncode == 0, result.stderr
   assert 'after round 2' in result.stdout
   assert '5 of 12 devices' in result.stdout
-  after = problems.snapshot(folder.path)
+  after = small_models.snapshot(folder.path)
   new = {path for path in after if path.startswith('evaluation')}
   assert {path: after[path] for path in after.keys() - new} == before
   files = {os.path.basename(path) for path in new if after[path] is not None}

@@ -104,20 +104,8 @@ def register(
   _CASES[personalization] = case
 
 
-def find(
-  personalization: personalizations.Personalization,
-) -> type[Case]:
-  """The class of the case that was registered for a personalization.
-
-  Args:
-    personalization: The personalization.
-
-  Returns:
-    The class.
-
-  Raises:
-    ExportError: If there is none.
-  """
+def find(personalization: personalizations.Personalization) -> type[Case]:
+  """The case that was registered for exactly this class, or an error."""
   kind = type(personalization)
   if kind not in _CASES:
     known = ', '.join(sorted(other.__name__ for other in _CASES))

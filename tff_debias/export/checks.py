@@ -18,14 +18,7 @@ class ExportError(ValueError):
 
 
 def check_directory(directory: str) -> None:
-  """Checks that a folder can be made or is an earlier export.
-
-  Args:
-    directory: Its path.
-
-  Raises:
-    ExportError: If it is something else.
-  """
+  """Refuses a path that is neither free nor an earlier export."""
   if not os.path.lexists(directory):
     return
   if not os.path.isdir(directory):
@@ -43,19 +36,7 @@ def check_examples(
   personalization: personalizations.Personalization,
   data: tuple[Any, Any],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Checks a client's examples.
-
-  Args:
-    model: The model.
-    personalization: The personalization, which may set the number of classes.
-    data: Arrays `(x, y)`.
-
-  Returns:
-    The arrays in the dtypes of the model.
-
-  Raises:
-    ExportError: If they do not suit the model, or it is no classifier.
-  """
+  """The arrays `(x, y)` in the dtypes of the model, if they suit it."""
   x_spec, y_spec = models.split_batch(model.input_spec)
   predictions = model.output_spec.predictions
   for name, spec, rank in (
@@ -120,18 +101,7 @@ def check_examples(
 def check_keras_model(
   keras_model: tf.keras.Model, model: models.Model
 ) -> models.ModelWeights:
-  """Checks that a Keras model can be the one that a `Model` was made of.
-
-  Args:
-    keras_model: The Keras model.
-    model: The model.
-
-  Returns:
-    The weights of the Keras model.
-
-  Raises:
-    ExportError: If it cannot be.
-  """
+  """The weights of the Keras model, if `model` can have been made of it."""
   if not isinstance(keras_model, tf.keras.Model) or models._is_subclassed(
     keras_model
   ):

@@ -73,22 +73,7 @@ def personalize(
   max_grad_norm: float,
   feature_layer: str | None,
 ) -> Personalized:
-  """As `personalized_keras_model`, of examples that were checked.
-
-  Args:
-    keras_model: As there.
-    model: As there.
-    personalization: As there.
-    data: The result of `checks.check_examples`.
-    max_grad_norm: As there.
-    feature_layer: As there.
-
-  Returns:
-    The personalized model.
-
-  Raises:
-    ExportError: As there.
-  """
+  """As `personalized_keras_model`, with examples that were checked."""
   case_class = cases.find(personalization)
   personalization.check_model(model)
   meta_weights = checks.check_keras_model(keras_model, model)

@@ -16,17 +16,7 @@ def save(
   tflite: str,
   scratch: str,
 ) -> None:
-  """Writes both.
-
-  Args:
-    personalized: The personalized model.
-    saved_model: The path of the SavedModel.
-    tflite: The path of the TensorFlow Lite model.
-    scratch: A folder for what is needed in between.
-
-  Raises:
-    ExportError: If TensorFlow Lite cannot convert the model.
-  """
+  """Writes both to their paths; `scratch` is a folder for other files."""
   functions = _functions(personalized)
   module = tf.Module()
   module.tracked = personalized.keras_model.variables

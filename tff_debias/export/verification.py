@@ -17,21 +17,7 @@ TOLERANCE = 1e-3
 def verify(
   folder: str, personalized: keras.Personalized, x: np.ndarray, y: np.ndarray
 ) -> dict[str, float]:
-  """Compares the files with the personalization on the client's examples.
-
-  Args:
-    folder: The folder of the files.
-    personalized: The personalized model.
-    x: The inputs of the examples.
-    y: Their labels.
-
-  Returns:
-    For each file the largest difference of a probability, and `on_device` for a
-    TensorFlow Lite model that has personalized itself.
-
-  Raises:
-    ExportError: If a difference is too large.
-  """
+  """The `difference` of an `Export`, refused if it is too large."""
   differences = {
     name: _difference(predict, x, personalized.probabilities)
     for name, predict in _predictions(folder, x, y)

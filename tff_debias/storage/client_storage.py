@@ -8,10 +8,11 @@ Under `folder`, which stands for the private disks of all devices:
     RUN/journal/ROUND/TOKEN-SHARD-NAME           the states written in a round
 
 NAME is made of two keyed hashes of the client id, so that no id, however
-hostile, names a path. The id itself is in the checkpoint and is compared when
-it is read, so that no two clients share a state. `lineage` explains RUN and
-TOKEN: a round reads the newest state that belongs to its server state, and
-never changes a state that was written.
+hostile, names a path. The id and the token are in the checkpoint too and are
+compared when it is read, so that no two clients share a state, and no file is
+taken for another. `lineage` explains RUN and TOKEN: a round reads the newest
+state that belongs to its server state, and never changes a state that was
+written.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ from tff_debias.storage import upkeep
 
 _HASH_KEYS = ([0x7F4A7C15, 0x9E3779B9], [0x1CE4E5B9, 0xBF58476D])
 _NUM_SHARDS = 1000
-_STATE = r'^.*/(\d{9})-(\d{19})\.index$'
-_ENTRY = r'^.*/(\d{19})-(\d+)-(\d+_\d+)$'
+# (?s): a folder may have a line break in its name.
+_STATE = r'(?s).*/(\d{9})-(\d{19})\.index'
+_ENTRY = r'(?s).*/(\d{19})-(\d+)-(\d+_\d+)'
 
 
 class ClientStorage:
@@ -90,7 +92,8 @@ class ClientStorage:
 
     Returns:
       The state, like `initial`, and its token, an int64 scalar, 0 for a client
-      that has none. The graph fails with a `DataLossError` at a damaged file.
+      that has none. The graph fails with a `DataLossError` at a damaged file,
+      and with an `InvalidArgumentError` at the file of another state.
     """
     folder = self._states(lineage, client_id)
     files = tf.io.matching_files(tf.strings.join([folder, '*.index'], '/'))
@@ -107,18 +110,23 @@ class ClientStorage:
     token = tokens[newest]
 
     def restore() -> list[tf.Tensor]:
-      names = ['client_id', *_names(initial)]
-      owner, *tensors = tf.raw_ops.RestoreV2(
-        prefix=_prefix(folder, rounds[newest], token),
+      prefix = _prefix(folder, rounds[newest], token)
+      names = _names(initial)
+      owner, found, *tensors = tf.raw_ops.RestoreV2(
+        prefix=prefix,
         tensor_names=names,
         shape_and_slices=[''] * len(names),
-        dtypes=[tf.string, *(tensor.dtype for tensor in initial)],
+        dtypes=[tf.string, tf.int64, *(tensor.dtype for tensor in initial)],
       )
       is_owner = tf.debugging.Assert(
         tf.equal(owner, client_id),
         ['Two client ids have the same hash:', owner, client_id],
       )
-      with _after([is_owner]):
+      is_same = tf.debugging.Assert(
+        tf.equal(found, token),
+        ['The file of a client state holds another state:', prefix, found],
+      )
+      with _after([is_owner, is_same]):
         return [
           tf.ensure_shape(tensor, like.shape)
           for tensor, like in zip(tensors, initial, strict=True)
@@ -160,12 +168,12 @@ class ClientStorage:
       )
     ]
     with _after(before):
-      names = ['client_id', *_names(tensors)]
+      names = _names(tensors)
       saved = tf.raw_ops.SaveV2(
         prefix=_prefix(folder, round_num, token),
         tensor_names=names,
         shape_and_slices=[''] * len(names),
-        tensors=[client_id, *tensors],
+        tensors=[client_id, token, *tensors],
       )
     with _after([saved]):
       return tf.identity(token)
@@ -195,13 +203,13 @@ class ClientStorage:
     entries = tf.boolean_mask(
       entries, tf.strings.regex_full_match(entries, _ENTRY)
     )
-    # A device whose disk the server does not see has no entry in its journal.
     window = tf.cond(
-      (tf.size(entries) > 0) & (num_participants > 0),
+      num_participants > 0,
       lambda: self._window(
         lineage, entries, num_participants, receipts.fingerprint
       ),
-      lambda: tf.constant([1, tf.int64.max], tf.int64),
+      # No token is in it, also not of another attempt at the round.
+      lambda: tf.constant([1, 0], tf.int64),
     )
     return lineage._replace(
       windows=tf.concat([lineage.windows, window[tf.newaxis]], axis=0),
@@ -295,7 +303,8 @@ def _after(operations: Sequence[tf.Operation | None]):
 
 
 def _names(tensors: Sequence[tf.Tensor]) -> list[str]:
-  return [f'state/{i}' for i in range(len(tensors))]
+  states = [f'state/{i}' for i in range(len(tensors))]
+  return ['client_id', 'token', *states]
 
 
 def _run(lineage: lineage_lib.Lineage) -> tf.Tensor:

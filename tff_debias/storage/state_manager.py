@@ -34,8 +34,23 @@ class StorageStateManager(tff.program.ProgramStateManager):
     return await self._manager.get_versions()
 
   async def load(self, version: int, structure: Any) -> Any:
-    """See base class. Client states are left as they are."""
-    return await self._manager.load(version, structure)
+    """See base class. Client states are checked, and left as they are.
+
+    Args:
+      version: See base class.
+      structure: See base class.
+
+    Returns:
+      See base class.
+
+    Raises:
+      ClientStorageError: If client states that the checkpoint needs are lost.
+    """
+    state = await self._manager.load(version, structure)
+    lineage = await _lineage(state)
+    if lineage is not None:
+      upkeep.check(self._folder, lineage)
+    return state
 
   async def load_latest(self, structure: Any) -> tuple[Any, int]:
     """See base class; for a run that goes on from there.
@@ -50,18 +65,19 @@ class StorageStateManager(tff.program.ProgramStateManager):
       ClientStorageError: If client states that the checkpoint needs are lost.
     """
     state, version = await self._manager.load_latest(structure)
-    if state is not None and (lineage := await _lineage(state)):
+    lineage = None if state is None else await _lineage(state)
+    if lineage is not None:
       upkeep.rollback(self._folder, lineage)
     return state, version
 
   async def save(self, program_state: Any, version: int) -> None:
     """See base class."""
     lineage = await _lineage(program_state)
-    if lineage is None:
-      await self._manager.save(program_state, version)
-      return
-    upkeep.sync(self._folder, lineage)
+    if lineage is not None:
+      upkeep.sync(self._folder, lineage)
     await self._manager.save(program_state, version)
+    if lineage is None:
+      return
     # The checkpoint of round 0, which managers like to keep, needs no state.
     versions = await self._manager.get_versions()
     oldest = min((v for v in versions if v > 0), default=0)
@@ -79,7 +95,7 @@ async def _lineage(program_state: Any) -> lineage_lib.Lineage | None:
     program_state: The state.
 
   Returns:
-    The lineage, of NumPy values, or `None` if clients keep no states.
+    The lineage, of NumPy values; `None` if clients keep no states.
   """
   state = getattr(program_state, 'state', program_state)
   lineage = await tff.program.materialize_value(state.client_work['lineage'])

@@ -74,7 +74,7 @@ def test_trains_and_tests_through_the_runtime(tmp_path, runtime, method):
   tested = experiment.build_evaluation()(
     experiment.evaluated_weights(process, state), experiment.evaluation_data
   )
-  assert tested['devices'] == 4
+  assert tested['clients'] == 4
   if method == 'scaffold':
     assert tested['num_examples'] == 4 * 4
   else:

@@ -90,7 +90,7 @@ def test_trains_and_tests_through_the_runtime(
       data_dir=folder,
       clients_per_round=2,
       local_steps=1,
-      maml_steps=1,
+      maml_steps=1 if personalization == 'maml' else None,
     )
   )
   process = experiment.build_process(
@@ -103,7 +103,7 @@ def test_trains_and_tests_through_the_runtime(
   tested = experiment.build_evaluation()(
     experiment.evaluated_weights(process, state), experiment.evaluation_data
   )
-  assert tested['devices'] == 2
+  assert tested['clients'] == 2
   num_characters = sum(
     len(text) for texts in _TEXTS['test'].values() for text in texts
   )

@@ -73,3 +73,19 @@ def test_repairs_metrics_that_end_in_half_a_line(tmp_path):
   (tmp_path / 'metrics.csv').write_bytes(b'round,a\r\n11,0.5\r\n1')
   folder.repair_metrics()
   assert folder.read_metrics() == [{'round': 11.0, 'a': 0.5}]
+
+
+def test_evaluations_are_the_rounds_with_a_test(tmp_path):
+  folder = folder_lib.RunFolder(str(tmp_path))
+  accuracy = 'evaluation/by_client/accuracy'
+  names = ['round', 'distributor/models', 'aggregator/models']
+  names += [f'{accuracy}/{name}' for name in ('mean', 'q10', 'q90')]
+  lines = [names, [0, '', '', 0.1, 0, 0.2], [1, 3, 4, '', '', '']]
+  lines += [[2, 6, 8, 0.5, 0.25, 0.75]]
+  (tmp_path / 'metrics.csv').write_text(
+    '\n'.join(','.join(map(str, line)) for line in lines) + '\n'
+  )
+  assert folder_lib.evaluations(folder.read_metrics()) == [
+    {'round': 0, 'models': 0, 'accuracy': 0.1, 'low': 0, 'high': 0.2},
+    {'round': 2, 'models': 14, 'accuracy': 0.5, 'low': 0.25, 'high': 0.75},
+  ]

@@ -1,12 +1,11 @@
-import functools
-
 import numpy as np
-import numpy_reference as reference
 import pytest
+import reference
+import small_models
 import tensorflow as tf
 
+from tff_debias import algorithm
 from tff_debias import corrections
-from tff_debias import local_training
 from tff_debias import models
 from tff_debias import personalizations
 
@@ -32,29 +31,42 @@ def random_weights(weights, seed, scale=0.3):
   )
 
 
-def train(model, personalization, correction, dataset, *args, **kwargs):
-  return trainer(model, personalization, correction, *args, **kwargs)(dataset)
+def states_of(correction, weights):
+  """A state of a client, and a mean over the population, at random."""
+  if correction == 'none':
+    return (), ()
+  mean = random_weights(weights, seed=2) if correction == 'scaf' else ()
+  return random_weights(weights, seed=1), mean
+
+
+def train(model, personalization, correction, dataset, *args, **options):
+  return trainer(model, personalization, correction, *args, **options)(dataset)
 
 
 def trainer(
   model,
   personalization,
   correction,
-  sent=(),
-  kept=(),
+  state=(),
+  mean=(),
   rate=RATE,
   weight_decay=WEIGHT_DECAY,
   max_grad_norm=10.0,
   start=None,
 ):
-  """Local training, as a function of the data set."""
-  start = tf.nest.map_structure(tf.constant, start or model.initial_weights)
-  settings = local_training.Hyperparameters(
-    *(tf.constant(value) for value in (rate, weight_decay, max_grad_norm))
+  """The client's round, as a function of the data set."""
+  method = algorithm.Algorithm(
+    model, personalization, correction, max_grad_norm
+  )
+  received = algorithm.Broadcast(
+    tf.nest.map_structure(tf.constant, start or model.initial_weights),
+    (mean,),
+    tf.constant(rate),
+    tf.constant(weight_decay),
   )
   return tf.function(
-    lambda dataset: local_training.train(
-      model, personalization, correction, settings, start, sent, kept, dataset
+    lambda dataset: algorithm.client_update(
+      method, received, (state,), dataset
     ),
     autograph=False,
   )
@@ -62,90 +74,17 @@ def trainer(
 
 def one_weight_model(**options):
   """y = w x, with w = 1, and the squared error."""
-  keras_model = tf.keras.Sequential(
-    [
-      tf.keras.layers.Input((1,)),
-      tf.keras.layers.Dense(1, use_bias=False, kernel_initializer='ones'),
-    ]
-  )
-  return models.from_keras(
-    keras_model,
-    tf.keras.losses.MeanSquaredError(),
-    (tf.TensorSpec([None, 1]), tf.TensorSpec([None, 1])),
-    **options,
-  )
+  return small_models.linear_model(1, 1.0, **options)
 
 
 def pairs(*batches):
   """A data set of batches of (x, y), all of them columns of numbers."""
-  return reference.dataset(
+  return small_models.dataset(
     [
       tuple(np.array(part, np.float32)[:, np.newaxis] for part in batch)
       for batch in batches
     ]
   )
-
-
-def plain_loop(
-  personalization, correction, weights, sent, kept, batches, max_norm
-):
-  """ALGORITHMS.md, one step after the other.
-
-  Returns:
-    The result, and for each step its number of examples, its labels, its
-    predictions, and the norm of the gradient before the clipping.
-  """
-  start = weights = [np.array(w, np.float64) for w in weights]
-  steps, loss_sum = [], 0.0
-  size = 1 if personalization == 'none' else 2
-  for first in range(0, len(batches) - size + 1, size):
-    support, query = batches[first], batches[first + size - 1]
-    counted = query
-    if personalization == 'maml':
-      loss = functools.partial(
-        lambda ws, s, q: reference.maml_loss(ws, s, q, *MAML_SETTINGS),
-        s=support,
-        q=query,
-      )
-      adapted = reference.maml_adapted(weights, support, *MAML_SETTINGS)
-      scores = reference.logits(adapted, query[0])
-    elif personalization == 'proto':
-      loss = functools.partial(
-        reference.proto_loss, support=support, query=query
-      )
-      counted = reference.proto_counted(support, query)
-      scores = reference.proto_scores(weights, support, counted[0])
-    else:
-      loss = functools.partial(reference.loss, data=query)
-      scores = reference.logits(weights, query[0])
-    gradient = reference.derivative(loss, weights)
-    if correction == 'dyn':
-      gradient = [
-        g - lam + 0.4 * (w - w_t)
-        for g, lam, w, w_t in zip(gradient, kept, weights, start, strict=True)
-      ]
-    elif correction == 'scaf':
-      gradient = [
-        g + c - c_i for g, c, c_i in zip(gradient, sent, kept, strict=True)
-      ]
-    clipped, norm = reference.clip(gradient, max_norm)
-    loss_sum += np.real(loss(weights)) * len(counted[1])
-    steps.append((counted[1], scores, norm))
-    weights = [
-      w - RATE * (g + WEIGHT_DECAY * w)
-      for w, g in zip(weights, clipped, strict=True)
-    ]
-  update = [w - w_t for w, w_t in zip(weights, start, strict=True)]
-  new_kept, message = kept, ()
-  if correction == 'dyn':
-    new_kept = [lam - 0.4 * u for lam, u in zip(kept, update, strict=True)]
-  elif correction == 'scaf':
-    new_kept = [
-      c_i - c - u / (len(steps) * RATE)
-      for c_i, c, u in zip(kept, sent, update, strict=True)
-    ]
-    message = [new - old for new, old in zip(new_kept, kept, strict=True)]
-  return (update, new_kept, message, loss_sum), steps
 
 
 def assert_close(actual, expected):
@@ -157,61 +96,101 @@ def assert_close(actual, expected):
 # Seven batches of different sizes, so that one is left over by the pairs. Not
 # all of the supports have all of the classes.
 BATCHES = [
-  reference.batch(5, [0, 0, 1, 2, 2], seed=1),
-  reference.batch(5, [1, 0, 1, 2, 0], seed=2),
-  reference.batch(4, [0, 0, 2, 2], seed=3),
-  reference.batch(5, [1, 0, 1, 2, 0], seed=4),
-  reference.batch(2, [1, 1], seed=5),
-  reference.batch(3, [0, 2, 0], seed=6),
-  reference.batch(1, [1], seed=7),
+  small_models.batch(5, [0, 0, 1, 2, 2], seed=1),
+  small_models.batch(5, [1, 0, 1, 2, 0], seed=2),
+  small_models.batch(4, [0, 0, 2, 2], seed=3),
+  small_models.batch(5, [1, 0, 1, 2, 0], seed=4),
+  small_models.batch(2, [1, 1], seed=5),
+  small_models.batch(3, [0, 2, 0], seed=6),
+  small_models.batch(1, [1], seed=7),
 ]
+
+
+def meta_loss(name, weights, *batches):
+  if name == 'maml':
+    return reference.maml_loss(weights, *batches, *MAML_SETTINGS)
+  if name == 'proto':
+    return reference.proto_loss(weights, *batches)
+  return reference.loss(weights, *batches)
+
+
+def outcome(name, weights, *batches):
+  """The labels that count in a step, and their scores."""
+  x, labels = batches[-1]
+  if name == 'maml':
+    weights = reference.maml_adapted(weights, batches[0], *MAML_SETTINGS)
+  if name == 'proto':
+    x, labels = reference.proto_counted(*batches)
+    return labels, reference.proto_scores(weights, batches[0], x)
+  return labels, reference.logits(weights, x)
 
 
 @pytest.mark.parametrize('correction', CORRECTIONS)
 @pytest.mark.parametrize('personalization', PERSONALIZATIONS)
 def test_against_a_plain_loop(personalization, correction):
-  model, weights = reference.network(
+  model, weights = small_models.network(
     metrics=lambda: [
       tf.keras.metrics.SparseCategoricalAccuracy('accuracy'),
       tf.keras.metrics.SparseTopKCategoricalAccuracy(2, 'top_2'),
     ]
   )
-  sent = kept = ()
-  if correction != 'none':
-    kept = random_weights(weights, seed=1)
-  if correction == 'scaf':
-    sent = random_weights(weights, seed=2)
-  expect = functools.partial(
-    plain_loop, personalization, correction, weights, sent, kept, BATCHES
-  )
+  size = PERSONALIZATIONS[personalization].batches_per_step
+  state, mean = states_of(correction, weights)
+
+  def loop_of_one_client(max_norm):
+    loop = reference.loop_of(
+      CORRECTIONS[correction],
+      weights,
+      lambda ws, *batches: reference.derivative(
+        lambda ws: meta_loss(personalization, ws, *batches), ws
+      ),
+      rate=lambda t: RATE,
+      weight_decay=WEIGHT_DECAY,
+      max_norm=max_norm,
+      num_clients=1,
+      batches_per_step=size,
+    )
+    loop.kept, loop.mean_kept = [state], mean
+    loop.client(0, loop.selected, BATCHES)
+    return loop
+
   # A bound that clips some of the steps, but not all of them.
-  max_norm = np.mean([norm for _, _, norm in expect(float('inf'))[1]])
-  (update, new_kept, message, loss_sum), steps = expect(max_norm)
-  norms = [norm for _, _, norm in steps]
+  max_norm = np.mean([norm for _, norm in loop_of_one_client(np.inf).steps])
+  loop = loop_of_one_client(max_norm)
+  norms = [norm for _, norm in loop.steps]
   assert min(norms) < max_norm < max(norms)
   result = train(
     model,
     PERSONALIZATIONS[personalization],
     CORRECTIONS[correction],
-    reference.dataset(BATCHES),
-    sent,
-    kept,
+    small_models.dataset(BATCHES),
+    state,
+    mean,
     max_grad_norm=float(max_norm),
   )
-  assert result.counts
-  assert_close(result.update, update)
-  assert_close(result.device_state, new_kept)
-  assert_close(result.message, message)
-  np.testing.assert_allclose(result.loss_sum, loss_sum, rtol=1e-5)
-  assert result.num_examples == sum(len(labels) for labels, _, _ in steps)
-  # The metrics of what every step predicted before it changed the weights.
+  assert result.is_included
+  assert_close(
+    result.update, [w - s for w, s in zip(loop.newest[0], weights, strict=True)]
+  )
+  assert_close(result.memories[0], loop.kept[0])
+  change = [new - old for new, old in zip(loop.kept[0], state, strict=True)]
+  assert_close(result.client_message[0], change if correction == 'scaf' else ())
+  # The metrics are of the predictions before each step changed the weights.
+  loss_sum = num_examples = 0
   accuracy = tf.keras.metrics.SparseCategoricalAccuracy()
   top_2 = tf.keras.metrics.SparseTopKCategoricalAccuracy(2)
-  for labels, scores, _ in steps:
+  for k, (ws, _) in enumerate(loop.steps):
+    batches = BATCHES[size * k : size * (k + 1)]
+    labels, scores = outcome(personalization, ws, *batches)
+    num_examples += len(labels)
+    loss_sum += np.real(meta_loss(personalization, ws, *batches)) * len(labels)
     if len(labels):
       accuracy.update_state(labels, scores)
       top_2.update_state(labels, scores)
-  metrics = model.metrics.finalize(result.metrics)
+  np.testing.assert_allclose(result.sums.loss_sum, loss_sum, rtol=1e-5)
+  assert result.sums.num_examples == num_examples
+  assert result.sums.num_steps == len(BATCHES) // size
+  metrics = model.metrics.finalize(result.sums.metrics)
   assert list(metrics) == ['accuracy', 'top_2']
   np.testing.assert_allclose(metrics['accuracy'], accuracy.result())
   np.testing.assert_allclose(metrics['top_2'], top_2.result())
@@ -225,18 +204,18 @@ def test_a_step_by_hand():
     PERSONALIZATIONS['none'],
     CORRECTIONS['scaf'],
     pairs(([1.0, 3.0], [0.0, 0.0])),
-    sent=(tf.constant([[20.0]]),),
-    kept=(tf.constant([[-10.0]]),),
+    state=(tf.constant([[-10.0]]),),
+    mean=(tf.constant([[20.0]]),),
     rate=0.1,
     weight_decay=0.5,
     max_grad_norm=8.0,
   )
   np.testing.assert_allclose(result.update[0], [[-0.85]], rtol=1e-6)
   # c_i - c + (w^t - w_i) / (1 · 0.1), and what changed.
-  np.testing.assert_allclose(result.device_state[0], [[-21.5]], rtol=1e-6)
-  np.testing.assert_allclose(result.message[0], [[-11.5]], rtol=1e-6)
-  np.testing.assert_allclose(result.loss_sum, 10.0)
-  assert result.num_examples == 2
+  np.testing.assert_allclose(result.memories[0][0], [[-21.5]], rtol=1e-6)
+  np.testing.assert_allclose(result.client_message[0][0], [[-11.5]], rtol=1e-6)
+  np.testing.assert_allclose(result.sums.loss_sum, 10.0)
+  assert result.sums.num_examples == 2
 
 
 @pytest.mark.parametrize('max_grad_norm', [float('inf'), 1e6])
@@ -251,7 +230,7 @@ def test_a_large_bound_changes_nothing(max_grad_norm):
     weight_decay=0.0,
     max_grad_norm=max_grad_norm,
   )
-  assert result.counts
+  assert result.is_included
   np.testing.assert_allclose(result.update[0], [[-0.2]], rtol=1e-6)
 
 
@@ -264,7 +243,7 @@ def test_no_gradient_at_all_is_not_divided_by():
     rate=0.1,
     weight_decay=0.5,
   )
-  assert result.counts
+  assert result.is_included
   np.testing.assert_allclose(result.update[0], [[-0.05]], rtol=1e-6)
 
 
@@ -285,9 +264,11 @@ def test_the_number_of_steps(personalization, size):
     np.testing.assert_allclose(
       result.update[0], [[0.75**num_steps - 1]], rtol=1e-6, atol=1e-9
     )
-    assert result.counts == (num_steps > 0)
+    assert result.is_included == (num_steps > 0)
     # The last batch of every step is the query.
-    assert result.num_examples == sum(size * (i + 1) for i in range(num_steps))
+    assert result.sums.num_examples == sum(
+      size * (i + 1) for i in range(num_steps)
+    )
 
 
 def test_support_and_query_are_not_mixed_up():
@@ -301,39 +282,31 @@ def test_support_and_query_are_not_mixed_up():
     rate=0.1,
     weight_decay=0.0,
   )
-  np.testing.assert_allclose(result.loss_sum, 4.0)
+  np.testing.assert_allclose(result.sums.loss_sum, 4.0)
   np.testing.assert_allclose(result.update[0], [[0.4]], rtol=1e-6)
 
 
 @pytest.mark.parametrize('correction', CORRECTIONS)
-def test_a_device_without_a_step_does_not_count(correction):
-  model, weights = reference.network(
+def test_a_client_without_a_step_is_left_out(correction):
+  model, weights = small_models.network(
     metrics=tf.keras.metrics.SparseCategoricalAccuracy
   )
-  kept = () if correction == 'none' else random_weights(weights, seed=1)
-  sent = random_weights(weights, seed=2) if correction == 'scaf' else ()
+  state, mean = states_of(correction, weights)
   run = trainer(
-    model, PERSONALIZATIONS['maml'], CORRECTIONS[correction], sent, kept
+    model, PERSONALIZATIONS['maml'], CORRECTIONS[correction], state, mean
   )
   for num_batches in (0, 1):
-    result = run(reference.dataset(BATCHES).take(num_batches))
-    assert_does_not_count(result, kept)
+    result = run(small_models.dataset(BATCHES).take(num_batches))
+    assert_is_left_out(result, state)
 
 
-def assert_does_not_count(result, kept):
-  assert not result.counts
-  for zero in tf.nest.flatten(
-    (
-      result.update,
-      result.message,
-      result.loss_sum,
-      result.num_examples,
-      result.metrics,
-    )
-  ):
+def assert_is_left_out(result, state):
+  assert not result.is_included
+  zeros = (result.update, result.client_message, result.sums)
+  for zero in tf.nest.flatten(zeros):
     np.testing.assert_array_equal(zero, np.zeros_like(zero))
-  assert len(result.device_state) == len(kept)
-  for actual, expected in zip(result.device_state, kept, strict=True):
+  assert len(result.memories[0]) == len(state)
+  for actual, expected in zip(result.memories[0], state, strict=True):
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -341,56 +314,53 @@ def assert_does_not_count(result, kept):
   'personalization, correction',
   [('none', 'none'), ('none', 'scaf'), ('maml', 'dyn'), ('proto', 'scaf')],
 )
-def test_a_device_that_is_not_finite_does_not_count(
-  personalization, correction
-):
-  model, weights = reference.network(
+def test_a_client_that_is_not_finite_is_left_out(personalization, correction):
+  model, weights = small_models.network(
     metrics=tf.keras.metrics.SparseCategoricalAccuracy
   )
-  kept = () if correction == 'none' else random_weights(weights, seed=1)
-  sent = random_weights(weights, seed=2) if correction == 'scaf' else ()
+  state, mean = states_of(correction, weights)
   run = trainer(
     model,
     PERSONALIZATIONS[personalization],
     CORRECTIONS[correction],
-    sent,
-    kept,
+    state,
+    mean,
   )
-  assert run(reference.dataset(BATCHES)).counts
+  assert run(small_models.dataset(BATCHES)).is_included
   for bad in (float('nan'), float('inf')):
     batches = [(x.copy(), y) for x, y in BATCHES]
     # One example, in the query of the second step. The difference of two
     # infinities is no number.
     batches[3][0][0] = [bad, -bad, bad]
-    assert_does_not_count(run(reference.dataset(batches)), kept)
+    assert_is_left_out(run(small_models.dataset(batches)), state)
 
 
 def test_what_is_left_over_may_be_anything():
-  model, _ = reference.network()
+  model, _ = small_models.network()
   run = trainer(model, PERSONALIZATIONS['maml'], CORRECTIONS['none'])
-  expected = run(reference.dataset(BATCHES[:2]))
+  expected = run(small_models.dataset(BATCHES[:2]))
   left_over = (np.full_like(BATCHES[2][0], np.nan), BATCHES[2][1])
-  result = run(reference.dataset([*BATCHES[:2], left_over]))
-  assert result.counts
+  result = run(small_models.dataset([*BATCHES[:2], left_over]))
+  assert result.is_included
   assert_close(result.update, expected.update)
-  assert result.num_examples == expected.num_examples == 5
+  assert result.sums.num_examples == expected.sums.num_examples == 5
 
 
-def test_a_device_that_diverges_does_not_count():
-  kept = (np.array([[3.0]], np.float32),)
+def test_a_client_that_diverges_is_left_out():
+  state = (np.array([[3.0]], np.float32),)
   result = train(
     one_weight_model(),
     PERSONALIZATIONS['none'],
     CORRECTIONS['dyn'],
     pairs(*[([1.0], [0.0])] * 60),
-    kept=kept,
+    state=state,
     rate=10.0,
     max_grad_norm=float('inf'),
   )
-  assert_does_not_count(result, kept)
+  assert_is_left_out(result, state)
 
 
-def test_an_overflowing_loss_does_not_count():
+def test_an_overflowing_loss_leaves_a_client_out():
   # The loss is 10^40, which is not finite, its derivative only -20.
   result = train(
     one_weight_model(),
@@ -398,39 +368,37 @@ def test_an_overflowing_loss_does_not_count():
     CORRECTIONS['none'],
     pairs(([1.0], [0.0]), ([1e-19], [1e20])),
   )
-  assert_does_not_count(result, ())
+  assert_is_left_out(result, ())
 
 
 def test_the_rate_of_the_round_is_used():
   # λ does not know the rate, c_i must undo it.
   for rate in (0.01, 0.1):
     for name, expected in (('dyn', 0.4 * 2 * rate), ('scaf', 2.0)):
-      kept = (tf.zeros([1, 1]),)
+      zero = (tf.zeros([1, 1]),)
       result = train(
         one_weight_model(),
         PERSONALIZATIONS['none'],
         CORRECTIONS[name],
         pairs(([1.0], [0.0])),
-        sent=kept if name == 'scaf' else (),
-        kept=kept,
+        state=zero,
+        mean=zero if name == 'scaf' else (),
         rate=rate,
         weight_decay=0.0,
       )
-      np.testing.assert_allclose(
-        result.device_state[0], [[expected]], rtol=1e-5
-      )
+      np.testing.assert_allclose(result.memories[0][0], [[expected]], rtol=1e-5)
 
 
 def test_batches_that_are_mappings():
-  model, weights = reference.network()
+  model, weights = small_models.network()
   named = models.Model(
     model.initial_weights,
-    dict(zip('xy', reference.SPEC, strict=True)),
+    dict(zip('xy', small_models.CLASSIFIER_SPEC, strict=True)),
     model.apply,
     model.loss,
     model.metrics,
   )
-  dataset = reference.dataset(BATCHES)
+  dataset = small_models.dataset(BATCHES)
   results = [
     train(m, PERSONALIZATIONS['proto'], CORRECTIONS['none'], d)
     for m, d in (
@@ -439,7 +407,7 @@ def test_batches_that_are_mappings():
     )
   ]
   assert_close(results[1].update, results[0].update)
-  assert results[1].loss_sum > 0
+  assert results[1].sums.loss_sum > 0
 
 
 def test_frozen_weights_stay():
@@ -493,13 +461,13 @@ def test_an_embedding_is_clipped_like_any_layer(correction):
     (tf.TensorSpec([None, 4], tf.int32), tf.TensorSpec([None, 1])),
   )
   weights = model.initial_weights.trainable
-  kept = () if correction == 'none' else tuple(map(np.zeros_like, weights))
+  state = () if correction == 'none' else tuple(map(np.zeros_like, weights))
   result = train(
     model,
     PERSONALIZATIONS['none'],
     CORRECTIONS[correction],
     tf.data.Dataset.from_tensors((np.zeros((1, 4), np.int32), [[0.0]])),
-    kept=kept,
+    state=state,
     rate=1.0,
     weight_decay=0.0,
     max_grad_norm=1.0,
@@ -539,7 +507,7 @@ def test_second_derivatives_of_a_convolution():
     model,
     PERSONALIZATIONS['maml'],
     CORRECTIONS['none'],
-    reference.dataset(batches),
+    small_models.dataset(batches),
     weight_decay=0.0,
     max_grad_norm=float('inf'),
   )
