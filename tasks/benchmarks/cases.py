@@ -3,6 +3,7 @@
 # The methods of a case are documented in `timing.Case`.
 # ruff: noqa: D102
 
+import asyncio
 import collections
 from collections.abc import Sequence
 import dataclasses
@@ -39,12 +40,14 @@ class Rounds(timing.Case):
 
   process: tff.learning.templates.LearningProcess
   data: Sequence[Any]
-  _state: Any = None
+  state: Any = None
+  num_done = 0
 
   def run(self) -> None:
-    if self._state is None:
-      self._state = self.process.initialize()
-    self._state = self.process.next(self._state, self.data).state
+    if self.state is None:
+      self.state = self.process.initialize()
+    self.state = self.process.next(self.state, self.data).state
+    self.num_done += 1
 
 
 @dataclasses.dataclass
@@ -65,6 +68,7 @@ class OurRounds(Rounds):
       self.correction,
       learning_rate=0.1,
       weight_decay=1e-3,
+      max_grad_norm=10.0,
       num_clients=self.num_clients or len(self.batches),
       storage=self.storage,
     )
@@ -213,7 +217,7 @@ class PopulationRounds(OurRounds):
 
   def _copy_states(self, number: int) -> None:
     """Fills the storage with states of devices that never take part again."""
-    clients = os.path.join(self.storage.folder, 'clients')
+    (clients,) = glob.glob(os.path.join(self.storage.folder, '*', 'clients'))
     (state, *_) = glob.glob(os.path.join(clients, '*', '*'))
     files = os.listdir(state)
     for i in range(number):
@@ -223,8 +227,8 @@ class PopulationRounds(OurRounds):
         os.link(os.path.join(state, name), os.path.join(copy, name))
 
   def figures(self) -> dict[str, str]:
-    states = os.path.join(self.storage.folder, 'clients', '*', '*', '*data*')
-    files = glob.glob(states)
+    client = os.path.join(self.storage.folder, '*', 'clients', '*', '*')
+    files = glob.glob(os.path.join(client, '*data*'))
     return {
       'states on the disk': f'{len(files):,}',
       'KB a state': f'{os.path.getsize(files[0]) / 1000:.1f}',
@@ -242,6 +246,12 @@ class RoundsWithMemory(timing.Case):
   def prepare(self) -> None:
     self._peaks = []
     self.rounds.prepare()
+    self._checkpoints = tff_debias.StorageStateManager(
+      tff.program.FileProgramStateManager(
+        tempfile.mkdtemp(), keep_total=1, keep_first=False
+      ),
+      self.rounds.storage,
+    )
 
   def run(self) -> float:
     with runtime.local_context(self.max_concurrency) as context:
@@ -254,8 +264,8 @@ class RoundsWithMemory(timing.Case):
         self.rounds.run()
       seconds = time.perf_counter() - start
       self._peaks.append([_peak_megabytes(pid) for pid in pids])
-    # All states but the newest go, as in a run when it saves a checkpoint.
-    self.rounds.storage.prune(10**9)
+    # As in training, a checkpoint lets all states go but the newest.
+    asyncio.run(self._checkpoints.save(self.rounds.state, self.rounds.num_done))
     return seconds / self.number
 
   def figures(self) -> dict[str, str]:

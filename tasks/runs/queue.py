@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 
-import tqdm
-
+from tasks.runs import errors
 from tasks.runs import folder as folder_lib
+from tasks.runs import progress
 from tasks.runs import settings as settings_lib
 
 _SECONDS_BETWEEN_LOOKS = 1
@@ -86,9 +86,8 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
   waiting = [run for run in runs if run.done < run.rounds]
   running: dict[subprocess.Popen, Run] = {}
   failed: dict[str, str] = {}
-  with tqdm.tqdm(
-    total=sum(run.rounds for run in runs), unit='round', dynamic_ncols=True
-  ) as bar:
+  total = sum(run.rounds for run in runs)
+  with progress.progress(total, 'round') as bar:
     bar.initial = bar.n = sum(run.done for run in runs)
     try:
       while waiting or running:
@@ -138,5 +137,4 @@ def _start(run: Run) -> subprocess.Popen:
 
 def _last_line(path: str) -> str:
   with open(path, errors='replace') as file:
-    lines = file.read().replace('\r', '\n').strip().split('\n')
-  return lines[-1]
+    return errors.last_line(file.read())

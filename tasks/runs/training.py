@@ -7,11 +7,11 @@ from typing import Any
 import grpc
 import numpy as np
 import tensorflow_federated as tff
-import tqdm
 
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
+from tasks.runs import progress as progress_lib
 from tasks.runs import settings as settings_lib
 import tff_debias
 from tff_debias import runtime
@@ -118,9 +118,7 @@ class _Progress(tff.program.ReleaseManager):
   """Shows the progress in a bar, from the metrics of every round."""
 
   def __init__(self, rounds: int, done: int):
-    self._bar = tqdm.tqdm(
-      total=rounds, initial=done, unit='round', dynamic_ncols=True
-    )
+    self._bar = progress_lib.progress(rounds, 'round', initial=done)
 
   def __enter__(self) -> '_Progress':
     return self
