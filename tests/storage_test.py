@@ -306,59 +306,35 @@ def test_prune_and_rollback_of_an_empty_storage(tmp_path):
   assert small_models.snapshot(tmp_path) == before
 
 
-def damage_nothing(folder):
-  pass
-
-
-def damage_emptied(folder):
-  (folder / 'storage.json').write_bytes(b'')
-
-
-def damage_truncated(folder):
-  text = (folder / 'storage.json').read_bytes()
-  (folder / 'storage.json').write_bytes(text[: len(text) // 2])
-
-
-def damage_not_text(folder):
-  (folder / 'storage.json').write_bytes(b'\xff\xfe\x00')
-
-
-def damage_not_an_object(folder):
-  (folder / 'storage.json').write_bytes(b'[[1, 2]]')
-
-
-def damage_removed(folder):
-  (folder / 'storage.json').unlink()
-
-
-def damage_is_a_folder(folder):
-  (folder / 'storage.json').unlink()
-  (folder / 'storage.json').mkdir()
-
-
 @pytest.mark.parametrize(
-  ('damage', 'run', 'method', 'message'),
+  ('claim', 'run', 'method', 'message'),
   [
-    (damage_nothing, 'other', {'method': 'm'}, "another run.*'run'.*'other'"),
-    (damage_nothing, None, {'method': 'm'}, "already holds.*'run'"),
-    (damage_nothing, 'run', {'method': 'n'}, "another method.*'m'.*'n'"),
-    (damage_nothing, 'run', {}, 'another method'),
-    (damage_nothing, 'run', {'method': 'm', 'x': 1}, 'another x'),
-    (damage_emptied, 'run', {'method': 'm'}, 'storage.json'),
-    (damage_truncated, 'run', {'method': 'm'}, 'storage.json is damaged'),
-    (damage_not_text, 'run', {'method': 'm'}, 'storage.json is damaged'),
-    (damage_not_an_object, 'run', {'method': 'm'}, 'storage.json is damaged'),
-    (damage_is_a_folder, 'run', {'method': 'm'}, 'storage.json'),
-    (damage_removed, 'run', {'method': 'm'}, 'no device storage'),
-    (damage_removed, None, {'method': 'm'}, 'no device storage'),
+    (None, 'other', {'method': 'm'}, "another run.*'run'.*'other'"),
+    (None, None, {'method': 'm'}, "already holds.*'run'"),
+    (None, 'run', {'method': 'n'}, "another method.*'m'.*'n'"),
+    (None, 'run', {}, 'another method'),
+    (None, 'run', {'method': 'm', 'x': 1}, 'another x'),
+    (b'', 'run', {'method': 'm'}, 'storage.json'),
+    (b'{"format": 1, "meth', 'run', {'method': 'm'}, 'storage.json is damaged'),
+    (b'\xff\xfe\x00', 'run', {'method': 'm'}, 'storage.json is damaged'),
+    (b'[[1, 2]]', 'run', {'method': 'm'}, 'storage.json is damaged'),
+    ('a folder', 'run', {'method': 'm'}, 'storage.json'),
+    ('nothing', 'run', {'method': 'm'}, 'no device storage'),
+    ('nothing', None, {'method': 'm'}, 'no device storage'),
   ],
 )
 def test_a_folder_that_is_not_ours_is_refused_and_left(
-  tmp_path, damage, run, method, message
+  tmp_path, claim, run, method, message
 ):
   storage = make(tmp_path)
   write(storage, 'a', 1, 1)
-  damage(tmp_path)
+  path = tmp_path / 'storage.json'
+  if claim is not None:
+    path.unlink()
+  if claim == 'a folder':
+    path.mkdir()
+  elif isinstance(claim, bytes):
+    path.write_bytes(claim)
   before = small_models.snapshot(tmp_path)
   with pytest.raises(storage_lib.ClientStorageError, match=message):
     storage_lib.ClientStorage(tmp_path, run).claim(method)
