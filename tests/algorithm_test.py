@@ -3,6 +3,7 @@ import pytest
 import reference
 import small_models
 import tensorflow as tf
+import tensorflow_federated as tff
 
 from tff_debias import algorithm
 from tff_debias import corrections
@@ -194,6 +195,88 @@ def test_against_a_plain_loop(personalization, correction):
   assert list(metrics) == ['accuracy', 'top_2']
   np.testing.assert_allclose(metrics['accuracy'], accuracy.result())
   np.testing.assert_allclose(metrics['top_2'], top_2.result())
+
+
+def take_mean(*values):
+  return sum(values) / len(values)
+
+
+@pytest.mark.parametrize(
+  'correction', [*CORRECTIONS.values(), corrections.Scaf(equal_steps=True)]
+)
+def test_rounds_against_a_plain_loop(correction):
+  method = algorithm.Algorithm(
+    small_models.linear_model(),
+    PERSONALIZATIONS['none'],
+    correction,
+    float('inf'),
+    track_all=True,
+  )
+  initial = (tf.ones([3, 1]),)
+  memories = [algorithm.initial_memories(method, initial)] * 5
+  state = algorithm.ServerState(initial, memories[0], ())
+  loop = reference.loop_of(
+    correction, initial, reference.squared_gradient, weight_decay=WEIGHT_DECAY
+  )
+  client_update = tf.function(
+    lambda *args: algorithm.client_update(method, *args), autograph=False
+  )
+  for participants in ([0, 1], [1, 2, 3], [0, 4]):
+    clients = {
+      i: small_models.linear_client(i, 2 if correction.equal_steps else 1 + i)
+      for i in participants
+    }
+    sent = algorithm.broadcast(
+      method, state, (), tf.constant(0.1), tf.constant(WEIGHT_DECAY)
+    )
+    results = []
+    for i, participant in clients.items():
+      results.append(client_update(sent, memories[i], participant['data']))
+      memories[i] = results[-1].memories
+    update, message, num_steps = (
+      tf.nest.map_structure(take_mean, *parts)
+      for parts in zip(
+        *((r.update, r.client_message, r.sums.num_steps) for r in results),
+        strict=True,
+      )
+    )
+    share = tf.constant(len(participants) / 5)
+    state = algorithm.server_update(
+      method,
+      state,
+      sent,
+      algorithm.Participants(update, message, share, num_steps),
+    )
+    loop.round({i: small_models.batches(c) for i, c in clients.items()})
+    assert_close(state.weights, loop.selected)
+    assert_close(corrections.all_model(state.means[1], initial), loop.all)
+    if state.means[0]:
+      assert_close(state.means[0], reference.mean(loop.kept))
+      for kept, expected in zip(memories, loop.kept, strict=True):
+        assert_close(kept[0], expected)
+
+
+def test_the_servers_optimizer_takes_minus_the_mean_update_as_gradient():
+  optimizer = tff.learning.optimizers.build_sgdm(0.5, momentum=0.5)
+  method = algorithm.Algorithm(
+    one_weight_model(),
+    PERSONALIZATIONS['none'],
+    CORRECTIONS['none'],
+    float('inf'),
+    server_optimizer=optimizer,
+  )
+  weights = (tf.constant([[1.0]]),)
+  state = algorithm.ServerState(
+    weights, ((),), optimizer.initialize((tf.TensorSpec([1, 1]),))
+  )
+  # The momentum is 2, then 0.5 · 2 + 2.
+  for expected in (1 + 0.5 * 2, 2 + 0.5 * 3):
+    sent = algorithm.broadcast(method, state, (), 0.1, 0.0)
+    participants = algorithm.Participants(
+      (tf.constant([[2.0]]),), ((),), tf.constant(0.5), tf.constant(1.0)
+    )
+    state = algorithm.server_update(method, state, sent, participants)
+    assert_close(state.weights, [[[expected]]])
 
 
 def test_a_step_by_hand():

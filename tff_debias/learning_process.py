@@ -473,9 +473,11 @@ def _mean_steps(
     tf.cast(x, tf.float64) for x in (report.participants, report.sums.num_steps)
   )
   is_equal = tf.equal(count * report.squared_steps, tf.square(total))
-  check = tf.debugging.Assert(
-    is_equal,
-    [
+  # tf.debugging.Assert puts its check into a branch if it has a float to show,
+  # and TensorFlow's optimizer removes the branch.
+  check = tf.raw_ops.Assert(
+    condition=is_equal,
+    data=[
       f'{algorithm.correction} needs participants with the same number of local'
       ' steps, but they differ in this round. Give each the same number of'
       ' batches, or use equal_steps=False. The mean number is',
