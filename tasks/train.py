@@ -70,8 +70,8 @@ def _summary(rows: list[dict[str, Any]]) -> str:
   )
   return (
     f'personalized accuracy {last["accuracy"]:.4f} after round'
-    f' {last["round"]:.0f} (a tenth of the devices is below'
-    f' {last["low"]:.3f}); best {best["accuracy"]:.4f} after round'
+    f' {last["round"]:.0f} (the worst tenth of devices is at'
+    f' or below {last["low"]:.3f}); best {best["accuracy"]:.4f} after round'
     f' {best["round"]:.0f}\n'
     f'transmitted {last["models"]:.0f} models, {num_bytes / 1e6:.1f} MB'
   )

@@ -13,6 +13,7 @@ import tensorflow_federated as tff
 
 from tasks.catalog import task as task_lib
 from tasks.runs import components
+from tasks.runs import names
 from tasks.runs import pipeline
 from tasks.runs import settings as settings_lib
 import tff_debias
@@ -93,7 +94,8 @@ class Experiment:
   @property
   def title(self) -> str:
     """The method and the task, for people."""
-    return f'{", ".join(self.settings.method_names)} on {self.data_title}'
+    method = ', '.join(map(names.name, self.settings.method_names))
+    return f'{method} on {self.data_title}'
 
   @property
   def data_title(self) -> str:
