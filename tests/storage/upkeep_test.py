@@ -165,7 +165,12 @@ def test_lost_states_are_named(tmp_path):
       path.unlink()
 
   def truncate(path):
-    path.write_bytes(path.read_bytes()[:-9])
+    path.write_bytes(path.read_bytes()[:-1])
+
+  def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[3] ^= 4
+    path.write_bytes(content)
 
   for damage in (
     *(path.unlink for path in new),
@@ -175,6 +180,7 @@ def test_lost_states_are_named(tmp_path):
     lambda: shutil.rmtree(run.folder / 'clients'),
     lambda: shutil.rmtree(run.folder),
     *(lambda path=path: truncate(path) for path in new),
+    *(lambda path=path: flip_a_bit(path) for path in new),
     *(lambda path=path: path.write_bytes(b'') for path in new),
   ):
     damage()

@@ -142,7 +142,13 @@ def _check_file(client: str, version: Version) -> None:
   round_num, token = version
   prefix = os.path.join(client, f'{round_num:09d}-{token:019d}')
   try:
-    found = tf.train.load_checkpoint(prefix).get_tensor('token')
+    reader = tf.train.load_checkpoint(prefix)
+    # All that is read is compared with its checksum.
+    tensors = {
+      name: reader.get_tensor(name)
+      for name in reader.get_variable_to_shape_map()
+    }
+    found = int(tensors['token'])
   except Exception as e:  # By the damage, also an IndexError or RuntimeError.
     raise ClientStorageError(
       f'The client state {prefix} is lost or damaged: {e}. {_REMEDY}'
