@@ -23,6 +23,10 @@ _FILE = re.compile(
 _SHARD = re.compile(r'\d+', re.ASCII)
 _NAME = re.compile(r'\d+_\d+', re.ASCII)
 
+_REMEDY = (
+  'Put it back from a copy, go on from an older checkpoint, or begin a new run.'
+)
+
 #: The round and the token of a state.
 Version = tuple[int, int]
 
@@ -123,18 +127,12 @@ def check(folder: str, lineage: lineage_lib.Lineage) -> None:
   digest = sum(lineage_lib.fingerprint(token) for token in tokens)
   if len(tokens) != lineage.num_clients or digest != lineage.digest:
     raise ClientStorageError(
-      f'Client states are lost or foreign in {_path(folder, lineage)}: the'
+      f'The client storage has lost states, or has foreign ones, in {_path(folder, lineage)}: the'
       f' checkpoint of round {done} needs those of {lineage.num_clients}'
       f' clients, and {len(tokens)} are there'
       + (', not all of them the same.' if digest != lineage.digest else '.')
       + f' {_REMEDY}'
     )
-
-
-_REMEDY = (
-  'Put them back from a copy, go on from an older checkpoint, or begin a new'
-  ' run.'
-)
 
 
 def _check_file(client: str, version: Version) -> None:
