@@ -127,7 +127,7 @@ def check(folder: str, lineage: lineage_lib.Lineage) -> None:
   digest = sum(lineage_lib.fingerprint(token) for token in tokens)
   if len(tokens) != lineage.num_clients or digest != lineage.digest:
     raise ClientStorageError(
-      f'The client storage has lost states, or has foreign ones, in {_path(folder, lineage)}: the'
+      f'States are lost from {_path(folder, lineage)}, or foreign to it: the'
       f' checkpoint of round {done} needs those of {lineage.num_clients}'
       f' clients, and {len(tokens)} are there'
       + (', not all of them the same.' if digest != lineage.digest else '.')
