@@ -65,7 +65,8 @@ class Run:
 
 def build(folder, correction=None, **options):
   """A process whose clients keep their states in a folder."""
-  options.setdefault('storage', storage_lib.ClientStorage(folder))
+  if folder is not None:
+    options['storage'] = storage_lib.ClientStorage(folder)
   options.setdefault('num_clients', NUM_CLIENTS)
   return tff_debias.build_learning_process(
     small_models.linear_model(),
@@ -111,13 +112,17 @@ def expected(*rounds):
 
 def assert_is_after(state, *rounds):
   """Checks a server state against the rounds of a run alone."""
-  model, h = expected(*rounds)
-  np.testing.assert_allclose(
-    state.global_model_weights.trainable[0], model, rtol=0, atol=1e-6
+  assert_equals(
+    state.global_model_weights.trainable[0],
+    state.finalizer['means'][0][0],
+    *rounds,
   )
-  np.testing.assert_allclose(
-    state.finalizer['means'][0][0], h, rtol=0, atol=1e-6
-  )
+
+
+def assert_equals(model, h, *rounds):
+  """Checks the model and h against the rounds of a run alone."""
+  for found, wanted in zip((model, h), expected(*rounds), strict=True):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
 def state_files(folder):

@@ -433,4 +433,8 @@ def test_a_map_reduce_form_is_exact(tmp_path):
     assert len(storage_runs.state_files(tmp_path)) == 2 * t + sum(
       map(len, rounds[:t])
     )
-    storage_runs.assert_is_after(state, *rounds[:t])
+    storage_runs.assert_equals(
+      state['global_model_weights']['trainable'][0],
+      state['finalizer']['means'][0][0],
+      *rounds[:t],
+    )

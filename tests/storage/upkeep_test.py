@@ -4,17 +4,13 @@ import random
 import shutil
 
 import numpy as np
-import pytest
 import small_models
+import pytest
 import storage_runs
 import tensorflow as tf
 
 from tff_debias import storage as storage_lib
 from tff_debias.storage import upkeep
-
-
-def start(folder):
-  return storage_runs.Run(folder)
 
 
 def saved(run):
@@ -50,7 +46,7 @@ def test_prune_and_rollback_against_a_dictionary(tmp_path, seed):
   choose = random.Random(seed)
   clients, value = ['a', 'b', 'c', 'd', 'e'], 0
   # Of every round done: the run after it, and the values of all clients.
-  history = [(start(tmp_path), {})]
+  history = [(storage_runs.Run(tmp_path), {})]
   checkpoint = 0
   for _ in range(25):
     run, values = history[-1]
@@ -96,7 +92,7 @@ def test_prune_and_rollback_against_a_dictionary(tmp_path, seed):
 
 
 def test_an_empty_storage_stays_empty(tmp_path):
-  run = start(tmp_path)
+  run = storage_runs.Run(tmp_path)
   prune(run, 3)
   rollback(run)
   upkeep.sync(str(tmp_path), saved(run))
@@ -105,7 +101,7 @@ def test_an_empty_storage_stays_empty(tmp_path):
 
 def test_prune_leaves_what_a_running_round_writes(tmp_path):
   # `tff.learning.programs.train_model` saves while the next round is running.
-  run = start(tmp_path).round({'a': 1}).round({'a': 2})
+  run = storage_runs.Run(tmp_path).round({'a': 1}).round({'a': 2})
   run.write('a', 3)
   folder = pathlib.Path(storage_runs.client_folder(tmp_path, 'a'))
   writing = folder / f'000000003-{7:019d}.index.tempstate123'
@@ -118,17 +114,17 @@ def test_prune_leaves_what_a_running_round_writes(tmp_path):
 
 
 def test_prune_of_a_run_leaves_the_other(tmp_path):
-  one, two = (start(tmp_path).round({'a': i}) for i in (1, 2))
+  one, two = (storage_runs.Run(tmp_path).round({'a': i}) for i in (1, 2))
   one, two = one.round({'a': 3}), two.round({'a': 4})
   before = small_models.snapshot(two.folder)
   prune(one, 2)
-  rollback(start(tmp_path))
+  rollback(storage_runs.Run(tmp_path))
   assert rounds(one) == {'a': [2]}
   assert small_models.snapshot(two.folder) == before
 
 
 def test_leftovers_of_a_killed_process_are_removed(tmp_path):
-  before = start(tmp_path).round({'a': 1, 'b': 5})
+  before = storage_runs.Run(tmp_path).round({'a': 1, 'b': 5})
   before.write('a', 2)
   half = pathlib.Path(storage_runs.state_files(tmp_path)[-1])
   half.unlink()
@@ -151,7 +147,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
 
 
 def test_lost_states_are_named(tmp_path):
-  run = start(tmp_path).round({'a': 1, 'b': 2}).round({'a': 3})
+  run = storage_runs.Run(tmp_path).round({'a': 1, 'b': 2}).round({'a': 3})
   good = small_models.snapshot(tmp_path)
   folder = pathlib.Path(storage_runs.client_folder(tmp_path, 'a'))
   old, new = (sorted(folder.glob(f'00000000{i}*')) for i in (1, 2))
@@ -165,7 +161,12 @@ def test_lost_states_are_named(tmp_path):
       path.unlink()
 
   def truncate(path):
-    path.write_bytes(path.read_bytes()[:-9])
+    path.write_bytes(path.read_bytes()[:-1])
+
+  def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[3] ^= 4
+    path.write_bytes(content)
 
   for damage in (
     *(path.unlink for path in new),
@@ -175,6 +176,7 @@ def test_lost_states_are_named(tmp_path):
     lambda: shutil.rmtree(run.folder / 'clients'),
     lambda: shutil.rmtree(run.folder),
     *(lambda path=path: truncate(path) for path in new),
+    *(lambda path=path: flip_a_bit(path) for path in new),
     *(lambda path=path: path.write_bytes(b'') for path in new),
   ):
     damage()
@@ -196,7 +198,7 @@ def test_lost_states_are_named(tmp_path):
 
 
 def test_a_foreign_state_is_named(tmp_path):
-  run = start(tmp_path).round({'a': 1, 'b': 2})
+  run = storage_runs.Run(tmp_path).round({'a': 1, 'b': 2})
   folder = pathlib.Path(storage_runs.client_folder(tmp_path, 'a'))
   shutil.copytree(folder, folder.parent / '1_2')
   with pytest.raises(storage_lib.ClientStorageError, match='3 are there'):
@@ -219,7 +221,7 @@ def links(folder):
 
 
 def test_a_symbolic_link_is_refused_and_not_followed(tmp_path):
-  run = start(tmp_path / 'in')
+  run = storage_runs.Run(tmp_path / 'in')
   run = run.round({'a': 1}).round({'a': 2})
   after = run.round({'a': 3})
   names = links(tmp_path / 'in')
@@ -251,7 +253,7 @@ def test_hostile_names_are_left_alone(tmp_path):
   victim = tmp_path / 'victim'
   victim.mkdir()
   (victim / f'000000001-{1:019d}.index').write_bytes(b'mine')
-  run = start(tmp_path / 'in').round({'a': 1})
+  run = storage_runs.Run(tmp_path / 'in').round({'a': 1})
   after = run.round({'a': 2})
   for round_num in (1, 2):
     journal = run.folder / 'journal' / f'00000000{round_num}'
@@ -272,7 +274,6 @@ def test_hostile_names_are_left_alone(tmp_path):
   for name in ('000000000-', '999999999-'):
     (folder / f'{name}{1:019d}.index').write_bytes(b'of no round')
   (folder / 'note').write_bytes(b'mine')
-  (run.folder / 'journal' / '..').resolve()
   (run.folder / 'journal' / 'note').write_bytes(b'mine')
   before = small_models.snapshot(victim)
   prune(after, 1)
@@ -285,7 +286,7 @@ def test_hostile_names_are_left_alone(tmp_path):
 
 
 def test_a_failed_write_does_not_stop_the_next_checkpoint(tmp_path):
-  run = start(tmp_path).round({'a': 1})
+  run = storage_runs.Run(tmp_path).round({'a': 1})
   os.rename(run.folder / 'clients', tmp_path / 'away')
   (run.folder / 'clients').write_text('in the way')
   with pytest.raises(tf.errors.OpError):

@@ -23,6 +23,10 @@ _FILE = re.compile(
 _SHARD = re.compile(r'\d+', re.ASCII)
 _NAME = re.compile(r'\d+_\d+', re.ASCII)
 
+_REMEDY = (
+  'Put it back from a copy, go on from an older checkpoint, or begin a new run.'
+)
+
 #: The round and the token of a state.
 Version = tuple[int, int]
 
@@ -123,7 +127,7 @@ def check(folder: str, lineage: lineage_lib.Lineage) -> None:
   digest = sum(lineage_lib.fingerprint(token) for token in tokens)
   if len(tokens) != lineage.num_clients or digest != lineage.digest:
     raise ClientStorageError(
-      f'Client states are lost or foreign in {_path(folder, lineage)}: the'
+      f'States are lost from {_path(folder, lineage)}, or foreign to it: the'
       f' checkpoint of round {done} needs those of {lineage.num_clients}'
       f' clients, and {len(tokens)} are there'
       + (', not all of them the same.' if digest != lineage.digest else '.')
@@ -131,18 +135,18 @@ def check(folder: str, lineage: lineage_lib.Lineage) -> None:
     )
 
 
-_REMEDY = (
-  'Put them back from a copy, go on from an older checkpoint, or begin a new'
-  ' run.'
-)
-
-
 def _check_file(client: str, version: Version) -> None:
   """Checks that a file holds the state that its name says."""
   round_num, token = version
   prefix = os.path.join(client, f'{round_num:09d}-{token:019d}')
   try:
-    found = tf.train.load_checkpoint(prefix).get_tensor('token')
+    reader = tf.train.load_checkpoint(prefix)
+    # All that is read is compared with its checksum.
+    tensors = {
+      name: reader.get_tensor(name)
+      for name in reader.get_variable_to_shape_map()
+    }
+    found = int(tensors['token'])
   except Exception as e:  # By the damage, also an IndexError or RuntimeError.
     raise ClientStorageError(
       f'The client state {prefix} is lost or damaged: {e}. {_REMEDY}'
