@@ -14,6 +14,7 @@ from tff_debias.models.model import Metrics
 from tff_debias.models.model import Model
 from tff_debias.models.model import ModelWeights
 from tff_debias.models.model import Outputs
+from tff_debias.models.model import placeholders
 from tff_debias.models.model import split_batch
 
 # The names that export/ uses until it takes those without an underscore.

@@ -92,7 +92,7 @@ def from_keras(
     eager_model(tf.nest.map_structure(_zeros, x_spec))
   _check_layers(eager_model)
   tapped = place_of_feature(eager_model, feature_layer)
-  creation_order = _creation_order(build, eager_model, x_spec)
+  places, adapted = _creation_order(build, eager_model, x_spec)
   initial_weights = model_lib.ModelWeights(
     tuple(eager_model.trainable_variables),
     tuple(eager_model.non_trainable_variables),
@@ -101,11 +101,22 @@ def from_keras(
   def apply(
     weights: model_lib.ModelWeights, x: Any, training: bool
   ) -> model_lib.Outputs:
-    values = list(weights.trainable) + list(weights.non_trainable)
-    ordered = iter([values[i] for i in creation_order])
-    network, graph = _make_network(
-      build, lambda _, **kwargs: next(ordered), x_spec
-    )
+    values = (*weights.trainable, *weights.non_trainable)
+    remaining, stand_ins = iter(places), {}
+
+    def create(next_creator, **kwargs):
+      place = next(remaining)
+      if place not in adapted:
+        return values[place]
+      variable = next_creator(**kwargs)
+      stand_ins[id(variable)] = values[place]
+      return variable
+
+    network, graph = _make_network(build, create, x_spec)
+    for layer in _normalizations(network):
+      for name, variable in _adapted(layer).items():
+        setattr(layer, name, stand_ins[id(variable)])
+      layer.finalize_state()
     taps = []
     if tapped is not None:
       place, is_input = tapped
@@ -116,6 +127,7 @@ def from_keras(
         f'The model does not call the layer {feature_layer or place!r} of the'
         ' feature (an Input never is called): name another one.'
       )
+    # Keras keeps the losses of the time when it built the network too.
     losses = [loss for loss in network.losses if loss.graph is not graph]
     return model_lib.Outputs(
       predictions,
@@ -139,6 +151,15 @@ def from_keras(
 
 def _check_layers(model: tf.keras.Model) -> None:
   for layer in model.submodules:
+    if not isinstance(layer, tf.keras.layers.Layer):
+      continue
+    if layer.compute_dtype != layer.variable_dtype:
+      raise ValueError(
+        f'The layer {layer.name!r} computes in {layer.compute_dtype} with'
+        f' weights in {layer.variable_dtype}, but mixed precision is not'
+        ' supported. Build the model after'
+        " tf.keras.mixed_precision.set_global_policy('float32')."
+      )
     if isinstance(layer, tf.keras.layers.BatchNormalization):
       raise ValueError(
         f'The layer {layer.name!r} is a BatchNormalization: its moving'
@@ -171,7 +192,8 @@ def _explained(model: tf.keras.Model):
     raise ValueError(
       f'The model {model.name!r} cannot be made a function of its weights. A'
       ' function that builds it must make all its layers anew, and no layer may'
-      f' change variables when it is called. Keras said: {e}'
+      f' change variables when it is called. Keras said:'
+      f' {str(e).splitlines()[0]}'
     ) from e
 
 
@@ -259,8 +281,11 @@ def _make_network(
 
 def _creation_order(
   build: Callable[[], tf.keras.Model], model: tf.keras.Model, x_spec: Any
-) -> list[int]:
-  """For each variable in order of creation its place among the weights."""
+) -> tuple[list[int], set[int]]:
+  """For each variable in order of creation its place among the weights.
+
+  Besides, the places of the weights of `_normalizations`.
+  """
   created = []
 
   def record(next_creator, **kwargs):
@@ -287,7 +312,33 @@ def _creation_order(
       ' layers without state, for example GroupNormalization instead of'
       ' BatchNormalization, or stateful=False.'
     )
-  return [places[id(v)] for v in created]
+  adapted = {
+    places[id(variable)]
+    for layer in _normalizations(traced)
+    for variable in _adapted(layer).values()
+  }
+  return [places[id(v)] for v in created], adapted
+
+
+def _normalizations(
+  model: tf.keras.Model,
+) -> list[tf.keras.layers.Normalization]:
+  """The layers that compute with their weights while Keras builds them.
+
+  Keras builds outside of the graph in which the weights are. These layers get
+  variables in their place until they are built.
+  """
+  return [
+    layer
+    for layer in model.submodules
+    if isinstance(layer, tf.keras.layers.Normalization)
+    and layer.input_mean is None
+  ]
+
+
+def _adapted(layer: tf.keras.layers.Normalization) -> dict[str, tf.Variable]:
+  names = ('adapt_mean', 'adapt_variance', 'count')
+  return {name: getattr(layer, name) for name in names}
 
 
 def _shapes(model: tf.keras.Model) -> tuple[list[tf.TensorShape], ...]:

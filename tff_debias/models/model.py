@@ -50,13 +50,15 @@ class Model:
       the order of `tf.keras.Model.trainable_variables`.
     input_spec: The `tf.TensorSpec`s of a batch, either a pair `(x, y)` or a
       mapping with the keys `x` and `y`; the first dimension is the batch.
-    apply: A function `(weights, x, training) -> Outputs`. Where `is_random`, it
-      takes `seed=` too: an int32 tensor `[2]` that decides all that is random
-      in training, so that the function is pure. Without a seed, TensorFlow
-      draws one at every call, and no run can be repeated.
+    apply: A function `(weights, x, training) -> Outputs`. It is pure, except in
+      the training of a model that `is_random`. Such a model should be used
+      `with_seed`, or TensorFlow draws other numbers in every run.
     loss: A function `(labels, predictions) -> scalar`, the mean over a batch.
     metrics: The functional metrics.
-    is_random: Whether the outputs in training depend on a seed.
+    is_random: Whether the outputs in training are random. Then `apply` takes a
+      fourth argument, the seed: an int32 tensor `[2]`, or by default `None`.
+    seed: The seed that `with_seed` gave; `None` without one.
+    unseeded: The model that `with_seed` was called on.
   """
 
   initial_weights: ModelWeights
@@ -65,6 +67,8 @@ class Model:
   loss: Callable[[Any, Any], tf.Tensor]
   metrics: Metrics
   is_random: bool = False
+  seed: tf.Tensor | None = None
+  unseeded: 'Model | None' = None
 
   def __post_init__(self):
     for weight in tf.nest.flatten(self.initial_weights.trainable):
@@ -96,38 +100,41 @@ class Model:
       )
 
   def with_seed(self, seed: tf.Tensor) -> 'Model':
-    """This model with its randomness decided by a seed.
+    """Gives this model a seed that decides all that is random in training.
 
-    Each call of `apply` in the same piece of TensorFlow code gets a seed of its
-    own, so that the steps of a personalization differ. The code that a loop
-    repeats is one piece: give each turn of a loop a model of its own.
+    Every place in the code that calls `apply` gets a seed of its own, so that
+    the steps of a personalization differ. A loop in a graph runs the same place
+    many times: there, `fold_in` the number of the turn.
 
     Example:
-      >>> seeded = model.with_seed(tf.random.fold_in(seed, step))
+      >>> seeded = model.with_seed(seed).fold_in(step)
       >>> personalization.meta_loss(seeded, weights, batches, weight_decay)
 
     Args:
       seed: An int32 tensor `[2]`.
 
     Returns:
-      The model; itself where nothing in it is random.
+      The model with the seed; this model where nothing in it is random.
     """
     if not self.is_random:
       return self
-    calls = itertools.count()
+    unseeded = self.unseeded or self
+    places = itertools.count()
 
     def apply(weights, x, training):
-      if not training:
-        return self.apply(weights, x, training)
-      return self.apply(
-        weights, x, training, seed=tf.random.fold_in(seed, next(calls))
-      )
+      own_seed = tf.random.fold_in(seed, next(places)) if training else None
+      return unseeded.apply(weights, x, training, own_seed)
 
     # A copy keeps the output spec, and checks nothing again.
-    seeded = copy.copy(self)
-    object.__setattr__(seeded, 'apply', apply)
-    object.__setattr__(seeded, 'seed', seed)
+    seeded = copy.copy(unseeded)
+    vars(seeded).update(apply=apply, seed=seed, unseeded=unseeded)
     return seeded
+
+  def fold_in(self, number: int | tf.Tensor) -> 'Model':
+    """Mixes a number into the seed; without a seed, this model itself."""
+    if self.seed is None:
+      return self
+    return self.with_seed(tf.random.fold_in(self.seed, number))
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
@@ -145,8 +152,8 @@ def check_input_spec(input_spec: Any) -> None:
   )
   if size > 2:
     raise ValueError(
-      f'input_spec has {size} parts, but a batch has x and y only: sample'
-      ' weights are not supported. Make the weights a part of y, for example'
+      f'input_spec must have two parts, x and y, but it has {size}. Sample'
+      ' weights are not supported: make them a part of y, for example'
       " {'label': ..., 'weight': ...}, and give a loss that multiplies by them."
       f' Got {input_spec!r}.'
     )
