@@ -5,8 +5,8 @@ import pathlib
 import shutil
 
 import numpy as np
-import small_models
 import pytest
+import small_models
 import storage_runs
 import tensorflow as tf
 import tensorflow_federated as tff

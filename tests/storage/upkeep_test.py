@@ -4,8 +4,8 @@ import random
 import shutil
 
 import numpy as np
-import small_models
 import pytest
+import small_models
 import storage_runs
 import tensorflow as tf
 

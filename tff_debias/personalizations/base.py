@@ -15,6 +15,7 @@ class Result(NamedTuple):
 
   Attributes:
     loss: A scalar, the mean over the examples that count; 0 where none does.
+      In training the model's own regularization is added.
     labels: The labels of the examples that count.
     predictions: Their predictions, as the metrics take them.
   """
@@ -118,8 +119,11 @@ def supervised_result(
 ) -> Result:
   """The result L(w; batch) of the model's own loss and predictions."""
   x, labels = models.split_batch(batch)
-  predictions = model.apply(weights, x, training).predictions
-  return Result(model.loss(labels, predictions), labels, predictions)
+  outputs = model.apply(weights, x, training)
+  loss = model.loss(labels, outputs.predictions)
+  if training:
+    loss += outputs.regularization
+  return Result(loss, labels, outputs.predictions)
 
 
 def clip(gradient: Any, max_norm: float | tf.Tensor) -> list[tf.Tensor]:

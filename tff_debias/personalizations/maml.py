@@ -61,9 +61,11 @@ class Maml(base.Personalization):
   def personalize(self, model, weights, dataset, max_grad_norm):
     """See base class: full-batch steps, clipped, without weight decay."""
     adapted = weights.trainable
-    for _ in range(self.num_steps):
+    for step in range(self.num_steps):
       gradients = _full_batch_gradient(
-        model, models.ModelWeights(adapted, weights.non_trainable), dataset
+        model.fold_in(step),
+        models.ModelWeights(adapted, weights.non_trainable),
+        dataset,
       )
       gradients = base.clip(gradients, max_grad_norm)
       adapted = tuple(
@@ -88,7 +90,8 @@ def _full_batch_gradient(
     total, num_examples = state
     with tf.GradientTape() as tape:
       tape.watch(weights.trainable)
-      result = base.supervised_result(model, weights, batch, training=True)
+      turn = model.fold_in(tf.cast(num_examples, tf.int32))
+      result = base.supervised_result(turn, weights, batch, training=True)
       loss = result.loss * result.num_examples
     gradients = tape.gradient(
       loss, weights.trainable, unconnected_gradients='zero'

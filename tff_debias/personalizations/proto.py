@@ -41,7 +41,7 @@ class Proto(base.Personalization):
 
   def __post_init__(self):
     if self.num_classes is not None:
-      checks.check_integer('num_classes of Proto', self.num_classes)
+      checks.check_integer('num_classes of Proto', self.num_classes, 2)
 
   def check_model(self, model):
     """See base class."""
@@ -65,6 +65,14 @@ class Proto(base.Personalization):
         f' {model.output_spec.feature.shape}.'
       )
     self._classes(model)
+    if not _is_trained(model):
+      raise ValueError(
+        'Prototypes need a feature that training changes, but no trainable'
+        ' weight reaches this one: it is raw input, or all layers before it are'
+        ' frozen. Give from_keras, as feature_layer, the name of a layer with'
+        ' trainable weights at or before it, or from_functional another'
+        ' feature_fn.'
+      )
 
   def meta_loss(self, model, weights, batches, weight_decay):
     """See base class."""
@@ -100,6 +108,11 @@ class Proto(base.Personalization):
         'The number of classes cannot be read off the predictions'
         f' {predictions}: give Proto its num_classes.'
       )
+    if predictions.shape[-1] == 1:
+      raise ValueError(
+        'Prototypes need two classes at least, but the model gives one logit'
+        ' (is there one for both classes?): give Proto its num_classes=2.'
+      )
     return predictions.shape[-1]
 
   def _empty_sums(self, model: models.Model) -> tuple[tf.Tensor, tf.Tensor]:
@@ -112,16 +125,27 @@ class Proto(base.Personalization):
     x, labels = models.split_batch(batch)
     # Unlike tf.one_hot, this makes an error of a label out of range.
     members = tf.gather(tf.eye(self._classes(model)), tf.cast(labels, tf.int64))
-    features = _features(model, weights, x, training)
+    features, _ = _features(model, weights, x, training)
     return (
       sums[0] + tf.matmul(members, features, transpose_a=True),
       sums[1] + tf.reduce_sum(members, axis=0),
     )
 
 
-def _features(model, weights, x, training) -> tf.Tensor:
+def _is_trained(model: models.Model) -> bool:
+  """Whether the feature depends on a trainable weight."""
+  with tf.Graph().as_default():
+    weights, x = models.placeholders(model.initial_weights, model.input_spec)
+    feature = model.apply(weights, x, True).feature
+    gradients = tf.gradients(feature, tf.nest.flatten(weights.trainable))
+  return any(gradient is not None for gradient in gradients)
+
+
+def _features(model, weights, x, training) -> tuple[tf.Tensor, tf.Tensor]:
+  """The features, flat, and the model's regularization."""
   size = model.output_spec.feature.shape[1:].num_elements()
-  return tf.reshape(model.apply(weights, x, training).feature, [-1, size])
+  outputs = model.apply(weights, x, training)
+  return tf.reshape(outputs.feature, [-1, size]), outputs.regularization
 
 
 def _prototypes(
@@ -134,7 +158,7 @@ def _prototypes(
 def _nearest(model, prototypes, batch, training) -> base.Result:
   """The cross-entropy of the distances, over examples with a prototype."""
   x, labels = models.split_batch(batch)
-  features = _features(model, prototypes.weights, x, training)
+  features, regularization = _features(model, prototypes.weights, x, training)
   offsets = features[:, tf.newaxis] - prototypes.centers
   distances = tf.reduce_sum(tf.square(offsets), axis=-1)
   logits = tf.where(prototypes.known, -distances, distances.dtype.min)
@@ -145,6 +169,8 @@ def _nearest(model, prototypes, batch, training) -> base.Result:
   loss = tf.math.divide_no_nan(
     tf.reduce_sum(losses), tf.cast(tf.size(losses), losses.dtype)
   )
+  if training:
+    loss += regularization
   return base.Result(
     loss,
     tf.boolean_mask(labels, has_prototype),

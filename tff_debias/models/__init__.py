@@ -1,0 +1,23 @@
+"""Models as pure functions of their weights.
+
+A personalization differentiates through steps of gradient descent. It needs the
+model as a function of its weights, not as an object that owns them.
+"""
+
+from tff_debias.models.conversion import as_model
+from tff_debias.models.functional import from_functional
+from tff_debias.models.keras import from_keras
+from tff_debias.models.keras import is_subclassed
+from tff_debias.models.keras import leaves
+from tff_debias.models.keras import place_of_feature as feature_layer
+from tff_debias.models.model import Metrics
+from tff_debias.models.model import Model
+from tff_debias.models.model import ModelWeights
+from tff_debias.models.model import Outputs
+from tff_debias.models.model import placeholders
+from tff_debias.models.model import split_batch
+
+# The names that export/ uses until it takes those without an underscore.
+_feature_layer = feature_layer
+_leaves = leaves
+_is_subclassed = is_subclassed

@@ -1,0 +1,386 @@
+"""Makes Keras models pure functions of their weights."""
+
+import collections
+from collections.abc import Callable
+import concurrent.futures
+import contextlib
+import contextvars
+import inspect
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_debias.models import model as model_lib
+from tff_debias.models import randomness
+
+
+def from_keras(
+  keras_model: tf.keras.Model | Callable[[], tf.keras.Model],
+  loss: Callable[[Any, Any], tf.Tensor],
+  input_spec: Any,
+  metrics: Any = None,
+  feature_layer: str | None = None,
+) -> model_lib.Model:
+  """Makes a `Model` of a Keras model.
+
+  The network is built again wherever it is traced, with tensors in the place
+  of its variables (as `tff.learning.models.functional_model_from_keras` does),
+  which keeps a gradient of any order in one graph.
+
+  Args:
+    keras_model: A built `tf.keras.Model` (functional or sequential), whose
+      present weights are the initial ones, or a function without arguments that
+      builds one. A subclassed model has to be given as a function.
+    loss: A `tf.keras.losses.Loss` or a function `(y_true, y_pred) -> tensor`.
+      A tensor with a value per example is averaged.
+    input_spec: The `tf.TensorSpec`s of a batch: `(x, y)` or `{'x':, 'y':}`.
+    metrics: What `tff.learning.metrics.create_functional_metric_fns` takes: a
+      function that returns a list or an `OrderedDict` of Keras metrics, or an
+      `OrderedDict` of metric constructors. By default none: only the loss.
+    feature_layer: The name of the layer whose output is the feature of the
+      prototypes. By default the feature is the input of the last layer that has
+      weights. A subclassed model does not say which layer is its last: there
+      the feature is `None` by default.
+
+  Returns:
+    A `Model`.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If the model cannot be a pure function of its weights, with what
+      to use instead; if there is no layer `feature_layer`; if the input
+      specification is not that of a batch.
+  """
+  model_lib.check_input_spec(input_spec)
+  if not callable(loss) or inspect.isclass(loss):
+    raise TypeError(f'loss must be a function or a Keras loss, got {loss!r}.')
+  if getattr(loss, 'reduction', None) == tf.keras.losses.Reduction.SUM:
+    raise ValueError(
+      'loss must be a mean over the batch, but its reduction is SUM.'
+    )
+  if isinstance(keras_model, tf.keras.Model):
+    if not keras_model.built:
+      raise ValueError(
+        f'The Keras model {keras_model.name!r} has no weights yet: give it an'
+        ' Input layer, call build() on it, or pass a function that builds it.'
+      )
+    if is_subclassed(keras_model):
+      raise ValueError(
+        f'The Keras model {keras_model.name!r} is subclassed, which Keras'
+        ' cannot clone faithfully: pass a function that builds it.'
+      )
+
+    def build() -> tf.keras.Model:
+      return tf.keras.models.clone_model(keras_model)
+
+    eager_model = keras_model
+  elif callable(keras_model):
+    build, eager_model = keras_model, keras_model()
+    if not isinstance(eager_model, tf.keras.Model):
+      raise TypeError(
+        'The model function must return a tf.keras.Model, got'
+        f' {type(eager_model).__name__}.'
+      )
+  else:
+    raise TypeError(
+      'keras_model must be a tf.keras.Model or a function that builds one,'
+      f' got {type(keras_model).__name__}.'
+    )
+  x_spec = model_lib.split_batch(input_spec)[0]
+  if not eager_model.built:
+    eager_model(tf.nest.map_structure(_zeros, x_spec))
+  _check_layers(eager_model)
+  tapped = place_of_feature(eager_model, feature_layer)
+  places, adapted = _creation_order(build, eager_model, x_spec)
+  initial_weights = model_lib.ModelWeights(
+    tuple(eager_model.trainable_variables),
+    tuple(eager_model.non_trainable_variables),
+  ).convert_variables_to_arrays()
+
+  def apply(
+    weights: model_lib.ModelWeights, x: Any, training: bool
+  ) -> model_lib.Outputs:
+    values = (*weights.trainable, *weights.non_trainable)
+    remaining, stand_ins = iter(places), {}
+
+    def create(next_creator, **kwargs):
+      place = next(remaining)
+      if place not in adapted:
+        return values[place]
+      variable = next_creator(**kwargs)
+      stand_ins[id(variable)] = values[place]
+      return variable
+
+    network, graph = _make_network(build, create, x_spec)
+    for layer in _normalizations(network):
+      for name, variable in _adapted(layer).items():
+        setattr(layer, name, stand_ins[id(variable)])
+      layer.finalize_state()
+    taps = []
+    if tapped is not None:
+      place, is_input = tapped
+      taps = _record_calls(leaves(network)[place], is_input)
+    predictions = network(x, training=training)
+    if tapped is not None and not taps:
+      raise ValueError(
+        f'The model does not call the layer {feature_layer or place!r} of the'
+        ' feature (an Input never is called): name another one.'
+      )
+    # Keras keeps the losses of the time when it built the network too.
+    losses = [loss for loss in network.losses if loss.graph is not graph]
+    return model_lib.Outputs(
+      predictions,
+      taps[-1] if taps else None,
+      tf.add_n(losses) if losses else tf.zeros([]),
+    )
+
+  with _explained(eager_model):
+    apply, is_random = randomness.seeded(
+      apply, lambda: model_lib.placeholders(initial_weights, input_spec)
+    )
+  return model_lib.Model(
+    initial_weights,
+    input_spec,
+    apply,
+    model_lib.mean_loss(loss),
+    _metrics(metrics),
+    is_random,
+  )
+
+
+def _check_layers(model: tf.keras.Model) -> None:
+  for layer in model.submodules:
+    if not isinstance(layer, tf.keras.layers.Layer):
+      continue
+    if layer.compute_dtype != layer.variable_dtype:
+      raise ValueError(
+        f'The layer {layer.name!r} computes in {layer.compute_dtype} with'
+        f' weights in {layer.variable_dtype}, but mixed precision is not'
+        ' supported. Build the model after'
+        " tf.keras.mixed_precision.set_global_policy('float32')."
+      )
+    if isinstance(layer, tf.keras.layers.BatchNormalization):
+      raise ValueError(
+        f'The layer {layer.name!r} is a BatchNormalization: its moving'
+        ' statistics are neither weights nor data, and a device has too few'
+        ' examples for them. Use tf.keras.layers.GroupNormalization or'
+        ' LayerNormalization instead.'
+      )
+    for name in ('kernel_constraint', 'bias_constraint'):
+      if getattr(layer, name, None) is not None:
+        raise ValueError(
+          f'The layer {layer.name!r} has a {name}, which the methods do not'
+          ' keep: remove it.'
+        )
+  if not model.trainable_variables:
+    raise ValueError(f'The model {model.name!r} has no trainable weight.')
+
+
+def is_subclassed(model: tf.keras.Model) -> bool:
+  """Whether Keras does not know of which layers the model consists."""
+  is_sequential = isinstance(model, tf.keras.Sequential)
+  return not is_sequential and not model._is_graph_network
+
+
+@contextlib.contextmanager
+def _explained(model: tf.keras.Model):
+  """Says what is wrong where Keras or TensorFlow fail in building a model."""
+  try:
+    yield
+  except (AttributeError, RuntimeError, TypeError) as e:
+    raise ValueError(
+      f'The model {model.name!r} cannot be made a function of its weights. A'
+      ' function that builds it must make all its layers anew, and no layer may'
+      f' change variables when it is called. Keras said:'
+      f' {str(e).splitlines()[0]}'
+    ) from e
+
+
+def place_of_feature(
+  model: tf.keras.Model, name: str | None
+) -> tuple[int, bool] | None:
+  """The place of the layer to tap (names change), and if at its input."""
+  layers = leaves(model)
+  if name is None:
+    if is_subclassed(model):
+      return None
+    weighted = [i for i, leaf in enumerate(layers) if leaf.weights]
+    return weighted[-1], True
+  names = [leaf.name for leaf in layers]
+  if name not in names:
+    raise ValueError(
+      f'There is no layer {name!r} for the feature; the layers are'
+      f' {", ".join(names)}.'
+    )
+  return names.index(name), False
+
+
+def leaves(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
+  """The layers that hold no layers, in the order of the model."""
+  found = []
+  for layer in model.layers:
+    found += leaves(layer) if getattr(layer, 'layers', None) else [layer]
+  return found
+
+
+def _record_calls(
+  layer: tf.keras.layers.Layer, is_input: bool
+) -> list[tf.Tensor]:
+  """Makes the layer record its input or output whenever it is called."""
+  call, taps = layer.call, []
+
+  def recording_call(inputs, *args, **kwargs):
+    outputs = call(inputs, *args, **kwargs)
+    taps.append(inputs if is_input else outputs)
+    return outputs
+
+  # Keras reads the signature to find out whether the layer takes `training`.
+  recording_call.__signature__ = inspect.signature(call)
+  layer.call = tf.autograph.experimental.do_not_convert(recording_call)
+  return taps
+
+
+def _make_network(
+  build: Callable[[], tf.keras.Model],
+  creator: Callable[..., Any],
+  x_spec: Any,
+  call: bool = False,
+) -> tuple[tf.keras.Model, tf.Graph]:
+  """Builds a network with the variables of `creator`.
+
+  A graph inside of TFF is one of TensorFlow 1: Keras would build another kind
+  of layers there, and leave its own unusable. A new thread is outside of any
+  graph. A function graph of its own, which is dropped, takes the operations by
+  which Keras builds.
+
+  Args:
+    build: A function that builds the model.
+    creator: What `tf.variable_creator_scope` takes.
+    x_spec: The specs of the inputs.
+    call: Whether to call the model too, in training. A model that gets its
+      weights or layers only when it is called is always called.
+
+  Returns:
+    The network, and the graph of its own.
+  """
+  graph = tf.__internal__.FuncGraph('network')
+
+  def make() -> tf.keras.Model:
+    with graph.as_default(), tf.variable_creator_scope(creator):
+      network = build()
+      if call or not network.built or is_subclassed(network):
+        x = tf.nest.map_structure(model_lib.placeholder, x_spec)
+        network(x, training=True)
+      return network
+
+  with concurrent.futures.ThreadPoolExecutor(1) as executor:
+    context = contextvars.copy_context()
+    return executor.submit(context.run, make).result(), graph
+
+
+def _creation_order(
+  build: Callable[[], tf.keras.Model], model: tf.keras.Model, x_spec: Any
+) -> tuple[list[int], set[int]]:
+  """For each variable in order of creation its place among the weights.
+
+  Besides, the places of the weights of `_normalizations`.
+  """
+  created = []
+
+  def record(next_creator, **kwargs):
+    created.append(next_creator(**kwargs))
+    return created[-1]
+
+  with _explained(model), randomness.seeded_layers(tf.zeros([2], tf.int32)):
+    traced, graph = _make_network(build, record, x_spec, call=True)
+  if _shapes(traced) != _shapes(model):
+    raise ValueError(
+      f'The model {model.name!r} shares or freezes weights in a way that'
+      ' cloning does not keep: pass a function that builds the model instead.'
+    )
+  weights = traced.trainable_variables + traced.non_trainable_variables
+  places = {id(variable): i for i, variable in enumerate(weights)}
+  is_changed = any(
+    op.type.startswith('Assign') for op in graph.get_operations()
+  )
+  if is_changed or not all(id(v) in places for v in created):
+    raise ValueError(
+      f'The model {model.name!r} holds state that is not a weight or that'
+      ' changes when it is called (moving statistics, a stateful or normalizing'
+      ' layer, a seed generator): it cannot be a function of its weights. Use'
+      ' layers without state, for example GroupNormalization instead of'
+      ' BatchNormalization, or stateful=False.'
+    )
+  adapted = {
+    places[id(variable)]
+    for layer in _normalizations(traced)
+    for variable in _adapted(layer).values()
+  }
+  return [places[id(v)] for v in created], adapted
+
+
+def _normalizations(
+  model: tf.keras.Model,
+) -> list[tf.keras.layers.Normalization]:
+  """The layers that compute with their weights while Keras builds them.
+
+  Keras builds outside of the graph in which the weights are. These layers get
+  variables in their place until they are built.
+  """
+  return [
+    layer
+    for layer in model.submodules
+    if isinstance(layer, tf.keras.layers.Normalization)
+    and layer.input_mean is None
+  ]
+
+
+def _adapted(layer: tf.keras.layers.Normalization) -> dict[str, tf.Variable]:
+  names = ('adapt_mean', 'adapt_variance', 'count')
+  return {name: getattr(layer, name) for name in names}
+
+
+def _shapes(model: tf.keras.Model) -> tuple[list[tf.TensorShape], ...]:
+  groups = (model.trainable_variables, model.non_trainable_variables)
+  return tuple([v.shape for v in variables] for variables in groups)
+
+
+def _metrics(constructor: Any) -> model_lib.Metrics:
+  if constructor is None:
+    return model_lib.Metrics(
+      collections.OrderedDict,
+      lambda state, labels, batch_output: collections.OrderedDict(),
+      lambda state: collections.OrderedDict(),
+    )
+  if any(
+    isinstance(metric, tf.keras.metrics.Metric)
+    for metric in tf.nest.flatten(constructor)
+  ):
+    raise TypeError(
+      'metrics must be a function that makes the metrics, or their class, and'
+      f' no metric, got {constructor!r}.'
+    )
+  if callable(constructor):
+    given = constructor
+
+    def constructor():
+      built = given()
+      if isinstance(built, tf.keras.metrics.Metric):
+        built = [built]
+      if isinstance(built, (list, tuple)):
+        if not all(isinstance(m, tf.keras.metrics.Metric) for m in built):
+          raise TypeError(f'metrics must make Keras metrics, got {built!r}.')
+        names = [m.name for m in built]
+        if len(set(names)) < len(names):
+          raise ValueError(f'The metrics need different names, got {names}.')
+        built = collections.OrderedDict(zip(names, built, strict=True))
+      return built
+
+  return model_lib.Metrics(
+    *tff.learning.metrics.create_functional_metric_fns(constructor)
+  )
+
+
+def _zeros(spec: tf.TensorSpec) -> tf.Tensor:
+  return tf.zeros([dim or 1 for dim in spec.shape], spec.dtype)
