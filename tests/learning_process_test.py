@@ -808,3 +808,42 @@ def test_a_storage_of_another_method_is_refused(tmp_path):
       build(correction, None, personalization, **{**run, **options})
   assert small_models.snapshot(tmp_path) == before
   build(DYN, **run)
+
+
+def test_dropout_follows_the_seed_the_round_and_the_client():
+  network = tf.keras.Sequential(
+    [
+      tf.keras.layers.Input((3,)),
+      tf.keras.layers.Dropout(0.5),
+      tf.keras.layers.Dense(1, use_bias=False, kernel_initializer='ones'),
+    ]
+  )
+  model = models.from_keras(
+    network, tf.keras.losses.MeanSquaredError(), small_models.LINEAR_SPEC
+  )
+  x, y = np.ones((4, 3), np.float32), np.zeros((4, 1), np.float32)
+
+  def updates(seed, rounds=((b'a',), (b'a',))):
+    process = learning_process.build_learning_process(
+      model,
+      personalizations.NoPersonalization(),
+      corrections.NoCorrection(),
+      seed=seed,
+    )
+    state, found = process.initialize(), []
+    for clients in rounds:
+      before = process.get_model_weights(state).trainable[0]
+      clients = [small_models.client(c, x, y, 1) for c in clients]
+      state = process.next(state, clients).state
+      # Every round from the same model, so that only the masks differ.
+      found.append(process.get_model_weights(state).trainable[0] - before)
+      state = process.set_model_weights(
+        state, process.get_model_weights(process.initialize())
+      )
+    return found
+
+  first = updates(0)
+  np.testing.assert_array_equal(first, updates(0))
+  assert not np.array_equal(first[0], first[1])
+  assert not np.array_equal(first[0], updates(1)[0])
+  assert not np.array_equal(first[0], updates(0, ((b'b',),))[0])

@@ -217,7 +217,9 @@ def client_step(
   *batches: Any,
 ) -> ClientState:
   """The client takes the local step k on its batches A_k and B_k."""
-  model, start = algorithm.model, received.model
+  # A model with Dropout or the like draws other numbers in every step.
+  model = algorithm.model.fold_in(tf.cast(state.num_steps, tf.int32))
+  start = received.model
   weights = models.ModelWeights(state.weights, start.non_trainable)
   # g = ∇f_i(w; A_k, B_k) + R_i(w)
   with tf.GradientTape() as tape:

@@ -1,6 +1,7 @@
 """Algorithm 1 as TFF computations: broadcast, client work, aggregation."""
 
 import collections
+import dataclasses
 from typing import Any
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ def build_learning_process(
   model_aggregator: aggregation.AggregationFactory | None = None,
   client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
   """Builds the learning process of any personalization and any correction.
 
@@ -63,7 +65,8 @@ def build_learning_process(
   `weight_decay` and those of the correction.
 
   Args:
-    model: The model, from `from_keras` or `from_functional`.
+    model: The model, from `from_keras` or `from_functional`; or a
+      `tff.learning.models.FunctionalModel`.
     personalization: T_i.
     correction: R_i.
     learning_rate: β, the constant learning rate of the local steps.
@@ -94,6 +97,8 @@ def build_learning_process(
     server_optimizer_fn: A TFF optimizer that applies the mean update to the
       model; by default it is added. Not for Dyn, whose server step is part of
       its mathematics.
+    seed: Decides, with the round and the client id, all that is random in the
+      training of the model, such as Dropout.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -103,7 +108,7 @@ def build_learning_process(
     ValueError: If an argument is out of range, or missing for this method.
   """
   method = method_lib.Method(
-    model,
+    models.as_model(model),
     personalization,
     correction,
     learning_rate,
@@ -116,6 +121,7 @@ def build_learning_process(
     client_weighting,
     client_optimizer_fn,
     server_optimizer_fn,
+    seed,
   )
   process = _build_process(method, model_aggregator)
   # The last step: a call that fails leaves no folder behind.
@@ -129,6 +135,7 @@ class _Sent(NamedTuple):
 
   broadcast: algorithm_lib.Broadcast
   hparams: method_lib.Hparams
+  round_num: tf.Tensor
   lineage: storage_lib.Lineage
 
 
@@ -312,7 +319,7 @@ def _server_broadcast(method: method_lib.Method, server: _Server) -> _Sent:
     tf.cast(learning_rate, tf.float32),
     hparams['weight_decay'],
   )
-  return _Sent(broadcast, hparams, server.lineage)
+  return _Sent(broadcast, hparams, server.round_num, server.lineage)
 
 
 def _client_work(
@@ -326,8 +333,13 @@ def _client_work(
   if method.keeps_state:
     stored, old_token = method.storage.read(*where, tf.nest.flatten(memories))
     memories = tf.nest.pack_sequence_as(memories, stored)
+  algorithm = method.algorithm(sent.hparams)
+  seed = method.client_seed(sent.round_num, client['client_id'])
   result = algorithm_lib.client_update(
-    method.algorithm(sent.hparams), sent.broadcast, memories, client['data']
+    dataclasses.replace(algorithm, model=algorithm.model.with_seed(seed)),
+    sent.broadcast,
+    memories,
+    client['data'],
   )
   is_included, receipt = result.is_included, ()
   if method.keeps_state:

@@ -40,10 +40,10 @@ class Method:
   client_weighting: tff.learning.ClientWeighting
   client_optimizer_fn: tff.learning.optimizers.Optimizer | None
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None
+  seed: int
 
   def __post_init__(self):
     for name, expected in (
-      ('model', models.Model),
       ('personalization', personalizations.Personalization),
       ('correction', corrections.Correction),
       ('client_weighting', tff.learning.ClientWeighting),
@@ -51,6 +51,7 @@ class Method:
       checks.check_type(name, getattr(self, name), expected)
     checks.check_number('learning_rate', self.learning_rate, positive=True)
     checks.check_number('weight_decay', self.weight_decay)
+    checks.check_integer('seed', self.seed, minimum=0)
     if self.max_grad_norm is not None:
       checks.check_number(
         'max_grad_norm', self.max_grad_norm, positive=True, finite=False
@@ -151,6 +152,15 @@ class Method:
       {name: hparams[name] for name in self.correction.hparams}
     )
     return dataclasses.replace(self._algorithm, correction=correction)
+
+  def client_seed(
+    self, round_num: tf.Tensor, client_id: tf.Tensor
+  ) -> tf.Tensor:
+    """The seed of a client in a round, an int32 tensor `[2]`."""
+    seed = tf.constant([self.seed % 2**31, self.seed // 2**31 % 2**31])
+    seed = tf.random.fold_in(seed, round_num)
+    hashed = tf.strings.to_hash_bucket_fast(client_id, 2**31 - 1)
+    return tf.random.fold_in(seed, tf.cast(hashed, tf.int32))
 
   @property
   def _algorithm(self) -> algorithm_lib.Algorithm:

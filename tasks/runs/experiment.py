@@ -228,6 +228,7 @@ class Experiment:
       num_clients=len(self.training_clients),
       storage=storage,
       track_all=s.evaluated_model == 'all',
+      seed=s.seed,
     )
 
   def training_data(
