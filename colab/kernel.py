@@ -1,10 +1,11 @@
-r"""Runs a notebook's cells in Python 3.11, where its own Python has no TFF.
+"""Runs a notebook's cells in Python 3.11, where its own Python has no TFF.
 
 TensorFlow Federated needs Python 3.11; Colab's Python is newer. This program
-makes a Python 3.11 environment of the versions in `requirements.txt`, starts a
-Jupyter kernel in it, and sends every later cell there. A cell that begins with
-`%%colab` stays in Colab's own kernel, which has `google.colab` and the same
-files, but not the same variables. Only `input()` does not work.
+makes a Python 3.11 environment of the versions in `requirements.txt`, or takes
+the one in the folder TFF_DEBIAS_ENVIRONMENT. It starts a Jupyter kernel there,
+and sends every later cell to it. A cell that begins with `%%colab` stays in
+Colab's own kernel, which has `google.colab` and the same files, but not the
+same variables. `input()` does not work.
 
 Where TensorFlow Federated is installed, as in a local Jupyter, the cells run
 where they are, and those that begin with `%%colab` are skipped.
@@ -13,24 +14,20 @@ The first cell of each notebook gets the code and runs this program:
 
     import glob, runpy
     CODE = ''  # The address of the repository or a wheel; none in a checkout.
-    get = 'uv pip install -qt. -p3.11 --no-deps' * ('.whl' in CODE)
-    if not glob.glob('kernel.py') + glob.glob('*/colab/kernel.py'):
-      get_ipython().system(f'{get or "git clone -q"} {CODE or "CODE"}')
-    runpy.run_path([*glob.glob('*/colab/kernel.py'), 'kernel.py'][0]);
-
-If TFF_DEBIAS_ENVIRONMENT is set, it names the environment's folder, which is
-then used as it is.
+    wheel = 'uv pip install -qt. -p3.11 --no-deps'
+    get = wheel if CODE.endswith('.whl') else 'git clone -q'
+    !test -e kernel.py || test -e */colab/kernel.py || {get} "{CODE}"
+    runpy.run_path((glob.glob('*/colab/kernel.py') or ['kernel.py'])[0]);
 """
 
 import asyncio
+import functools
 import importlib.util
 import os
 import pathlib
 import queue
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import traceback
 from typing import Any
@@ -45,7 +42,7 @@ _ENVIRONMENT = pathlib.Path(
   os.environ.get('TFF_DEBIAS_ENVIRONMENT') or _FOLDER / '.venv'
 )
 # Colab's own settings, which are wrong for another Python.
-_UNWANTED = ('MPLBACKEND', 'PYTHONHOME', 'UV_CONSTRAINT', 'UV_SYSTEM_PYTHON')
+_UNWANTED = 'MPLBACKEND', 'PYTHONHOME', 'UV_CONSTRAINT', 'UV_SYSTEM_PYTHON'
 # The kernel dies with its parent, even while it holds the GIL. It reads no
 # settings: /etc/ipython tells every kernel to be Colab's, which is not there.
 _LAUNCHER = """
@@ -76,20 +73,22 @@ def _install() -> None:
   """Makes the environment, or completes it."""
   if not _ENVIRONMENT.exists():
     print('Installing Python 3.11 and TensorFlow Federated: some minutes.')
-  commands = [
-    ['uv', 'venv', '-q', '--allow-existing', '--python=3.11', _ENVIRONMENT],
-    ['uv', 'pip', 'install', '-q', f'--python={_ENVIRONMENT}', '--no-deps']
-    + ['-r', _FOLDER / 'requirements.txt'],
-  ]
-  if not shutil.which('uv'):
-    commands.insert(0, [sys.executable, '-m', 'pip', 'install', '-q', 'uv'])
-  for command in commands:
-    done = subprocess.run(
-      command, env=_environ(), capture_output=True, text=True
+  command = f"""
+    command -v uv >/dev/null || python3 -m pip install -q uv
+    uv venv -q --allow-existing --python=3.11 '{_ENVIRONMENT}'
+    uv pip install -q --no-deps -r '{_FOLDER}/requirements.txt'"""
+  try:
+    subprocess.run(
+      ['sh', '-ec', command],
+      env=_environ(),
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      check=True,
+      text=True,
     )
-    if done.returncode:
-      command = ' '.join(map(str, command))
-      raise RuntimeError(f'This failed: {command}\n{done.stderr}')
+  except subprocess.CalledProcessError as e:
+    raise RuntimeError(f'No environment could be made:\n{e.stdout}') from None
 
 
 class _KernelManager(jupyter_client.AsyncKernelManager):
@@ -103,30 +102,25 @@ class _KernelManager(jupyter_client.AsyncKernelManager):
 
 
 class _Cells:
-  """Replaces methods of the notebook's kernel to run cells in ours."""
+  """Replaces methods of the notebook's kernel, to run cells in ours."""
 
   def __init__(self, kernel: Any):
     self._kernel = kernel
-    self._own = kernel.do_execute, kernel.do_complete, kernel.do_inspect
     self._manager = None
+    self._own_do_execute = kernel.do_execute
     kernel.do_execute = self.do_execute
-    kernel.do_complete = self.do_complete
-    kernel.do_inspect = self.do_inspect
+    for name in 'complete', 'inspect':
+      own = getattr(kernel, f'do_{name}')
+      setattr(kernel, f'do_{name}', functools.partial(self._ask, name, own))
 
   async def do_execute(
-    self,
-    code: str,
-    silent: bool,
-    store_history: bool = True,
-    user_expressions: dict[str, str] | None = None,
-    *args,
-    **kwargs,
+    self, code: str, silent: bool, store_history: bool = True, *args, **kwargs
   ) -> dict[str, Any]:
     """Runs a cell in our kernel. Colab's silent requests stay in its own."""
     if silent or not store_history or _stays(code):
       code = code.lstrip().removeprefix('%%colab') if _stays(code) else code
-      args = code, silent, store_history, user_expressions, *args
-      return await self._own[0](*args, **kwargs)
+      args = code, silent, store_history, *args
+      return await self._own_do_execute(*args, **kwargs)
     shell = self._kernel.shell
     count = shell.execution_count
     # Colab's history needs the source as it was typed.
@@ -135,7 +129,7 @@ class _Cells:
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, self._interrupt, loop)
     try:
-      return await self._run(code, count, user_expressions or {})
+      return await self._run(code, count)
     except Exception as e:
       if self._manager is not None:
         await self._manager.shutdown_kernel(now=True)
@@ -147,60 +141,43 @@ class _Cells:
     finally:
       loop.remove_signal_handler(signal.SIGINT)
 
-  def do_complete(self, code: str, cursor_pos: int) -> dict[str, Any]:
-    """Completes names of our kernel's."""
-    content = dict(code=code, cursor_pos=cursor_pos)
-    reply = self._ask('complete_request', content)
-    return reply or self._own[1](code, cursor_pos)
-
-  def do_inspect(
-    self, code: str, cursor_pos: int, detail_level: int = 0, *args
-  ) -> dict[str, Any]:
-    """Shows documentation of our kernel's objects."""
-    content = dict(code=code, cursor_pos=cursor_pos, detail_level=detail_level)
-    reply = self._ask('inspect_request', content)
-    return reply or self._own[2](code, cursor_pos, detail_level, *args)
-
   def _interrupt(self, loop: asyncio.AbstractEventLoop) -> None:
     if self._manager is not None:
       loop.create_task(self._manager.interrupt_kernel())
 
-  def _ask(self, kind: str, content: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the answer if it comes soon. Colab's kernel cannot await it."""
-    if self._manager is None or _stays(content['code']):
-      return None
-    with zmq.Context.instance().socket(zmq.DEALER) as socket:
-      socket.linger = 0
-      socket.connect(f'tcp://{self._manager.ip}:{self._manager.shell_port}')
-      self._manager.session.send(socket, kind, content)
-      if socket.poll(timeout=1000):  # Milliseconds.
-        return self._manager.session.recv(socket)[1]['content']
+  def _ask(self, name: str, own: Any, code: str, *args) -> dict[str, Any]:
+    """Completes or explains names of our kernel's, if that answers soon."""
+    if self._manager is not None and not _stays(code):
+      # Not by the asynchronous client: Colab's kernel does not await this.
+      with zmq.Context.instance().socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(f'tcp://{self._manager.ip}:{self._manager.shell_port}')
+        names = ('cursor_pos', 'detail_level')
+        content = dict(zip(names, args, strict=False), code=code)
+        session = self._manager.session
+        session.send(socket, f'{name}_request', content)
+        if socket.poll(timeout=1000):  # Milliseconds.
+          return session.recv(socket)[1]['content']
+    return own(code, *args)
 
-  async def _run(
-    self, code: str, count: int, user_expressions: dict[str, str]
-  ) -> dict[str, Any]:
+  async def _run(self, code: str, count: int) -> dict[str, Any]:
     """Shows what a cell shows, and returns its reply."""
     if self._manager is None:
       await self._start()
     self._client.execute(f'get_ipython().execution_count={count}', silent=True)
-    request = self._client.execute(
-      code,
-      user_expressions=user_expressions,
-      allow_stdin=False,
-      stop_on_error=False,
-    )
+    request = self._client.execute(code, allow_stdin=False, stop_on_error=False)
     while True:
       try:
         message = await self._client.get_iopub_msg(timeout=0.5)
-      except queue.Empty as e:
+      except queue.Empty:
         if await self._manager.is_alive():
           continue
         self._log.seek(0)
-        log = self._log.read().decode(errors='replace')[-2000:]
         raise RuntimeError(
           'The kernel died, and its variables with it. The next cell starts'
-          f' another. Its last words were:\n{log}'
-        ) from e
+          ' another. Its last words:\n'
+          + self._log.read().decode(errors='replace')[-2000:]
+        ) from None
       kind, content = message['msg_type'], message['content']
       if kind not in ('status', 'execute_input', 'iopub_welcome'):
         self._kernel.send_response(self._kernel.iopub_socket, kind, content)
@@ -213,8 +190,8 @@ class _Cells:
         return reply['content']
 
   async def _start(self) -> None:
-    # Not to this process's output, of which the notebook shows a copy: lines
-    # that C code writes would come twice.
+    # Its output goes not to this process's, of which the notebook shows a
+    # copy: what C code writes would come twice.
     self._log = tempfile.TemporaryFile()
     self._manager = _KernelManager()
     await self._manager.start_kernel(
@@ -233,6 +210,6 @@ _shell = IPython.get_ipython()
 if importlib.util.find_spec('tensorflow_federated'):
   _shell.register_magic_function(lambda *args: None, 'cell', 'colab')
 else:
-  if 'TFF_DEBIAS_ENVIRONMENT' not in os.environ:
+  if not os.environ.get('TFF_DEBIAS_ENVIRONMENT'):
     _install()
   _Cells(_shell.kernel)
