@@ -112,7 +112,7 @@ def from_keras(
       stand_ins[id(variable)] = values[place]
       return variable
 
-    network, graph = _make_network(build, create, x_spec)
+    network, _ = _make_network(build, create, x_spec)
     for layer in _normalizations(network):
       for name, variable in _adapted(layer).items():
         setattr(layer, name, stand_ins[id(variable)])
@@ -127,8 +127,9 @@ def from_keras(
         f'The model does not call the layer {feature_layer or place!r} of the'
         ' feature (an Input never is called): name another one.'
       )
-    # Keras keeps the losses of the time when it built the network too.
-    losses = [loss for loss in network.losses if loss.graph is not graph]
+    # Keras also keeps the losses of the call that made the layers.
+    present = tf.compat.v1.get_default_graph()
+    losses = [loss for loss in network.losses if loss.graph is present]
     return model_lib.Outputs(
       predictions,
       taps[-1] if taps else None,
@@ -150,9 +151,7 @@ def from_keras(
 
 
 def _check_layers(model: tf.keras.Model) -> None:
-  for layer in model.submodules:
-    if not isinstance(layer, tf.keras.layers.Layer):
-      continue
+  for layer in model._flatten_layers():
     if layer.compute_dtype != layer.variable_dtype:
       raise ValueError(
         f'The layer {layer.name!r} computes in {layer.compute_dtype} with'
@@ -251,8 +250,7 @@ def _make_network(
 
   A graph inside of TFF is one of TensorFlow 1: Keras would build another kind
   of layers there, and leave its own unusable. A new thread is outside of any
-  graph. A function graph of its own, which is dropped, takes the operations by
-  which Keras builds.
+  graph.
 
   Args:
     build: A function that builds the model.
@@ -262,16 +260,27 @@ def _make_network(
       weights or layers only when it is called is always called.
 
   Returns:
-    The network, and the graph of its own.
+    The network, and a graph of its own with the call, for nothing to be left of
+    it in the graph of the caller.
   """
   graph = tf.__internal__.FuncGraph('network')
 
+  def create(next_creator, **kwargs):
+    # A model counts its batches in variables, which nothing here uses.
+    is_counter = (
+      kwargs.get('aggregation') == tf.VariableAggregation.ONLY_FIRST_REPLICA
+    )
+    if is_counter:
+      return next_creator(**kwargs)
+    return creator(next_creator, **kwargs)
+
   def make() -> tf.keras.Model:
-    with graph.as_default(), tf.variable_creator_scope(creator):
+    with tf.variable_creator_scope(create):
       network = build()
       if call or not network.built or is_subclassed(network):
-        x = tf.nest.map_structure(model_lib.placeholder, x_spec)
-        network(x, training=True)
+        with graph.as_default(), tf.variable_creator_scope(create):
+          x = tf.nest.map_structure(model_lib.placeholder, x_spec)
+          network(x, training=True)
       return network
 
   with concurrent.futures.ThreadPoolExecutor(1) as executor:
@@ -330,7 +339,7 @@ def _normalizations(
   """
   return [
     layer
-    for layer in model.submodules
+    for layer in model._flatten_layers()
     if isinstance(layer, tf.keras.layers.Normalization)
     and layer.input_mean is None
   ]
