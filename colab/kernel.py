@@ -21,6 +21,7 @@ The first cell of each notebook gets the code and runs this program:
 """
 
 import asyncio
+import fcntl
 import functools
 import importlib.util
 import os
@@ -46,7 +47,8 @@ _UNWANTED = 'MPLBACKEND', 'PYTHONHOME', 'UV_CONSTRAINT', 'UV_SYSTEM_PYTHON'
 # The kernel dies with its parent, even while it holds the GIL. It reads no
 # settings: /etc/ipython tells every kernel to be Colab's, which is not there.
 _LAUNCHER = """
-import ctypes, os, signal, sys, warnings
+import ctypes, faulthandler, os, signal, sys, warnings
+faulthandler.enable(os.dup(2))  # Before the kernel replaces it.
 if sys.platform == 'linux':
   ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
   if os.getppid() != int(os.environ['JPY_PARENT_PID']):
@@ -73,22 +75,18 @@ def _install() -> None:
   """Makes the environment, or completes it."""
   if not _ENVIRONMENT.exists():
     print('Installing Python 3.11 and TensorFlow Federated: some minutes.')
+  requirements = _FOLDER / 'requirements.txt'
   command = f"""
     command -v uv >/dev/null || python3 -m pip install -q uv
-    uv venv -q --allow-existing --python=3.11 '{_ENVIRONMENT}'
-    uv pip install -q --no-deps -r '{_FOLDER}/requirements.txt'"""
-  try:
-    subprocess.run(
-      ['sh', '-ec', command],
-      env=_environ(),
-      stdin=subprocess.DEVNULL,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      check=True,
-      text=True,
+    test -e '{_ENVIRONMENT}/bin/python' || uv venv -q -p3.11 '{_ENVIRONMENT}'
+    uv pip install -q --no-deps -r '{requirements}'"""
+  with open(requirements) as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # Another notebook may do the same.
+    done = subprocess.run(
+      ['sh', '-ec', command], env=_environ(), capture_output=True, text=True
     )
-  except subprocess.CalledProcessError as e:
-    raise RuntimeError(f'No environment could be made:\n{e.stdout}') from None
+  if done.returncode:
+    raise RuntimeError(f'No environment could be made:\n{done.stderr}')
 
 
 class _KernelManager(jupyter_client.AsyncKernelManager):
@@ -173,10 +171,11 @@ class _Cells:
         if await self._manager.is_alive():
           continue
         self._log.seek(0)
+        log = self._log.read().decode(errors='replace')
+        start = max(log.rfind('Fatal Python error'), 0) or -2000
         raise RuntimeError(
           'The kernel died, and its variables with it. The next cell starts'
-          ' another. Its last words:\n'
-          + self._log.read().decode(errors='replace')[-2000:]
+          f' another. Its last words:\n{log[start:][:2000]}'
         ) from None
       kind, content = message['msg_type'], message['content']
       if kind not in ('status', 'execute_input', 'iopub_welcome'):

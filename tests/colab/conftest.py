@@ -91,8 +91,8 @@ class Outer:
       'from matplotlib.backends.backend_agg import *\n'
     )
 
-  def manager(self, kind=jupyter_client.KernelManager, **env):
-    """Returns a manager of a kernel in it, and a mark of all its processes."""
+  def manager_class(self, base=jupyter_client.KernelManager, **env):
+    """Returns a manager of kernels in it, and a mark of their processes."""
     mark = uuid.uuid4().hex
     spec = kernelspec.KernelSpec(
       argv=[str(self.python), '-m', 'ipykernel', '-f', '{connection_file}'],
@@ -105,8 +105,7 @@ class Outer:
         **env,
       ),
     )
-    manager = type('Manager', (kind,), {'kernel_spec': spec})()
-    return manager, mark
+    return type('Manager', (base,), {'kernel_spec': spec}), mark
 
 
 def _marked(mark):

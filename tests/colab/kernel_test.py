@@ -91,8 +91,8 @@ def open_notebook(outer, marked):
   def open_(folder=KERNEL.parent, **env):
     # The environment of these tests has ipykernel and is there already.
     env = dict(TFF_DEBIAS_ENVIRONMENT=sys.prefix) | env
-    manager, mark = outer.manager(**env)
-    notebook = Notebook(manager, folder)
+    manager_class, mark = outer.manager_class(**env)
+    notebook = Notebook(manager_class(), folder)
     notebook.mark = mark
     try:
       yield notebook
@@ -308,7 +308,7 @@ def test_the_kernel_ends_with_the_notebooks(open_notebook, marked):
 
 def test_where_tff_is_installed_cells_run_as_they_are(outer, tmp_path):
   """A local Jupyter."""
-  manager, _ = outer.manager()
+  manager = outer.manager_class()[0]()
   manager.kernel_spec.argv[0] = sys.executable
   manager.kernel_spec.env = {'IPYTHONDIR': str(tmp_path)}
   notebook = Notebook(manager, KERNEL.parent)
@@ -388,8 +388,8 @@ def test_tff_runs_in_the_pinned_environment(open_notebook, marked):
       'import numpy as np\n'
       'import tensorflow as tf\n'
       'import tensorflow_federated as tff\n'
-      'import tff_debias\n'
-      'tff_debias.runtime.local_context().__enter__()\n'
+      'from tff_debias import runtime\n'
+      'context = runtime.local_context()\ncontext.__enter__()\n'
       '@tff.federated_computation('
       'tff.FederatedType(np.int32, tff.CLIENTS))\n'
       'def total(x):\n  return tff.federated_sum(x)\n'

@@ -1,0 +1,93 @@
+"""The pinned list is in step with pyproject.toml."""
+
+import importlib.metadata
+import pathlib
+import tomllib
+import warnings
+
+from packaging import requirements
+from packaging import utils
+import pytest
+
+PROJECT = pathlib.Path(__file__).parents[2]
+LIST = PROJECT / 'colab' / 'requirements.txt'
+
+
+def _pins():
+  """Returns the versions by name, of what this machine needs."""
+  pins = {}
+  for line in LIST.read_text().splitlines():
+    if not line.startswith('#'):
+      pin = requirements.Requirement(line)
+      (specifier,) = pin.specifier
+      assert specifier.operator == '==' and not pin.url, line
+      if pin.marker is None or pin.marker.evaluate():
+        pins[utils.canonicalize_name(pin.name)] = specifier.version
+  return pins
+
+
+def _wanted():
+  """Returns what pyproject.toml asks for."""
+  settings = tomllib.loads((PROJECT / 'pyproject.toml').read_text())
+  uv = settings['tool']['uv']
+  yield from settings['project']['dependencies']
+  for group in settings['dependency-groups'].values():
+    yield from (entry for entry in group if isinstance(entry, str))
+  yield from uv['override-dependencies']
+  yield from uv['constraint-dependencies']
+
+
+@pytest.mark.parametrize('wanted', _wanted())
+def test_has_what_pyproject_asks_for(wanted):
+  wanted = requirements.Requirement(wanted)
+  version = _pins().get(utils.canonicalize_name(wanted.name))
+  assert version is not None, f'{wanted} is missing in {LIST}.'
+  assert wanted.specifier.contains(version), f'{wanted}, but {version}'
+
+
+def test_has_all_that_its_packages_need():
+  """It is installed without resolving, so nothing else would add them."""
+  pins = _pins()
+  overridden = {'jax', 'jaxlib'}  # As in pyproject.toml.
+  for distribution in importlib.metadata.distributions():
+    name = utils.canonicalize_name(distribution.metadata['name'])
+    if pins.get(name) != distribution.version:
+      continue  # The last test names it.
+    for need in map(requirements.Requirement, distribution.requires or []):
+      if need.marker is None or need.marker.evaluate({'extra': ''}):
+        needed = utils.canonicalize_name(need.name)
+        assert needed in pins, f'{name} needs {need}.'
+        if needed not in overridden:
+          assert need.specifier.contains(pins[needed]), (
+            f'{name} needs {need}, but {pins[needed]}'
+          )
+
+
+def test_ipython_imports_with_old_typing_extensions():
+  pins = _pins()
+  assert pins['typing-extensions'] == '4.5.0'
+  assert tuple(map(int, pins['ipython'].split('.')))[:2] < (8, 23)
+
+
+def test_names_no_hosts():
+  for word in ('://', '@', '--index', '--find-links', '--extra'):
+    lines = LIST.read_text().splitlines()
+    assert not [line for line in lines if word in line and line[0] != '#']
+
+
+def test_is_the_environment_of_these_tests():
+  """Newer versions may come. Then the list should be made again."""
+  installed = {
+    utils.canonicalize_name(d.metadata['name']): d.version
+    for d in importlib.metadata.distributions()
+  }
+  pins = _pins()
+  missing = sorted(installed.keys() - pins.keys() - {'pip', 'tff-debias'})
+  assert not missing, f'{LIST} lacks {missing}.'
+  differing = [
+    f'{name} {installed.get(name)}, but {version} in the list'
+    for name, version in pins.items()
+    if installed.get(name) != version
+  ]
+  if differing:
+    warnings.warn(f'{LIST.name}: ' + '; '.join(differing), stacklevel=1)
