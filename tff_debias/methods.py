@@ -34,6 +34,8 @@ def build_fed_avg(
   client_weighting: tff.learning.ClientWeighting = _UNIFORM,
   model_aggregator: aggregation.AggregationFactory | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """FedAvg: no personalization, no correction.
 
@@ -50,6 +52,8 @@ def build_fed_avg(
     client_weighting: As in `build_learning_process`.
     model_aggregator: As in `build_learning_process`.
     server_optimizer_fn: As in `build_learning_process`.
+    max_update_norm: As in `build_learning_process`.
+    metrics_aggregator: As in `build_learning_process`.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -73,6 +77,8 @@ def build_fed_avg(
     client_weighting=client_weighting,
     model_aggregator=model_aggregator,
     server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -87,6 +93,8 @@ def build_per_fed_avg(
   client_weighting: tff.learning.ClientWeighting = _UNIFORM,
   model_aggregator: aggregation.AggregationFactory | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Per-FedAvg: personalized, no correction.
 
@@ -106,6 +114,8 @@ def build_per_fed_avg(
     client_weighting: As in `build_learning_process`.
     model_aggregator: As in `build_learning_process`.
     server_optimizer_fn: As in `build_learning_process`.
+    max_update_norm: As in `build_learning_process`.
+    metrics_aggregator: As in `build_learning_process`.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -129,6 +139,8 @@ def build_per_fed_avg(
     client_weighting=client_weighting,
     model_aggregator=model_aggregator,
     server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -136,6 +148,7 @@ def build_fed_dyn(
   model: models.Model,
   *,
   alpha: float,
+  decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
   learning_rate: float = 0.1,
@@ -143,6 +156,8 @@ def build_fed_dyn(
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """FedDyn: no personalization, corrected by Dyn.
 
@@ -155,6 +170,7 @@ def build_fed_dyn(
   Args:
     model: As in `build_learning_process`.
     alpha: The strength α of the regularizer.
+    decay: As in `Dyn`; 0 is the paper's method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their λ_i.
     learning_rate: As in `build_learning_process`.
@@ -162,6 +178,8 @@ def build_fed_dyn(
     weight_decay: As in `build_learning_process`.
     max_grad_norm: As in `build_learning_process`.
     model_aggregator: As in `build_learning_process`.
+    max_update_norm: As in `build_learning_process`.
+    metrics_aggregator: As in `build_learning_process`.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -177,7 +195,7 @@ def build_fed_dyn(
   return learning_process.build_learning_process(
     model,
     personalizations.NoPersonalization(),
-    corrections.Dyn(alpha),
+    corrections.Dyn(alpha, decay),
     num_clients=num_clients,
     storage=storage,
     learning_rate=learning_rate,
@@ -185,6 +203,8 @@ def build_fed_dyn(
     weight_decay=weight_decay,
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -193,6 +213,7 @@ def build_pfl_dyn(
   personalization: personalizations.Personalization,
   *,
   alpha: float,
+  decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
   learning_rate: float = 0.1,
@@ -200,6 +221,8 @@ def build_pfl_dyn(
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """PFLDyn, Algorithm 1: personalized, corrected by Dyn.
 
@@ -214,6 +237,7 @@ def build_pfl_dyn(
     model: As in `build_learning_process`.
     personalization: T_i, `Maml` or `Proto`.
     alpha: The strength α of the regularizer.
+    decay: As in `Dyn`; 0 is the paper's method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their λ_i.
     learning_rate: As in `build_learning_process`.
@@ -221,6 +245,8 @@ def build_pfl_dyn(
     weight_decay: As in `build_learning_process`.
     max_grad_norm: As in `build_learning_process`.
     model_aggregator: As in `build_learning_process`.
+    max_update_norm: As in `build_learning_process`.
+    metrics_aggregator: As in `build_learning_process`.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -236,7 +262,7 @@ def build_pfl_dyn(
   return learning_process.build_learning_process(
     model,
     personalization,
-    corrections.Dyn(alpha),
+    corrections.Dyn(alpha, decay),
     num_clients=num_clients,
     storage=storage,
     learning_rate=learning_rate,
@@ -244,6 +270,8 @@ def build_pfl_dyn(
     weight_decay=weight_decay,
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -251,6 +279,7 @@ def build_scaffold(
   model: models.Model,
   *,
   equal_steps: bool = False,
+  decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
   learning_rate: float = 0.1,
@@ -259,6 +288,8 @@ def build_scaffold(
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """SCAFFOLD: no personalization, corrected by control variates.
 
@@ -272,6 +303,7 @@ def build_scaffold(
     model: As in `build_learning_process`.
     equal_steps: Whether all participants take as many local steps, so that one
       model goes up instead of two.
+    decay: As in `Scaf`; 0 is the published method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their c_i.
     learning_rate: As in `build_learning_process`.
@@ -280,6 +312,8 @@ def build_scaffold(
     max_grad_norm: As in `build_learning_process`.
     model_aggregator: As in `build_learning_process`.
     server_optimizer_fn: As in `build_learning_process`.
+    max_update_norm: As in `build_learning_process`.
+    metrics_aggregator: As in `build_learning_process`.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -295,7 +329,7 @@ def build_scaffold(
   return learning_process.build_learning_process(
     model,
     personalizations.NoPersonalization(),
-    corrections.Scaf(equal_steps),
+    corrections.Scaf(equal_steps, decay),
     num_clients=num_clients,
     storage=storage,
     learning_rate=learning_rate,
@@ -304,6 +338,8 @@ def build_scaffold(
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
     server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -312,6 +348,7 @@ def build_pfl_scaf(
   personalization: personalizations.Personalization,
   *,
   equal_steps: bool = False,
+  decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
   learning_rate: float = 0.1,
@@ -320,6 +357,8 @@ def build_pfl_scaf(
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """PFLScaf: personalized, corrected by control variates.
 
@@ -334,6 +373,7 @@ def build_pfl_scaf(
     personalization: T_i, `Maml` or `Proto`.
     equal_steps: Whether all participants take as many local steps, so that one
       model goes up instead of two.
+    decay: As in `Scaf`; 0 is the published method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their c_i.
     learning_rate: As in `build_learning_process`.
@@ -342,6 +382,8 @@ def build_pfl_scaf(
     max_grad_norm: As in `build_learning_process`.
     model_aggregator: As in `build_learning_process`.
     server_optimizer_fn: As in `build_learning_process`.
+    max_update_norm: As in `build_learning_process`.
+    metrics_aggregator: As in `build_learning_process`.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -357,7 +399,7 @@ def build_pfl_scaf(
   return learning_process.build_learning_process(
     model,
     personalization,
-    corrections.Scaf(equal_steps),
+    corrections.Scaf(equal_steps, decay),
     num_clients=num_clients,
     storage=storage,
     learning_rate=learning_rate,
@@ -366,4 +408,6 @@ def build_pfl_scaf(
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
     server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
