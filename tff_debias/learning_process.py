@@ -483,7 +483,7 @@ def _client_work(
       ),
       correction_norm=tf.where(is_included, _norm(result.memories[0]), 0.0),
       metrics=collections.OrderedDict(
-        loss=(sums.loss_sum, sums.num_examples),
+        loss=[sums.loss_sum, sums.num_examples],
         metrics=sums.metrics,
         num_examples=sums.num_examples,
       ),
