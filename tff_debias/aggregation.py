@@ -29,7 +29,7 @@ _INEXACT = {
   'clipping_norm': 'clips updates',
   'zeroing_norm': 'replaces large updates by zeros',
   'dp_query_metrics': 'adds noise, and divides by a fixed number of clients',
-  'secure_upper_threshold': 'clips to the bounds of its secure sum',
+  'secure_upper_threshold': 'clips updates to the bounds of its secure sum',
 }
 
 
@@ -184,8 +184,8 @@ def check_exact(
     if tff.structure.name_list(measured) != ['update']:
       raise ValueError(
         f'{reason} sends more than the update, which is all that'
-        ' dp_aggregator and secure_aggregator can bound. Use'
-        ' Scaf(equal_steps=True) in place of Scaf(), and track_all=False.'
+        ' dp_aggregator and secure_aggregator bound. Use Scaf(equal_steps=True)'
+        ' in place of Scaf(), or track_all=False.'
       )
     return
   measured = process.next.type_signature.result.measurements.member
@@ -194,9 +194,9 @@ def check_exact(
     if name in _INEXACT and not {'mean_weight', 'mean_count'} & set(path):
       raise ValueError(
         f'{reason} needs an exact mean, but the model_aggregator'
-        f' {_INEXACT[name]} on their way to the server. The clients would'
-        ' change their own states by other updates than the server. Use, to'
-        ' clip, max_update_norm=... with a plain mean; for differential'
+        f' {_INEXACT[name]}, so that the server would move the mean of the'
+        " clients' states by other updates than the clients moved their states."
+        ' Use, to clip, max_update_norm=... with a plain mean; for differential'
         ' privacy, tff_debias.dp_aggregator; for secure sums,'
         ' tff_debias.secure_aggregator.'
       )
