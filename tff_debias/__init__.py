@@ -30,5 +30,8 @@ from tff_debias.personalizations import Maml
 from tff_debias.personalizations import NoPersonalization
 from tff_debias.personalizations import Personalization
 from tff_debias.personalizations import Proto
+from tff_debias.privacy import dp_aggregator
+from tff_debias.privacy import privacy_spent
+from tff_debias.privacy import secure_aggregator
 from tff_debias.storage import ClientStorage
 from tff_debias.storage import StorageStateManager

@@ -67,6 +67,22 @@ class _LearningProcess(tff.learning.templates.LearningProcess):
     return super().set_hparams(state, values)
 
 
+def with_next(
+  process: tff.learning.templates.LearningProcess, next_fn: tff.Computation
+) -> tff.learning.templates.LearningProcess:
+  """The process with another `next`, of the same state."""
+  return _LearningProcess(
+    process.initialize,
+    next_fn,
+    process.get_model_weights,
+    process.set_model_weights,
+    get_hparams_fn=process.get_hparams,
+    set_hparams_fn=tff.learning.templates.LearningProcess.set_hparams.fget(
+      process
+    ),
+  )
+
+
 def build(
   method: method_lib.Method,
   initialize: tff.Computation,

@@ -9,11 +9,17 @@ L_i(T_i(w)) of a personalization T_i:
               client_final   w_i = w; sends w_i - w^t; keeps its new λ_i or c_i
     server    server_update  mean_S w_i, and the mean of λ_i or c_i over all m
 
+Two options are beside the paper. `max_update_norm` bounds w_i - w^t before
+anything is made of it, so that λ_i or c_i and what is sent stay alike. A
+correction's `decay` shrinks λ_i or c_i of all clients, and their mean, in every
+round.
+
 `learning_process.py` places these functions at the server and the clients.
 """
 
 import dataclasses
 import functools
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -43,6 +49,9 @@ class Algorithm:
     track_all: Whether the model *all* is kept too.
     client_optimizer: Takes the local steps, with the learning rate β_t. Plain
       SGD in the paper.
+    max_update_norm: The bound C on the norm of a client's update: w_i is
+      w^t + u min(1, C / ‖u‖) for the update u of its local steps. `math.inf`
+      for none.
     server_optimizer: Applies -mean_S (w_i - w^t) to w^t as a gradient. `None`
       takes mean_S w_i, as the paper does.
   """
@@ -54,6 +63,7 @@ class Algorithm:
   track_all: bool
   client_optimizer: tff.learning.optimizers.Optimizer
   server_optimizer: tff.learning.optimizers.Optimizer | None
+  max_update_norm: float
 
   @property
   def memories(self) -> tuple[corrections.PopulationMean, ...]:
@@ -140,17 +150,31 @@ class Participants(NamedTuple):
     mean_message: The mean of the client messages.
     share: p/m, the participants' share of all clients, a float32 scalar.
     num_steps: The mean number K of local steps, a float32 scalar.
+    turnout: 1, or p over the planned number of participants where the model
+      moves by the sum of the updates over that fixed number, as differential
+      privacy needs it. The means over all m clients move by the true sum.
   """
 
   mean_update: Weights
   mean_message: Memories
   share: tf.Tensor
   num_steps: tf.Tensor
+  turnout: tf.Tensor | float = 1.0
 
 
 def initial_memories(algorithm: Algorithm, weights: Weights) -> Memories:
   """The states of a client that never took part, and so their first means."""
   return tuple(memory.initial_state(weights) for memory in algorithm.memories)
+
+
+def aged(
+  algorithm: Algorithm, memories: Memories, num_rounds: tf.Tensor | int
+) -> Memories:
+  """States, or their means, after rounds that only let them decay."""
+  return tuple(
+    memory.aged(state, num_rounds)
+    for memory, state in zip(algorithm.memories, memories, strict=True)
+  )
 
 
 def broadcast(
@@ -181,7 +205,8 @@ def client_update(
   Args:
     algorithm: The method.
     received: The server's broadcast.
-    memories: The client's states before the round.
+    memories: The client's states before the round, `aged` by the rounds since
+      they were written.
     dataset: Batches. Without personalization each one makes a local step; with
       one, every two are its support A_k and its query B_k. A rest is not used.
 
@@ -266,7 +291,11 @@ def client_final(
   """The client sends w_i - w^t, and keeps its new λ_i or c_i."""
   start = tuple(received.model.trainable)
   update = tf.nest.map_structure(tf.subtract, state.weights, start)
-  # λ_i ← λ_i - α (w_i - w^t), or c_i ← c_i - c + (w^t - w_i) / (K β_t)
+  # u ← u min(1, C / ‖u‖), w_i = w^t + u
+  if algorithm.max_update_norm < math.inf:
+    update = tuple(personalizations.clip(update, algorithm.max_update_norm))
+  # λ_i ← (1 - γ) λ_i - α (w_i - w^t), or
+  # c_i ← (1 - γ) c_i - c + (w^t - w_i) / (K β_t)
   work = corrections.LocalWork(
     start, update, state.num_steps, received.learning_rate
   )
@@ -276,7 +305,9 @@ def client_final(
       algorithm.memories, memories, received.means, strict=True
     )
   )
-  new_memories = tf.nest.map_structure(tf.add, memories, changes)
+  new_memories = tf.nest.map_structure(
+    tf.add, aged(algorithm, memories, 1), changes
+  )
   client_message = tuple(
     change if memory.change_is_sent else ()
     for memory, change in zip(algorithm.memories, changes, strict=True)
@@ -320,16 +351,18 @@ def server_update(
   """
   start, update = tuple(sent.model.trainable), participants.mean_update
   # mean_S w_i = w^t + mean_S (w_i - w^t)
+  step = tuple(participants.turnout * u for u in update)
   optimizer, weights = (
     state.optimizer,
-    tf.nest.map_structure(tf.add, start, update),
+    tf.nest.map_structure(tf.add, start, step),
   )
   if algorithm.server_optimizer is not None:
     optimizer, weights = algorithm.server_optimizer.next(
-      optimizer, start, tf.nest.map_structure(tf.negative, update)
+      optimizer, start, tf.nest.map_structure(tf.negative, step)
     )
-  # h ← h - (α/m) Σ_S (w_i - w^t), or c ← c + (1/m) Σ_S (the change of c_i):
-  # s ← s + (p/m) mean_S (the change of s_i)
+  # h ← (1 - γ) h - (α/m) Σ_S (w_i - w^t), or
+  # c ← (1 - γ) c + (1/m) Σ_S (the change of c_i):
+  # s ← (1 - γ) s + (p/m) mean_S (the change of s_i)
   work = corrections.LocalWork(
     start, update, participants.num_steps, sent.learning_rate
   )
@@ -345,7 +378,7 @@ def server_update(
   )
   means = tf.nest.map_structure(
     lambda mean, change: mean + participants.share * change,
-    state.means,
+    aged(algorithm, state.means, 1),
     changes,
   )
   return ServerState(weights, means, optimizer)

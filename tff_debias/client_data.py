@@ -5,6 +5,8 @@ import collections
 import numpy as np
 import tensorflow_federated as tff
 
+from tff_debias import accessors
+
 ClientData = tff.simulation.datasets.ClientData
 
 
@@ -47,14 +49,7 @@ def compose_with_client_data(
   def next_fn(state, client_ids):
     return process.next(state, tff.federated_map(read_client, client_ids))
 
-  return tff.learning.templates.LearningProcess(
-    process.initialize,
-    next_fn,
-    process.get_model_weights,
-    process.set_model_weights,
-    get_hparams_fn=process.get_hparams,
-    set_hparams_fn=process.set_hparams,
-  )
+  return accessors.with_next(process, next_fn)
 
 
 def compose_evaluation_with_client_data(

@@ -40,6 +40,8 @@ def build_learning_process(
   model_aggregator: aggregation.AggregationFactory | None = None,
   client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
   seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
   """Builds the learning process of any personalization and any correction.
@@ -51,11 +53,11 @@ def build_learning_process(
   once a round. Ids are bytes, or ASCII without a NUL at the end.
 
   The metrics of `next` are an `OrderedDict` of scalars: `distributor` and
-  `aggregator` with the `models` and `bytes` sent so far, down and up, and the
-  aggregator's own measurements; `client_work` with the `train` loss and
-  metrics, the numbers of `participants` and of clients `left_out` (without
-  data, or without a finite result), and the mean `correction_norm` of the
-  participants' states; `finalizer` with the `update_norm` and the
+  `aggregator` with the `models` and the uncompressed `bytes` sent so far, down
+  and up, and the aggregator's own measurements; `client_work` with the `train`
+  loss and metrics, the numbers of `participants` and of clients `left_out`
+  (without data, or without a finite result), and the mean `correction_norm` of
+  the participants' states; `finalizer` with the `update_norm` and the
   `server_correction_norm`.
 
   `get_model_weights` gives the model *selected*, mean_S w_i, as
@@ -91,12 +93,24 @@ def build_learning_process(
     model_aggregator: How updates become a mean (not a sum); by default
       `tff.aggregators.MeanFactory`. An unweighted factory sees zeros from a
       client that is left out; its result is scaled to the mean of the others.
+      A correction or `track_all` needs an exact mean: not one that clips, adds
+      noise or bounds what clients sent, but `dp_aggregator` and
+      `secure_aggregator`, whose clients clip first. A compression without a
+      bias is allowed, and `bytes` do not show it.
     client_optimizer_fn: A TFF optimizer for the local steps, such as
       `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to
       β_t. By default the paper's plain SGD, the only one for Scaf.
     server_optimizer_fn: A TFF optimizer that applies the mean update to the
       model; by default it is added. Not for Dyn, whose server step is part of
       its mathematics.
+    max_update_norm: C, by default none. A client clips its update u = w_i - w^t
+      to u min(1, C / ‖u‖), all layers together, and then takes w_i = w^t + u.
+      So its own state λ_i or c_i moves by just what it sends.
+    metrics_aggregator: How TFF's builders take it; by default
+      `tff.learning.metrics.sum_then_finalize`. It aggregates the `train`
+      metrics. If it sums securely, as `secure_sum_then_finalize`, all else that
+      clients report is summed securely too. TFF runs secure sums on this
+      machine in `tff.backends.test.create_sync_test_cpp_execution_context()`.
     seed: Decides, with the round and the client id, all that is random in the
       training of the model, such as Dropout.
 
@@ -122,8 +136,11 @@ def build_learning_process(
     client_optimizer_fn,
     server_optimizer_fn,
     seed,
+    max_update_norm,
+    model_aggregator,
+    metrics_aggregator or tff.learning.metrics.sum_then_finalize,
   )
-  process = _build_process(method, model_aggregator)
+  process = _build_process(method)
   # The last step: a call that fails leaves no folder behind.
   if method.keeps_state:
     storage.make_folder()
@@ -146,15 +163,38 @@ class _Upload(NamedTuple):
   client_message: corrections.State
 
 
-class _Report(NamedTuple):
-  """What a client sends to be summed up: scalars and its metrics."""
+class _Counts(NamedTuple):
+  """What a client sends to be counted, all nonnegative integers.
 
-  clients: tf.Tensor
-  participants: tf.Tensor
-  squared_steps: tf.Tensor
+  Without states `receipt` is `()`. Else it has a `storage.Receipt`'s `is_new`
+  and `fingerprint`, and what the client's last fingerprint was.
+  """
+
+  clients: Any
+  participants: Any
+  num_steps: Any
+  squared_steps: Any
+  receipt: tuple[Any, ...]
+
+
+# The most steps that a secure sum counts for a client.
+_MAX_STEPS = 2**20
+_MAX_FINGERPRINT = 2**31 - 1
+_MAX_COUNTS = _Counts(1, 1, _MAX_STEPS, _MAX_STEPS**2, ())
+_MAX_RECEIPT = (1, _MAX_FINGERPRINT, _MAX_FINGERPRINT)
+# The largest number that TFF's secure metrics add as well.
+_MAX_NORM = 2.0**20 - 1
+
+
+class _Report(NamedTuple):
+  """What a client reports, and the aggregated reports of all clients.
+
+  `metrics` are the unfinalized ones of a client, and the finalized ones of all.
+  """
+
+  counts: _Counts
   correction_norm: tf.Tensor
-  sums: algorithm_lib.ClientState
-  receipt: storage_lib.Receipt
+  metrics: collections.OrderedDict[str, Any]
 
 
 class _Work(NamedTuple):
@@ -167,7 +207,6 @@ class _Work(NamedTuple):
 
 def _build_process(
   method: method_lib.Method,
-  model_aggregator: aggregation.AggregationFactory | None,
 ) -> tff.learning.templates.LearningProcess:
   """A round from top to bottom, of the functions that follow below."""
   client_type = tff.to_type(
@@ -194,7 +233,14 @@ def _build_process(
     return _client_work(method, sent, client)
 
   work_type = client_work.type_signature.result
-  aggregator = aggregation.build_mean(model_aggregator, work_type.upload)
+  sum_report, sums_securely = _build_report(method, work_type.report)
+  aggregator = aggregation.build_mean(
+    method.model_aggregator, work_type.upload, sums_securely
+  )
+  if method.keeps_state:
+    aggregation.check_exact(
+      method.model_aggregator, aggregator, method.state_reason
+    )
 
   @tff.tensorflow.computation(
     aggregator.initialize.type_signature.result.member
@@ -219,7 +265,7 @@ def _build_process(
     aggregated_type.state.member,
     aggregated_type.result.member,
     aggregated_type.measurements.member,
-    work_type.report,
+    sum_report.type_signature.result.member,
   )
   def finish_round(state, aggregator_state, means, measurements, report):
     return _finish_round(
@@ -239,7 +285,6 @@ def _build_process(
     aggregated = aggregator.next(
       state.aggregator.process, work.upload, work.weight
     )
-    report = tff.federated_sum(work.report)
     new_state, metrics = tff.federated_map(
       finish_round,
       (
@@ -247,12 +292,61 @@ def _build_process(
         aggregated.state,
         aggregated.result,
         aggregated.measurements,
-        report,
+        sum_report(work.report),
       ),
     )
     return tff.learning.templates.LearningProcessOutput(new_state, metrics)
 
   return accessors.build(method, initialize, next_fn)
+
+
+def _build_report(
+  method: method_lib.Method, report_type: tff.StructType
+) -> tuple[tff.Computation, bool]:
+  """Builds the aggregation of reports, and tells whether it is secure."""
+
+  def finalize(unfinalized):
+    loss_sum, num_examples = unfinalized['loss']
+    return collections.OrderedDict(
+      loss=tf.math.divide_no_nan(loss_sum, num_examples),
+      **method.model.metrics.finalize(unfinalized['metrics']),
+      num_examples=tf.cast(tf.round(unfinalized['num_examples']), tf.int32),
+    )
+
+  aggregate = method.metrics_aggregator(finalize, report_type.metrics)
+
+  @tff.federated_computation(
+    tff.FederatedType(report_type.metrics, tff.CLIENTS)
+  )
+  def aggregate_metrics(metrics):
+    return aggregate(metrics)
+
+  try:
+    tff.test.assert_not_contains_unsecure_aggregation(aggregate_metrics)
+    is_secure = True
+  except AssertionError:
+    is_secure = False
+  bounds = _MAX_COUNTS
+  if method.keeps_state:
+    bounds = bounds._replace(receipt=_MAX_RECEIPT)
+
+  @tff.federated_computation(tff.FederatedType(report_type, tff.CLIENTS))
+  def sum_report(report):
+    if is_secure:
+      correction_norm = tff.aggregators.secure_quantized_sum(
+        report.correction_norm, 0.0, _MAX_NORM
+      )
+    else:
+      correction_norm = tff.federated_sum(report.correction_norm)
+    return tff.federated_zip(
+      _Report(
+        aggregation.sum_counts(report.counts, bounds, is_secure),
+        correction_norm,
+        aggregate_metrics(report.metrics),
+      )
+    )
+
+  return sum_report, is_secure
 
 
 def _initial_state(method: method_lib.Method, aggregator_state: Any) -> State:
@@ -328,12 +422,16 @@ def _client_work(
   client: collections.OrderedDict[str, Any],
 ) -> _Work:
   """Reads the client's states, lets it work, and writes its new states."""
+  algorithm = method.algorithm(sent.hparams)
   memories = method.initial_memories(sent.broadcast.model.trainable)
   where = (sent.lineage, client['client_id'])
   if method.keeps_state:
-    stored, old_token = method.storage.read(*where, tf.nest.flatten(memories))
-    memories = tf.nest.pack_sequence_as(memories, stored)
-  algorithm = method.algorithm(sent.hparams)
+    stored, old_token, age = method.storage.read(
+      *where, tf.nest.flatten(memories)
+    )
+    memories = algorithm_lib.aged(
+      algorithm, tf.nest.pack_sequence_as(memories, stored), age
+    )
   seed = method.client_seed(sent.round_num, client['client_id'])
   result = algorithm_lib.client_update(
     dataclasses.replace(algorithm, model=algorithm.model.with_seed(seed)),
@@ -341,7 +439,7 @@ def _client_work(
     memories,
     client['data'],
   )
-  is_included, receipt = result.is_included, ()
+  is_included, counted_receipt = result.is_included, ()
   if method.keeps_state:
     new_token = tf.cond(
       is_included,
@@ -349,24 +447,37 @@ def _client_work(
       lambda: tf.constant(0, tf.int64),
     )
     receipt = storage_lib.receipt(old_token, new_token)
+    counted_receipt = (
+      receipt.is_new,
+      receipt.fingerprint,
+      receipt.fingerprint - receipt.change,
+    )
     # Made of the write's result: TensorFlow's optimizer can remove a control
     # dependency, and the write with it.
     is_included = new_token > 0
-  participants = tf.cast(is_included, tf.float32)
-  weight = participants
+  participants = tf.cast(is_included, tf.int32)
+  weight = tf.cast(is_included, tf.float32)
   if method.is_weighted_by_examples:
     weight *= result.sums.num_examples
+  sums = result.sums
+  num_steps = tf.cast(sums.num_steps, tf.int64)
   return _Work(
     _Upload(result.update, tuple(tf.nest.flatten(result.client_message))),
     weight,
     _Report(
-      clients=tf.constant(1.0),
-      participants=participants,
-      # A sum of squares soon needs more than the 24 bits of a float32.
-      squared_steps=tf.square(tf.cast(result.sums.num_steps, tf.float64)),
-      correction_norm=participants * _norm(result.memories[0]),
-      sums=result.sums,
-      receipt=receipt,
+      _Counts(
+        clients=tf.constant(1),
+        participants=participants,
+        num_steps=num_steps,
+        squared_steps=tf.square(num_steps),
+        receipt=counted_receipt,
+      ),
+      correction_norm=tf.where(is_included, _norm(result.memories[0]), 0.0),
+      metrics=collections.OrderedDict(
+        loss=[sums.loss_sum, sums.num_examples],
+        metrics=sums.metrics,
+        num_examples=sums.num_examples,
+      ),
     ),
   )
 
@@ -387,30 +498,35 @@ def _finish_round(
     like if memory.change_is_sent else ()
     for memory, like in zip(algorithm.memories, server.state.means, strict=True)
   )
-  participants = algorithm_lib.Participants(
+  participants = tf.cast(report.counts.participants, tf.float32)
+  update = algorithm_lib.Participants(
     tuple(means.update),
     tf.nest.pack_sequence_as(
       message_like, tf.nest.flatten(means.client_message)
     ),
-    report.participants / float(method.num_clients or 1),
-    _mean_steps(algorithm, report),
+    participants / float(method.num_clients or 1),
+    _mean_steps(algorithm, report.counts),
+    turnout=participants / (method.num_planned or participants),
   )
   new = algorithm_lib.server_update(
-    algorithm, server.state, sent.broadcast, participants
+    algorithm, server.state, sent.broadcast, update
   )
-  # A round without participants leaves the model and the corrections as they
-  # were. Some aggregators divide by zero there, in their states too.
+  # A round without participants leaves the model as it was, and the means but
+  # for their decay. Some aggregators divide by zero there, in their states too.
+  unchanged = server.state._replace(
+    means=algorithm_lib.aged(algorithm, server.state.means, 1)
+  )
   new, aggregator_state = tf.nest.map_structure(
-    lambda after, before: tf.where(report.participants > 0, after, before),
+    lambda after, before: tf.where(participants > 0, after, before),
     (new, aggregator_state),
-    (server.state, state.aggregator['process']),
+    (unchanged, state.aggregator['process']),
   )
   one_model = sent.broadcast.model.trainable
   new_state = State(
     models.ModelWeights(new.weights, server.weights.non_trainable),
     transfer.add_round(
       state.distributor,
-      report.clients,
+      report.counts.clients,
       one_model,
       (one_model, sent.broadcast.means),
       sent,
@@ -418,13 +534,13 @@ def _finish_round(
     collections.OrderedDict(
       state.client_work,
       round=server.round_num + 1,
-      lineage=_next_lineage(method, server.lineage, report),
+      lineage=_next_lineage(method, server.lineage, report.counts),
     ),
     collections.OrderedDict(
       process=aggregator_state,
       transfer=transfer.add_round(
         state.aggregator['transfer'],
-        report.clients,
+        report.counts.clients,
         one_model,
         # A scalar, such as the 1 beside a newest model, is no model.
         (means.update, [t for t in means.client_message if t.shape.rank]),
@@ -439,13 +555,13 @@ def _finish_round(
   )
   metrics = collections.OrderedDict(
     distributor=new_state.distributor,
-    client_work=_client_metrics(method.model, report),
+    client_work=_client_metrics(report),
     aggregator=collections.OrderedDict(
       new_state.aggregator['transfer'],
       **{name: value for name, value in measurements.items() if len(value)},
     ),
     finalizer=collections.OrderedDict(
-      update_norm=tf.where(report.participants > 0, _norm(means.update), 0.0),
+      update_norm=tf.where(participants > 0, _norm(means.update), 0.0),
       server_correction_norm=_norm(new.means[0]),
     ),
   )
@@ -453,13 +569,16 @@ def _finish_round(
 
 
 def _next_lineage(
-  method: method_lib.Method, lineage: storage_lib.Lineage, report: _Report
+  method: method_lib.Method, lineage: storage_lib.Lineage, counts: _Counts
 ) -> storage_lib.Lineage:
   """The lineage after the round, if clients keep states."""
   if not method.keeps_state:
     return ()
+  is_new, fingerprint, old_fingerprint = counts.receipt
   lineage = method.storage.finish_round(
-    lineage, _count(report.participants), report.receipt
+    lineage,
+    counts.participants,
+    storage_lib.Receipt(is_new, fingerprint, fingerprint - old_fingerprint),
   )
   is_possible = tf.debugging.Assert(
     lineage.num_clients <= method.num_clients,
@@ -474,17 +593,20 @@ def _next_lineage(
 
 
 def _mean_steps(
-  algorithm: algorithm_lib.Algorithm, report: _Report
+  algorithm: algorithm_lib.Algorithm, counts: _Counts
 ) -> tf.Tensor:
   """The mean number K of local steps, the same for all where it has to be."""
-  mean = tf.math.divide_no_nan(report.sums.num_steps, report.participants)
+  num_steps = tf.cast(counts.num_steps, tf.float32)
+  mean = tf.math.divide_no_nan(
+    num_steps, tf.cast(counts.participants, tf.float32)
+  )
   if not algorithm.correction.equal_steps:
     return mean
-  # All K are the same where p ΣK² = (ΣK)².
-  count, total = (
-    tf.cast(x, tf.float64) for x in (report.participants, report.sums.num_steps)
+  # Cauchy's inequality, in whole numbers: (Σ K)² = p Σ K² if all K are equal.
+  is_equal = tf.equal(
+    tf.square(counts.num_steps),
+    tf.cast(counts.participants, tf.int64) * counts.squared_steps,
   )
-  is_equal = tf.equal(count * report.squared_steps, tf.square(total))
   # tf.debugging.Assert puts its check into a branch if it has a float to show,
   # and TensorFlow's optimizer removes the branch.
   check = tf.raw_ops.Assert(
@@ -500,26 +622,16 @@ def _mean_steps(
     return tf.identity(mean)
 
 
-def _client_metrics(
-  model: models.Model, report: _Report
-) -> collections.OrderedDict[str, Any]:
-  sums = report.sums
+def _client_metrics(report: _Report) -> collections.OrderedDict[str, Any]:
+  counts = report.counts
   return collections.OrderedDict(
-    train=collections.OrderedDict(
-      loss=tf.math.divide_no_nan(sums.loss_sum, sums.num_examples),
-      **model.metrics.finalize(sums.metrics),
-      num_examples=_count(sums.num_examples),
-    ),
-    participants=_count(report.participants),
-    left_out=_count(report.clients - report.participants),
+    train=report.metrics,
+    participants=counts.participants,
+    left_out=counts.clients - counts.participants,
     correction_norm=tf.math.divide_no_nan(
-      report.correction_norm, report.participants
+      report.correction_norm, tf.cast(counts.participants, tf.float32)
     ),
   )
-
-
-def _count(number: tf.Tensor) -> tf.Tensor:
-  return tf.cast(tf.round(number), tf.int32)
 
 
 def _norm(tensors: Any) -> tf.Tensor:

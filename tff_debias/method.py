@@ -3,18 +3,24 @@
 import collections
 from collections.abc import Callable
 import dataclasses
+import math
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import aggregation
 from tff_debias import algorithm as algorithm_lib
 from tff_debias import checks
 from tff_debias import corrections
 from tff_debias import models
 from tff_debias import personalizations
+from tff_debias import privacy
 from tff_debias import storage as storage_lib
 
 LearningRateFn = Callable[[tf.Tensor], tf.Tensor]
+#: As `tff.learning.metrics.sum_then_finalize`.
+MetricsAggregator = Callable[[Callable[..., Any], tff.Type], Any]
 Hparams = collections.OrderedDict[str, tf.Tensor]
 
 
@@ -41,6 +47,9 @@ class Method:
   client_optimizer_fn: tff.learning.optimizers.Optimizer | None
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None
   seed: int
+  max_update_norm: float | None
+  model_aggregator: aggregation.AggregationFactory | None
+  metrics_aggregator: MetricsAggregator
 
   def __post_init__(self):
     for name, expected in (
@@ -56,6 +65,10 @@ class Method:
       checks.check_number(
         'max_grad_norm', self.max_grad_norm, positive=True, finite=False
       )
+    if self.max_update_norm is not None:
+      checks.check_number(
+        'max_update_norm', self.max_update_norm, positive=True, finite=False
+      )
     if self.learning_rate_fn is not None and not callable(
       self.learning_rate_fn
     ):
@@ -63,6 +76,12 @@ class Method:
         'learning_rate_fn must be a function from the number of rounds done to'
         ' the learning rate, such as exponential_decay(0.1, 0.997), got'
         f' {self.learning_rate_fn!r}.'
+      )
+    if not callable(self.metrics_aggregator):
+      raise TypeError(
+        'metrics_aggregator must be a function such as'
+        ' tff.learning.metrics.secure_sum_then_finalize, got'
+        f' {self.metrics_aggregator!r}.'
       )
     self.personalization.check_model(self.model)
     self._check_optimizers()
@@ -99,9 +118,16 @@ class Method:
         ' means over the population are uniform, got'
         f' {self.client_weighting}.'
       )
+    if self.is_weighted_by_examples and isinstance(
+      self.model_aggregator, tff.aggregators.UnweightedAggregationFactory
+    ):
+      raise ValueError(
+        f'client_weighting must be UNIFORM with {self.model_aggregator!r}, a'
+        f' model_aggregator without weights, got {self.client_weighting}.'
+      )
 
   def _check_population(self) -> None:
-    reason = 'track_all' if self.track_all else repr(self.correction)
+    reason = self.state_reason
     try:
       checks.check_integer('num_clients', self.num_clients)
     except ValueError as e:
@@ -119,6 +145,18 @@ class Method:
     """Whether the mean over participants is weighted by their examples."""
     examples = tff.learning.ClientWeighting.NUM_EXAMPLES
     return self.client_weighting is examples
+
+  @property
+  def num_planned(self) -> float | None:
+    """The fixed number that sums of updates are divided by, if one is."""
+    if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
+      return self.model_aggregator.num_planned
+    return None
+
+  @property
+  def state_reason(self) -> str:
+    """What makes clients keep a state, for messages."""
+    return 'track_all' if self.track_all else repr(self.correction)
 
   @property
   def keeps_state(self) -> bool:
@@ -167,6 +205,11 @@ class Method:
     max_grad_norm = self.max_grad_norm
     if max_grad_norm is None:
       max_grad_norm = self.personalization.default_max_grad_norm
+    max_update_norm = self.max_update_norm or math.inf
+    if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
+      max_update_norm = min(
+        max_update_norm, self.model_aggregator.max_update_norm
+      )
     sgd = tff.learning.optimizers.build_sgdm()
     return algorithm_lib.Algorithm(
       self.model,
@@ -176,6 +219,7 @@ class Method:
       self.track_all,
       self.client_optimizer_fn or sgd,
       self.server_optimizer_fn,
+      float(max_update_norm),
     )
 
 

@@ -37,6 +37,8 @@ def build_fed_avg(
   client_weighting: tff.learning.ClientWeighting = _UNIFORM,
   model_aggregator: aggregation.AggregationFactory | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """FedAvg: no personalization, no correction.
 
@@ -59,6 +61,8 @@ def build_fed_avg(
     client_weighting=client_weighting,
     model_aggregator=model_aggregator,
     server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -73,6 +77,8 @@ def build_per_fed_avg(
   client_weighting: tff.learning.ClientWeighting = _UNIFORM,
   model_aggregator: aggregation.AggregationFactory | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Per-FedAvg: personalized, no correction.
 
@@ -100,6 +106,8 @@ def build_per_fed_avg(
     client_weighting=client_weighting,
     model_aggregator=model_aggregator,
     server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -107,6 +115,7 @@ def build_fed_dyn(
   model: models.Model,
   *,
   alpha: float,
+  decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
   learning_rate: float = 0.1,
@@ -114,6 +123,8 @@ def build_fed_dyn(
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """FedDyn: no personalization, corrected by Dyn.
 
@@ -125,6 +136,7 @@ def build_fed_dyn(
 
   Args:
     alpha: The strength α of the regularizer.
+    decay: As in `Dyn`; 0 is the paper's method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their λ_i.
 
@@ -135,7 +147,7 @@ def build_fed_dyn(
   return learning_process.build_learning_process(
     model,
     personalizations.NoPersonalization(),
-    corrections.Dyn(alpha),
+    corrections.Dyn(alpha, decay),
     num_clients=num_clients,
     storage=storage,
     learning_rate=learning_rate,
@@ -143,6 +155,8 @@ def build_fed_dyn(
     weight_decay=weight_decay,
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -151,6 +165,7 @@ def build_pfl_dyn(
   personalization: personalizations.Personalization,
   *,
   alpha: float,
+  decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
   learning_rate: float = 0.1,
@@ -158,6 +173,8 @@ def build_pfl_dyn(
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """PFLDyn, Algorithm 1: personalized, corrected by Dyn.
 
@@ -171,6 +188,7 @@ def build_pfl_dyn(
   Args:
     personalization: T_i, `Maml` or `Proto`.
     alpha: The strength α of the regularizer.
+    decay: As in `Dyn`; 0 is the paper's method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their λ_i.
 
@@ -181,7 +199,7 @@ def build_pfl_dyn(
   return learning_process.build_learning_process(
     model,
     personalization,
-    corrections.Dyn(alpha),
+    corrections.Dyn(alpha, decay),
     num_clients=num_clients,
     storage=storage,
     learning_rate=learning_rate,
@@ -189,6 +207,8 @@ def build_pfl_dyn(
     weight_decay=weight_decay,
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -196,6 +216,7 @@ def build_scaffold(
   model: models.Model,
   *,
   equal_steps: bool = False,
+  decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
   learning_rate: float = 0.1,
@@ -204,6 +225,8 @@ def build_scaffold(
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """SCAFFOLD: no personalization, corrected by control variates.
 
@@ -216,6 +239,7 @@ def build_scaffold(
   Args:
     equal_steps: Whether all participants take as many local steps, so that one
       model goes up instead of two.
+    decay: As in `Scaf`; 0 is the published method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their c_i.
 
@@ -226,7 +250,7 @@ def build_scaffold(
   return learning_process.build_learning_process(
     model,
     personalizations.NoPersonalization(),
-    corrections.Scaf(equal_steps),
+    corrections.Scaf(equal_steps, decay),
     num_clients=num_clients,
     storage=storage,
     learning_rate=learning_rate,
@@ -235,6 +259,8 @@ def build_scaffold(
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
     server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )
 
 
@@ -243,6 +269,7 @@ def build_pfl_scaf(
   personalization: personalizations.Personalization,
   *,
   equal_steps: bool = False,
+  decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
   learning_rate: float = 0.1,
@@ -251,6 +278,8 @@ def build_pfl_scaf(
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """PFLScaf: personalized, corrected by control variates.
 
@@ -264,6 +293,7 @@ def build_pfl_scaf(
     personalization: T_i, `Maml` or `Proto`.
     equal_steps: Whether all participants take as many local steps, so that one
       model goes up instead of two.
+    decay: As in `Scaf`; 0 is the published method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their c_i.
 
@@ -274,7 +304,7 @@ def build_pfl_scaf(
   return learning_process.build_learning_process(
     model,
     personalization,
-    corrections.Scaf(equal_steps),
+    corrections.Scaf(equal_steps, decay),
     num_clients=num_clients,
     storage=storage,
     learning_rate=learning_rate,
@@ -283,4 +313,6 @@ def build_pfl_scaf(
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
     server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
   )

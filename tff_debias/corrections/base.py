@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+from tff_debias import checks
+
 #: Float32 tensors of the shapes of the trainable weights.
 Weights: TypeAlias = tuple[tf.Tensor, ...]
 #: A tuple of tensors; `()` where nothing is kept.
@@ -37,7 +39,13 @@ class PopulationMean:
   A client moves its state by its `state_change`. The server never sees a state;
   it moves the mean by (1/m) Σ_S of the participants' changes.
 
+  With a decay γ, every round also shrinks the mean and the states of all m
+  clients by 1 - γ. A client that does not take part does nothing: when it takes
+  part again, n rounds after its state was written, it first multiplies the
+  state by (1 - γ)^n. That is exact, because scaling commutes with the mean.
+
   Attributes:
+    decay: γ, from 0 to below 1. It must stay the same throughout a run.
     is_broadcast: Whether clients are sent the mean s with the model.
     change_is_sent: Whether clients send their change with their update. If not,
       the server applies `state_change` to the mean update. That is exact where
@@ -48,9 +56,25 @@ class PopulationMean:
       not.
   """
 
+  decay: float = 0.0
   is_broadcast: bool = False
   change_is_sent: bool = True
   equal_steps: bool = False
+
+  def aged(self, state: State, num_rounds: tf.Tensor | int) -> State:
+    """A state, or the mean, after some rounds in which nothing changed it.
+
+    Args:
+      state: A state s_i, or the mean s.
+      num_rounds: The number of rounds, an int32 scalar.
+
+    Returns:
+      (1 - γ)^num_rounds times the state.
+    """
+    if not self.decay:
+      return state
+    factor = tf.pow(1.0 - self.decay, tf.cast(num_rounds, tf.float32))
+    return tuple(factor * tensor for tensor in state)
 
   def initial_state(self, weights: Weights) -> State:
     """The state of a client that never took part: by default none.
@@ -78,6 +102,13 @@ class PopulationMean:
     """
     del state, mean, work
     return ()
+
+
+def check_decay(decay: float) -> None:
+  """Raises a `ValueError` if a decay is not from 0 to below 1."""
+  checks.check_number('decay', decay)
+  if decay >= 1:
+    raise ValueError(f'decay must be below 1, got {decay!r}.')
 
 
 class Correction(PopulationMean, abc.ABC):

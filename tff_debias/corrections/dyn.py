@@ -16,15 +16,25 @@ class Dyn(base.Correction):
   (w_i - w^t), and broadcasts w^{t+1} = mean_S w_i - h/α. A round sends one
   model down and one up, as FedAvg does.
 
+  A decay γ is an option beside the paper's method, which has none: every round
+  shrinks h and all λ_i by 1 - γ. What is in h but in no λ_i, such as noise in
+  the mean update, then fades instead of adding up: noise of variance σ² in each
+  round leaves at most α² (p/m)² σ² / (2γ - γ²) in h, for p of m participants. A
+  λ_i shrinks too, by about (1 - γ)^(m/p) between two rounds of its client, so γ
+  should be well below p/m.
+
   Attributes:
     alpha: The strength α of the regularizer, a hyperparameter of the process.
       The paper takes 1e-2 for MAML and 1e-1 for prototypes.
+    decay: γ, the same throughout a run.
 
   Raises:
-    ValueError: If `alpha` is not a positive finite number.
+    ValueError: If `alpha` is not a positive finite number, or `decay` not from
+      0 to below 1.
   """
 
   alpha: float
+  decay: float = 0.0
 
   hparams = ('alpha',)
   change_is_sent = False
@@ -32,6 +42,7 @@ class Dyn(base.Correction):
 
   def __post_init__(self):
     checks.check_number('alpha', self.alpha, positive=True)
+    base.check_decay(self.decay)
 
   def initial_state(self, weights):
     """See base class: λ_i = 0."""

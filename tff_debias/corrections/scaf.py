@@ -21,13 +21,22 @@ class Scaf(base.Correction):
       (K β_t), which the server computes itself, and only one model goes up. A
       round whose participants take different numbers of steps is an error. By
       default they may differ, and the change is sent.
+    decay: γ, an option beside the published method: every round shrinks c and
+      all c_i by 1 - γ, so that noise in c fades. See `Dyn`.
+
+  Raises:
+    ValueError: If `decay` is not from 0 to below 1.
   """
 
   equal_steps: bool = False
+  decay: float = 0.0
 
   is_broadcast = True
   # (w^t - w_i) / (K β_t) is the mean gradient of plain SGD only.
   allows_client_optimizer = False
+
+  def __post_init__(self):
+    base.check_decay(self.decay)
 
   @property
   def change_is_sent(self):

@@ -43,6 +43,7 @@ def _compile(comp: tff.framework.ConcreteComputation) -> Any:
   TensorFlow does not optimize a local step that is inlined into its loop. The
   step of a convolutional network then took 1.6 to 2 times as long.
   """
+  _check_no_secure_sum(comp)
   config = tf.compat.v1.ConfigProto()
   options = config.graph_options.rewrite_options
   options.function_optimization = options.OFF
@@ -57,6 +58,17 @@ def _compile(comp: tff.framework.ConcreteComputation) -> Any:
     tff.framework.ConcreteComputation.from_building_block(block),
     grappler_config=config,
   )
+
+
+def _check_no_secure_sum(comp: tff.framework.ConcreteComputation) -> None:
+  try:
+    tff.test.assert_not_contains_secure_aggregation(comp)
+  except AssertionError:
+    raise ValueError(
+      'TFF simulates secure sums only in tff.backends.test: install'
+      ' tff.backends.test.create_sync_test_cpp_execution_context() in place of'
+      ' this context.'
+    ) from None
 
 
 _COMPILATION = dict(

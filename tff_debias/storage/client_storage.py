@@ -82,7 +82,7 @@ class ClientStorage:
     lineage: lineage_lib.Lineage,
     client_id: tf.Tensor,
     initial: Sequence[tf.Tensor],
-  ) -> tuple[list[tf.Tensor], tf.Tensor]:
+  ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
     """The newest state of a client that belongs to a lineage, inside a graph.
 
     Args:
@@ -91,9 +91,11 @@ class ClientStorage:
       initial: The state of a client that has none.
 
     Returns:
-      The state, like `initial`, and its token, an int64 scalar, 0 for a client
-      that has none. The graph fails with a `DataLossError` at a damaged file,
-      and with an `InvalidArgumentError` at the file of another state.
+      The state, like `initial`; its token, an int64 scalar; and the number of
+      rounds since it was written, an int32 scalar. For a client that has no
+      state the token is 0, and all rounds of the run count. The graph fails
+      with a `DataLossError` at a damaged file, and with an
+      `InvalidArgumentError` at the file of another state.
     """
     folder = self._states(lineage, client_id)
     files = tf.io.matching_files(tf.strings.join([folder, '*.index'], '/'))
@@ -132,7 +134,8 @@ class ClientStorage:
           for tensor, like in zip(tensors, initial, strict=True)
         ]
 
-    return tf.cond(token > 0, restore, lambda: list(initial)), token
+    state = tf.cond(token > 0, restore, lambda: list(initial))
+    return state, token, tf.shape(lineage.windows)[0] - rounds[newest]
 
   def write(
     self,

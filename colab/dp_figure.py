@@ -1,0 +1,158 @@
+"""Draws the accuracy on digits against ε, of PFLDyn and Per-FedAvg."""
+
+import collections
+import tempfile
+
+import matplotlib.figure
+import numpy as np
+from sklearn import datasets
+import tensorflow as tf
+
+import tff_debias
+from tff_debias import partitions
+
+NUM_CLIENTS, CLIENTS_PER_ROUND, NUM_ROUNDS = 100, 25, 30
+CLIP_NORM, DELTA = 0.5, 1e-3
+
+
+def accuracy_against_epsilon(
+  noise_multipliers: tuple[float, ...] = (0.3, 1.0, 3.0),
+  seeds: tuple[int, ...] = (0, 1),
+) -> dict[str, list[tuple[float, float, float]]]:
+  """Trains with prototypes, under several strengths of noise.
+
+  Each client takes part in a round by a draw of its own (Poisson sampling).
+
+  Args:
+    noise_multipliers: The noise over the clipping norm; one run for each.
+    seeds: One run for each: the split of the data, the draws and the weights.
+
+  Returns:
+    For each method: the noise multiplier, ε and the accuracy of each run.
+  """
+  results = collections.defaultdict(list)
+  for noise in noise_multipliers:
+    for seed in seeds:
+      for name, correction in (
+        ('Per-FedAvg', tff_debias.NoCorrection()),
+        ('PFLDyn', tff_debias.Dyn(alpha=0.1)),
+        ('PFLDyn, decay 0.05', tff_debias.Dyn(alpha=0.1, decay=0.05)),
+      ):
+        run = _train(correction, noise, seed)
+        results[name].append((noise, *run))
+        print(f'{name}: z {noise}, ε {run[0]:.2f}, accuracy {run[1]:.3f}')
+  return dict(results)
+
+
+def draw(
+  results: dict[str, list[tuple[float, float, float]]], path: str
+) -> None:
+  """Draws the mean and the range over seeds.
+
+  Args:
+    results: What `accuracy_against_epsilon` returned.
+    path: The file.
+  """
+  figure = matplotlib.figure.Figure((6, 4), layout='constrained')
+  axes = figure.add_subplot()
+  for (name, runs), style in zip(
+    results.items(), ('o-', 's--', '^-.'), strict=False
+  ):
+    by_epsilon = collections.defaultdict(list)
+    for _, epsilon, accuracy in runs:
+      by_epsilon[epsilon].append(accuracy)
+    epsilons = sorted(by_epsilon)
+    values = np.array([by_epsilon[epsilon] for epsilon in epsilons])
+    mean = values.mean(axis=1)
+    spread = np.abs([values.min(axis=1) - mean, values.max(axis=1) - mean])
+    axes.errorbar(epsilons, mean, spread, fmt=style, capsize=3, label=name)
+  axes.set_xscale('log')
+  axes.set_xlabel(
+    f'ε at δ = {DELTA:g}, after {NUM_ROUNDS} rounds (add or remove a client)'
+  )
+  axes.set_ylabel('personalized accuracy')
+  axes.grid(alpha=0.3)
+  axes.legend()
+  figure.savefig(path, dpi=150)
+
+
+def _train(correction, noise: float, seed: int) -> tuple[float, float]:
+  """ε and the final accuracy of a run."""
+  digits = datasets.load_digits()
+  order = np.random.default_rng(seed).permutation(len(digits.target))
+  x = (digits.images[order] / 16).astype(np.float32)
+  y = digits.target[order].astype(np.int32)
+  train, test = partitions.acid(
+    (x[:1200], y[:1200]), (x[1200:], y[1200:]), NUM_CLIENTS, 3, seed
+  )
+  tf.keras.utils.set_random_seed(seed)
+  network = tf.keras.Sequential(
+    [
+      tf.keras.layers.Input((8, 8)),
+      tf.keras.layers.Flatten(),
+      tf.keras.layers.Dense(16, 'relu'),
+      tf.keras.layers.Dense(10),
+    ]
+  )
+  model = tff_debias.from_keras(
+    network,
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    (tf.TensorSpec([None, 8, 8]), tf.TensorSpec([None], tf.int32)),
+    lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
+  )
+  personalization = tff_debias.Proto()
+
+  def batches(client_data, client_id, size):
+    data = client_data.create_tf_dataset_for_client(client_id)
+    data = data.map(lambda example: (example['x'], example['y']))
+    return data.batch(size)
+
+  rng = np.random.default_rng([seed, 1])
+  sampling_rate = CLIENTS_PER_ROUND / NUM_CLIENTS
+  with tempfile.TemporaryDirectory() as folder:
+    process = tff_debias.build_learning_process(
+      model,
+      personalization,
+      correction,
+      learning_rate=0.1,
+      num_clients=NUM_CLIENTS,
+      storage=tff_debias.ClientStorage(folder),
+      model_aggregator=tff_debias.dp_aggregator(
+        noise, CLIENTS_PER_ROUND, CLIP_NORM
+      ),
+    )
+    state = process.initialize()
+    for _ in range(NUM_ROUNDS):
+      participants = [
+        collections.OrderedDict(
+          client_id=client_id,
+          # Ten local steps, of a support and a query batch each.
+          data=batches(train, client_id, 12).repeat(20),
+        )
+        for client_id in train.client_ids
+        if rng.random() < sampling_rate
+      ]
+      state, _ = process.next(state, participants)
+  evaluate = tff_debias.build_personalized_evaluation(model, personalization)
+  metrics = evaluate(
+    process.get_model_weights(state),
+    [
+      collections.OrderedDict(
+        train=batches(train, client_id, 12), test=batches(test, client_id, 12)
+      )
+      for client_id in train.client_ids
+    ],
+  )
+  epsilon, _ = tff_debias.privacy_spent(
+    state,
+    num_clients=NUM_CLIENTS,
+    clients_per_round=CLIENTS_PER_ROUND,
+    delta=DELTA,
+    sampling='poisson',
+  )
+  return epsilon, float(metrics['by_client']['accuracy']['mean'])
+
+
+if __name__ == '__main__':
+  with tff_debias.runtime.local_context():
+    draw(accuracy_against_epsilon(), 'accuracy_against_epsilon.png')
