@@ -34,10 +34,13 @@ def meta_loss(model, weights, support, query, proto=PROTO):
 
 
 def identity_model(num_features, num_classes=3, spec=None, **options):
-  """A model whose feature is its input."""
+  """A model whose feature is its input, times a matrix that can change."""
   keras_model = tf.keras.Sequential(
     [
       tf.keras.layers.Input((num_features,)),
+      tf.keras.layers.Dense(
+        num_features, use_bias=False, kernel_initializer='identity'
+      ),
       tf.keras.layers.Dense(num_classes),
     ]
   )
@@ -208,7 +211,13 @@ def test_a_feature_of_several_dimensions():
   keras_model = tf.keras.Sequential(
     [
       tf.keras.layers.Input((2, 2, 1)),
-      tf.keras.layers.Lambda(lambda x: 2 * x, name='twice'),
+      tf.keras.layers.Conv2D(
+        1,
+        1,
+        use_bias=False,
+        kernel_initializer=tf.keras.initializers.Constant(2),
+        name='twice',
+      ),
       tf.keras.layers.Conv2D(1, 1, name='conv'),
       tf.keras.layers.Flatten(),
       tf.keras.layers.Dense(2),
@@ -228,10 +237,16 @@ def test_a_feature_of_several_dimensions():
     (x[:2], labels(0, 1)),
     (x[2:], labels(1)),
   )
-  expected = [-4 * np.sum((x[2] - x[i]) ** 2) for i in range(2)]
+  squares = [np.sum((x[2] - x[i]) ** 2) for i in range(2)]
+  expected = [-4 * square for square in squares]
   np.testing.assert_allclose(result.predictions[0], expected, rtol=1e-5)
-  # This feature has no weights at all.
-  for g in gradient:
+  # The loss ln(1 + e^(k² d)) has the derivative 2 k d / (1 + e^(-k² d)).
+  d = squares[1] - squares[0]
+  np.testing.assert_allclose(
+    np.squeeze(gradient[0]), 4 * d / (1 + np.exp(-4 * d)), rtol=1e-4
+  )
+  # No other layer makes the feature.
+  for g in gradient[1:]:
     np.testing.assert_array_equal(g, 0)
 
 
@@ -296,8 +311,9 @@ def test_a_feature_must_be_of_fixed_size():
 
 def test_the_number_of_classes_must_be_known():
   x = tf.keras.layers.Input((3,))
+  hidden = tf.keras.layers.Dense(3, 'tanh')(x)
   outputs = collections.OrderedDict(
-    a=tf.keras.layers.Dense(2)(x), b=tf.keras.layers.Dense(4)(x)
+    a=tf.keras.layers.Dense(2)(hidden), b=tf.keras.layers.Dense(4)(hidden)
   )
   model = models.from_keras(
     tf.keras.Model(x, outputs),
@@ -307,6 +323,39 @@ def test_the_number_of_classes_must_be_known():
   with pytest.raises(ValueError, match='give Proto its num_classes'):
     PROTO.check_model(model)
   personalizations.Proto(num_classes=2).check_model(model)
+
+
+@pytest.mark.parametrize(
+  'stack, feature_layer',
+  [
+    ([tf.keras.layers.Dense(3)], None),  # an embedding: the feature is x
+    ([tf.keras.layers.Flatten(name='raw'), tf.keras.layers.Dense(3)], 'raw'),
+    (
+      [tf.keras.layers.Dense(4, trainable=False), tf.keras.layers.Dense(3)],
+      None,
+    ),
+  ],
+)
+def test_a_feature_that_nothing_trains_is_refused(stack, feature_layer):
+  keras_model = tf.keras.Sequential([tf.keras.layers.Input((3,)), *stack])
+  model = models.from_keras(
+    keras_model, LOSS, reference.SPEC, feature_layer=feature_layer
+  )
+  with pytest.raises(ValueError, match='no trainable weight.*feature_layer'):
+    PROTO.check_model(model)
+  # The output of the last layer is one that can be trained.
+  last = models.from_keras(
+    keras_model, LOSS, reference.SPEC, feature_layer=stack[-1].name
+  )
+  PROTO.check_model(last)
+
+
+def test_one_logit_for_two_classes_is_refused():
+  with pytest.raises(ValueError, match='one logit.*num_classes=2'):
+    PROTO.check_model(identity_model(3, num_classes=1))
+  personalizations.Proto(2).check_model(identity_model(3, num_classes=1))
+  with pytest.raises(ValueError, match='at least 2, got 1'):
+    personalizations.Proto(1)
 
 
 def functional(feature_fn):

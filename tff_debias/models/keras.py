@@ -190,8 +190,9 @@ def _explained(model: tf.keras.Model):
   except (AttributeError, RuntimeError, TypeError) as e:
     raise ValueError(
       f'The model {model.name!r} cannot be made a function of its weights. A'
-      ' function that builds it must make all its layers anew, and no layer may'
-      f' change variables when it is called. Keras said:'
+      ' function that builds it must make all its layers anew and must not call'
+      ' the model, and no layer may change variables when it is called. Keras'
+      ' said:'
       f' {str(e).splitlines()[0]}'
     ) from e
 
