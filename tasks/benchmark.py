@@ -12,6 +12,7 @@ import tempfile
 from absl import flags
 
 from tasks import cli
+from tasks.runs import folder as folder_lib
 
 _SECTIONS = (
   'plain',
@@ -67,6 +68,7 @@ _PFL_PYTHON = flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', 'runs/benchmark', 'The folder for benchmark.md and .csv.'
 )
+_WORKER_NETWORK = cli.define_worker_network()
 
 
 def main() -> None:
@@ -86,7 +88,8 @@ def main() -> None:
   )
   results = []
   for name in dict.fromkeys(_CHOSEN.value):
-    with runtime.local_context(), tempfile.TemporaryDirectory() as scratch:
+    context = runtime.local_context(worker_network=_WORKER_NETWORK.value)
+    with context, tempfile.TemporaryDirectory() as scratch:
       # The states of the devices are large. Those of a section go at its end.
       tempfile.tempdir = scratch
       section = sections.SECTIONS[name](size)
@@ -113,5 +116,9 @@ def _machine() -> str:
   )
 
 
+def _check_flags() -> None:
+  folder_lib.check_output_dir(_OUTPUT_DIR.value)
+
+
 if __name__ == '__main__':
-  cli.run(main, lambda: None, 'The same command begins anew.')
+  cli.run(main, _check_flags, 'The same command begins anew.')

@@ -2,13 +2,32 @@
 
 from collections.abc import Callable
 import gc
+import logging as std_logging
 import os
+import re
 import signal
 import sys
 import types
 
 from absl import app
+from absl import flags
 from absl import logging
+
+# The flags defined here are those of the program that asks for them.
+flags.disclaim_key_flags()
+
+
+def define_worker_network() -> flags.FlagHolder[str]:
+  """Defines the flag --worker_network, see `runtime.local_context`."""
+  return flags.DEFINE_enum(
+    'worker_network',
+    'private',
+    ['private', 'shared'],
+    "The network of TFF's worker process, which does what it is told by"
+    ' whoever reaches it. private: only this program does; where the system'
+    ' does not permit that, a warning says so. shared: every user of this'
+    ' machine does, and every machine that reaches it.',
+  )
 
 
 def run(
@@ -37,7 +56,8 @@ def run(
       check_flags()
     except ValueError as e:
       _fail(e)
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().addFilter(_is_for_the_user)
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     import tensorflow as tf
 
@@ -63,6 +83,12 @@ def run(
       sys.exit(130)
 
   app.run(guarded_main, flags_parser=parse)
+
+
+def _is_for_the_user(record: std_logging.LogRecord) -> bool:
+  """Whether a message is an error, or a warning of this project."""
+  is_own = re.search(r'/(tasks|tff_debias)/', record.pathname) is not None
+  return is_own or record.levelno >= std_logging.ERROR
 
 
 def _interrupt(unused_number: int, frame: types.FrameType | None) -> None:

@@ -78,6 +78,7 @@ _OUTPUT_DIR = flags.DEFINE_string(
   'The folder of the runs and results. By default a folder in runs/ with the'
   ' names of task and partition.',
 )
+_WORKER_NETWORK = cli.define_worker_network()
 settings_lib.define_flags(
   without=('method', 'correction', 'personalization', 'seed')
 )
@@ -161,6 +162,7 @@ def _targets() -> list[float] | None:
 
 
 def _check_flags() -> None:
+  folder_lib.check_output_dir(_OUTPUT_DIR.value)
   _settings()
   _targets()
 
@@ -195,43 +197,45 @@ def main() -> None:
         os.path.join(parent, '_'.join((*s.method_names, f'seed{s.seed}')))
       ),
       rounds,
+      (f'--worker_network={_WORKER_NETWORK.value}',),
     )
     for s in all_settings
   ]
-  for run in runs:
-    if os.path.exists(run.folder.settings):
-      run.folder.claim(experiment_lib.resolve(experiment.task, run.settings))
-  queue.run_all(
-    runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
-  )
-  curves = [
-    savings.curve(run.settings, _tests(run, rounds, step)).smoothed(
-      _SMOOTHING.value
+  with folder_lib.RunFolder(parent).lock():
+    for run in runs:
+      if os.path.exists(run.folder.settings):
+        run.folder.claim(experiment_lib.resolve(experiment.task, run.settings))
+    queue.run_all(
+      runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
     )
-    for run in runs
-  ]
-  targets = _targets()
-  if targets is None:
-    targets = sorted(getattr(experiment.task, 'targets', ()))
-  origin = method_report.Origin(
-    _SMOOTHING.value,
-    _TESTS_AT_TARGET.value,
-    ' '.join(_OVERRIDES.value),
-    provenance.version(),
-    provenance.today(),
-  )
-  title = f'{experiment.data_title}, {rounds} rounds'
-  markdown = method_report.to_markdown(curves, targets, origin)
-  text = f'{title}\n\n{markdown}\n'
-  path = os.path.join(parent, 'comparison')
-  with open(f'{path}.md', 'w') as file:
-    file.write(text)
-  tables.write_csv(
-    method_report.to_rows(curves, targets, origin), f'{path}.csv'
-  )
-  figures.save_comparison(curves, targets, title, f'{path}.png')
-  print(text)
-  print(f'results in {parent}: comparison.md, .csv, .png and .pdf')
+    curves = [
+      savings.curve(run.settings, _tests(run, rounds, step)).smoothed(
+        _SMOOTHING.value
+      )
+      for run in runs
+    ]
+    targets = _targets()
+    if targets is None:
+      targets = sorted(getattr(experiment.task, 'targets', ()))
+    origin = method_report.Origin(
+      _SMOOTHING.value,
+      _TESTS_AT_TARGET.value,
+      ' '.join(_OVERRIDES.value),
+      provenance.version(),
+      provenance.today(),
+    )
+    title = f'{experiment.data_title}, {rounds} rounds'
+    markdown = method_report.to_markdown(curves, targets, origin)
+    text = f'{title}\n\n{markdown}\n'
+    path = os.path.join(parent, 'comparison')
+    with open(f'{path}.md', 'w') as file:
+      file.write(text)
+    tables.write_csv(
+      method_report.to_rows(curves, targets, origin), f'{path}.csv'
+    )
+    figures.save_comparison(curves, targets, title, f'{path}.png')
+    print(text)
+    print(f'results in {parent}: comparison.md, .csv, .png and .pdf')
 
 
 def _tests(run: queue.Run, rounds: int, step: int) -> list[dict[str, float]]:

@@ -1,6 +1,7 @@
 """Evaluates a run device by device: `python -m tasks.evaluate --help`.
 
-The run may have ended or still go on; none of its files is changed.
+The run may have ended or still go on; none of its files is changed. It should
+be your own, or of somebody whose programs you would run.
 """
 
 from absl import flags
@@ -36,6 +37,7 @@ _STEPS = flags.DEFINE_integer(
   ' the training.',
   lower_bound=1,
 )
+_WORKER_NETWORK = cli.define_worker_network()
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
 
   folder = folder_lib.find(_RUN.value)
   experiment = experiment_lib.Experiment(folder.read()[0])
-  with runtime.local_context():
+  with runtime.local_context(worker_network=_WORKER_NETWORK.value):
     weights, round_num = checkpoint.load(experiment, folder, _ROUND.value)
     result = per_client.evaluate(
       experiment,

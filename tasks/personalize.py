@@ -1,6 +1,7 @@
 """Writes a client's personalized model: `python -m tasks.personalize --help`.
 
 The meta-model comes from the folder of a run that `tasks.train` has finished.
+It should be your own, or of somebody whose programs you would run.
 """
 
 import os
@@ -107,6 +108,7 @@ def main() -> None:
 
 
 def _check_flags() -> None:
+  folder_lib.check_output_dir(_OUTPUT_DIR.value)
   if not _RUN.value:
     raise PersonalizeError('--run=runs/NAME must name the run.')
   if bool(_CLIENT.value) == bool(_EXAMPLES.value):

@@ -1,6 +1,7 @@
 """Trains one method on one task: `python -m tasks.train --help`.
 
-The same command again goes on where the last one stopped.
+The same command again goes on where the last one stopped. Only do that in a
+folder of your own, or of somebody whose programs you would run.
 """
 
 import os
@@ -31,6 +32,14 @@ _ROUNDS_PER_CHECKPOINT = flags.DEFINE_integer(
   'The number of rounds from one checkpoint to the next.',
   lower_bound=1,
 )
+_FROM_ROUND = flags.DEFINE_integer(
+  'from_round',
+  None,
+  'Goes back to the checkpoint of this round, and removes what came later. By'
+  ' default a run goes on from its last checkpoint. The last two are kept.',
+  lower_bound=0,
+)
+_WORKER_NETWORK = cli.define_worker_network()
 settings_lib.define_flags()
 flags.adopt_module_key_flags(settings_lib)
 
@@ -51,6 +60,8 @@ def main() -> None:
       folder,
       _ROUNDS.value or experiment.default_rounds,
       _ROUNDS_PER_CHECKPOINT.value,
+      _FROM_ROUND.value,
+      _WORKER_NETWORK.value,
     )
     rows = folder.read_metrics()
     figures.save_convergence(rows, experiment.title, folder.picture)
@@ -77,5 +88,15 @@ def _summary(rows: list[dict[str, Any]]) -> str:
   )
 
 
+def _check_flags() -> None:
+  if _ROUNDS.value and (_FROM_ROUND.value or 0) > _ROUNDS.value:
+    raise settings_lib.SettingsError(
+      f'--from_round={_FROM_ROUND.value} must be at most'
+      f' --rounds={_ROUNDS.value}.'
+    )
+  folder_lib.check_output_dir(_OUTPUT_DIR.value)
+  settings_lib.from_flags()
+
+
 if __name__ == '__main__':
-  cli.run(main, settings_lib.from_flags)
+  cli.run(main, _check_flags)

@@ -7,6 +7,7 @@ import asyncio
 import os
 import tempfile
 from typing import Any
+import zipfile
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -14,6 +15,7 @@ import tensorflow_federated as tff
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
+from tasks.runs import state_manager
 import tff_debias
 
 
@@ -78,20 +80,22 @@ def load_final(
   Raises:
     MetaModelError: If the file is damaged or another network's.
   """
+  # Only the weights are read. Keras would call functions that a file names, for
+  # some files also in its safe mode.
+  keras_model = experiment.build_keras_model()
   # A damaged file raises any of a dozen exceptions of as many packages.
   try:
-    keras_model = tf.keras.models.load_model(folder.meta_model, compile=False)
+    # Of a file that is no zip, Keras would take the name for that of another.
+    if not zipfile.is_zipfile(folder.meta_model):
+      raise ValueError('it is no Keras zip file')
+    keras_model.load_weights(folder.meta_model)
   except Exception as e:
     raise MetaModelError(
-      f'{folder.meta_model} is damaged: {errors.first_line(e)}. The'
-      ' command of the run, given again, writes it anew.'
+      f'{folder.meta_model} is damaged, or of another network:'
+      f' {errors.first_line(e)}. The command of the run, given again, writes it'
+      ' anew.'
     ) from e
-  weights = tff.learning.models.ModelWeights(
-    tuple(v.numpy() for v in keras_model.trainable_variables),
-    tuple(v.numpy() for v in keras_model.non_trainable_variables),
-  )
-  _check_shapes(weights, experiment, folder.meta_model)
-  return weights
+  return tff.learning.models.ModelWeights.from_model(keras_model)
 
 
 def _load_checkpoint(
@@ -114,33 +118,23 @@ def _load_checkpoint(
         f' {folder.path}: {kept}.'
       )
     try:
-      state = asyncio.run(_manager(folder).load(chosen, structure))
+      manager = state_manager.StateManager(folder)
+      state = asyncio.run(manager.load(chosen, structure))
       break
-    except Exception as e:
+    except state_manager.CheckpointError as e:
       # A run that goes on may have removed the checkpoint while it was read.
       if max(_versions(folder), default=0) > versions[-1]:
         continue
       others = [f'--round={v}' for v in versions if v != chosen]
       raise MetaModelError(
-        f'The checkpoint of round {chosen} in {folder.checkpoints} is damaged'
-        f' or of another task: {errors.first_line(e)}.'
-        + (f' Another one is {others[-1]}.' if others else '')
+        str(e) + (f' Another one is {others[-1]}.' if others else '')
       ) from e
   _check_shapes(state.global_model_weights, experiment, folder.checkpoints)
   return experiment.evaluated_weights(process, state), chosen
 
 
 def _versions(folder: folder_lib.RunFolder) -> list[int]:
-  # The manager would make the folder if there is none.
-  if not os.path.isdir(folder.checkpoints):
-    return []
-  return asyncio.run(_manager(folder).get_versions()) or []
-
-
-def _manager(
-  folder: folder_lib.RunFolder,
-) -> tff.program.FileProgramStateManager:
-  return tff.program.FileProgramStateManager(folder.checkpoints)
+  return asyncio.run(state_manager.StateManager(folder).get_versions()) or []
 
 
 def _check_shapes(

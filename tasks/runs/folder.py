@@ -1,4 +1,8 @@
-"""Manages the folder of a run: its owner, its lock and its files."""
+"""Manages the folder of a run: its owner, its lock and its files.
+
+A folder is to be trusted like a program: a checkpoint is a TensorFlow graph,
+and `settings.json` can name modules to import. What can be checked is checked.
+"""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -9,7 +13,10 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
+import shutil
 from typing import Any
+from typing import TextIO
 import uuid
 
 from tasks.runs import errors
@@ -17,6 +24,14 @@ from tasks.runs import settings as settings_lib
 
 _MODELS = ('distributor/models', 'aggregator/models')
 _ACCURACY = 'evaluation/by_client/accuracy'
+# What a process leaves that is killed while it writes: ours, and TFF's.
+_LEFTOVER = re.compile(
+  r'settings\.json\.new|metrics\.csv\.new|meta_model\.new\.keras'
+  r'|(metrics\.csv|program_state_\d+)_temp\d{4}',
+  re.ASCII,
+)
+# What may be in the folder of a run that has not begun.
+_UNIMPORTANT = frozenset({'lock', '.DS_Store'})
 
 
 class RunFolderError(ValueError):
@@ -58,8 +73,10 @@ class RunFolder:
     """Keeps other processes out of the folder; makes it if it is not there.
 
     The lock is of the operating system, which releases it when the process
-    ends in any way. (The package filelock would empty the file before it has
-    the lock, and so lose the number of the process that the error names.)
+    ends in any way. It is on the folder itself, as a file could be deleted, and
+    on the file `lock`, which names the process: some network file systems have
+    no locks of folders. (The package filelock would empty the file before it
+    has the lock.)
 
     Yields:
       Nothing.
@@ -67,20 +84,29 @@ class RunFolder:
     Raises:
       RunFolderError: If another process has it, or it cannot be written.
     """
-    try:
-      os.makedirs(self.path, exist_ok=True)
-      file = open(os.path.join(self.path, 'lock'), 'a+')
-    except OSError as e:
-      raise RunFolderError(f'Cannot write to {self.path}: {e.strerror}.') from e
-    with file:
+    with contextlib.ExitStack() as resources:
       try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.makedirs(self.path, exist_ok=True)
+        folder = os.open(self.path, os.O_RDONLY)
+        resources.callback(os.close, folder)
+        path = os.path.join(self.path, 'lock')
+        file = resources.enter_context(open(path, 'a+'))
       except OSError as e:
-        file.seek(0)
         raise RunFolderError(
-          f'Process {file.read().strip()} is running in {self.path}. Wait for'
-          ' it, or name another --output_dir.'
+          f'Cannot write to {self.path}: {e.strerror}.'
         ) from e
+      for lock in (folder, file):
+        try:
+          fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+          file.seek(0)
+          raise RunFolderError(
+            f'Process {file.read().strip() or "unknown"} is running in'
+            f' {self.path}. Wait for it, or name another --output_dir.'
+          ) from e
+        except OSError:
+          if lock is file:
+            raise
       file.truncate(0)
       file.write(str(os.getpid()))
       file.flush()
@@ -97,8 +123,11 @@ class RunFolder:
 
     Raises:
       RunFolderError: If the folder holds a run of other settings or of another
-        version, is damaged, or holds other files. Nothing is changed then.
+        version, is damaged, or holds other files or symbolic links. Nothing
+        but what a killed process left is changed then.
     """
+    self._refuse_links()
+    self._remove_leftovers()
     wanted = dataclasses.asdict(settings)
     if os.path.exists(self.settings):
       found, run = self.read()
@@ -115,17 +144,31 @@ class RunFolder:
           ' settings of that run to go on with it.'
         )
       return run
-    others = set(os.listdir(self.path)) - {'lock'}
+    others = set(os.listdir(self.path)) - _UNIMPORTANT
     if others:
       raise RunFolderError(
         f'{self.path} holds no run (no settings.json), but'
         f' {", ".join(sorted(others)[:5])}. Name another --output_dir.'
       )
     run = uuid.uuid4().hex
-    with open(self.settings + '.new', 'w') as file:
-      json.dump({'run': run, 'settings': wanted}, file, indent=1)
-    os.rename(self.settings + '.new', self.settings)
+    write(self.settings, json.dumps({'run': run, 'settings': wanted}, indent=1))
     return run
+
+  def _refuse_links(self) -> None:
+    """What is written or removed through a link may be anybody's."""
+    for entry in os.scandir(self.path):
+      if entry.is_symlink():
+        raise RunFolderError(
+          f'{entry.path} is a symbolic link, which no run has. Remove it, or'
+          ' name another --output_dir.'
+        )
+
+  def _remove_leftovers(self) -> None:
+    for folder in (self.path, self.checkpoints):
+      if os.path.isdir(folder):
+        for name in filter(_LEFTOVER.fullmatch, os.listdir(folder)):
+          path = os.path.join(folder, name)
+          shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
   def read(self) -> tuple[settings_lib.Settings, str]:
     """The settings of the run and its name.
@@ -138,7 +181,7 @@ class RunFolder:
         or of another version.
     """
     try:
-      with open(self.settings) as file:
+      with _open(self.settings) as file:
         content = json.load(file)
       settings, run = content['settings'], content['run']
       self._check_version(settings)
@@ -149,10 +192,11 @@ class RunFolder:
       raise RunFolderError(
         f'{self.path} holds no run: there is no settings.json in it.'
       ) from e
-    except (ValueError, KeyError, TypeError, OSError) as e:
+    # Deeply nested JSON is a RecursionError.
+    except (ValueError, LookupError, TypeError, OSError, RecursionError) as e:
       raise RunFolderError(
-        f'{self.settings} is damaged ({e}). Put it back from a copy, or name'
-        ' another folder.'
+        f'{self.settings} is damaged ({errors.first_line(e)}). Put it back from'
+        ' a copy, or name another folder.'
       ) from e
 
   def _check_version(self, settings: Mapping[str, Any]) -> None:
@@ -167,22 +211,37 @@ class RunFolder:
         + '). Use that version, or name another folder.'
       )
 
-  def repair_metrics(self) -> None:
-    """Removes an unfinished last line, which a killed process leaves."""
-    with contextlib.suppress(FileNotFoundError), open(self.metrics, 'rb+') as f:
-      content = f.read()
-      f.truncate(content.rfind(b'\n') + 1)
-
   def read_metrics(self) -> list[dict[str, float]]:
-    """The metrics of every round, oldest first, as far as there are any."""
+    """The metrics of every round, oldest first, as far as there are any.
+
+    A last line without its end, which is being written or was when the process
+    was killed, is left out.
+
+    Returns:
+      The metrics. A round has only those that were measured in it.
+
+    Raises:
+      RunFolderError: If the file is damaged.
+    """
     try:
-      with open(self.metrics, newline='') as file:
-        return [
-          {name: float(value) for name, value in row.items() if value}
-          for row in csv.DictReader(file)
-        ]
+      with _open(self.metrics) as file:
+        content = file.read()
+      lines = csv.DictReader(content[: content.rfind('\n') + 1].splitlines())
+      rows = [
+        {name: float(value) for name, value in line.items() if value}
+        for line in lines
+      ]
+      rounds = [row['round'] for row in rows]
+      if rounds != list(range(len(rows))):
+        raise ValueError('its rounds are not 0, 1, 2, …')
+      return rows
     except FileNotFoundError:
       return []
+    except (ValueError, LookupError, TypeError, OSError, csv.Error) as e:
+      raise RunFolderError(
+        f'{self.metrics} is damaged ({errors.first_line(e)}). The command of'
+        ' the run, given again, restores it from the last checkpoint.'
+      ) from e
 
 
 def evaluations(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
@@ -240,6 +299,59 @@ def find(path: str) -> RunFolder:
     raise RunFolderError(f'{path} holds no run: {reason}.{hint}')
   folder.read()
   return folder
+
+
+def check_output_dir(path: str | None) -> None:
+  """Checks the flag --output_dir, as far as its text can be wrong.
+
+  Args:
+    path: Its value; `None` if it is not given.
+
+  Raises:
+    RunFolderError: If it is empty or has a character that it must not have.
+  """
+  if path is not None and (
+    not path.strip() or not path.isprintable() or set(path) & set('*?[]\\')
+  ):
+    raise RunFolderError(
+      f'--output_dir={path!r} must be the path of a folder, without line breaks'
+      ' and without any of * ? [ ] \\.'
+    )
+
+
+def write(path: str, content: str) -> None:
+  """Writes a file as a whole, which is on the disk afterwards.
+
+  Args:
+    path: The file.
+    content: Its text.
+  """
+  with open(f'{path}.new', 'w', newline='') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(f'{path}.new', path)
+  sync(os.path.dirname(path))
+
+
+def sync(path: str) -> None:
+  """Waits until a file or a folder is on the disk.
+
+  Args:
+    path: The file or the folder.
+  """
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _open(path: str) -> TextIO:
+  """Opens a file for reading; a named pipe would be waited for without end."""
+  if os.path.exists(path) and not os.path.isfile(path):
+    raise OSError('it is not a file')
+  return open(path, newline='')
 
 
 def _runs_in(path: str) -> list[str]:

@@ -27,11 +27,13 @@ class Run:
     settings: Its settings, as the user gave them.
     folder: Its folder.
     rounds: The rounds to train to.
+    options: Further flags of `tasks.train`.
   """
 
   settings: settings_lib.Settings
   folder: folder_lib.RunFolder
   rounds: int
+  options: tuple[str, ...] = ()
 
   @property
   def command(self) -> list[str]:
@@ -46,6 +48,7 @@ class Run:
       ),
       f'--rounds={self.rounds}',
       f'--output_dir={self.folder.path}',
+      *self.options,
     ]
 
   @property
@@ -56,7 +59,10 @@ class Run:
   @property
   def done(self) -> int:
     """The number of rounds in its metrics; `rounds` only if it has ended."""
-    rows = self.folder.read_metrics()
+    try:
+      rows = self.folder.read_metrics()
+    except folder_lib.RunFolderError:
+      return 0  # The run restores them.
     last = int(rows[-1]['round']) if rows else 0
     has_ended = last > self.rounds or self._has_new_picture()
     return min(last, self.rounds if has_ended else self.rounds - 1)
@@ -83,7 +89,15 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
   Raises:
     RunsFailedError: If one fails, after the others have ended.
   """
-  waiting = [run for run in runs if run.done < run.rounds]
+  # It imports TensorFlow, for which errors in flags should not wait.
+  from tasks.runs import state_manager
+
+  waiting = [
+    run
+    for run in runs
+    if run.done < run.rounds
+    or not state_manager.StateManager(run.folder).has_metrics()
+  ]
   running: dict[subprocess.Popen, Run] = {}
   failed: dict[str, str] = {}
   total = sum(run.rounds for run in runs)

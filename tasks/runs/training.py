@@ -2,6 +2,11 @@
 
 import asyncio
 import collections
+from collections.abc import Sequence
+import contextlib
+import os
+import re
+import shutil
 from typing import Any
 
 import grpc
@@ -13,6 +18,7 @@ from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
 from tasks.runs import progress as progress_lib
 from tasks.runs import settings as settings_lib
+from tasks.runs import state_manager
 import tff_debias
 from tff_debias import runtime
 
@@ -26,27 +32,27 @@ def run(
   folder: folder_lib.RunFolder,
   rounds: int,
   rounds_per_checkpoint: int,
+  from_round: int | None = None,
+  worker_network: str = 'private',
 ) -> None:
-  """Trains to the given round, from the folder's last checkpoint.
+  """Trains to the given round, from a checkpoint of the folder.
 
   Args:
     experiment: The experiment.
     folder: The folder of the run, locked.
     rounds: The round to train to.
     rounds_per_checkpoint: The rounds from one checkpoint to the next.
+    from_round: The round of the checkpoint; what came later is removed. By
+      default the last one.
+    worker_network: As in `runtime.local_context`.
 
   Raises:
     ValueError: If the folder holds something else, or a round fails.
   """
   folder.claim(experiment.settings)
-  folder.repair_metrics()
+  files = state_manager.StateManager(folder)
   storage = tff_debias.ClientStorage(folder.storage)
-  checkpoints = tff_debias.StorageStateManager(
-    tff.program.FileProgramStateManager(
-      folder.checkpoints, keep_total=2, keep_first=False
-    ),
-    storage,
-  )
+  checkpoints = tff_debias.StorageStateManager(files, storage)
   process = experiment.build_process(storage)
   evaluation = experiment.build_evaluation()
 
@@ -60,13 +66,14 @@ def run(
     return evaluation(experiment.evaluated_weights(process, state), data)
 
   asyncio.set_event_loop(asyncio.new_event_loop())
-  with runtime.local_context(log_file=folder.worker_log):
-    done = _last_version(checkpoints)
-    if done > rounds:
-      raise settings_lib.SettingsError(
-        f'--rounds={rounds} must be at least {done}, the number of rounds that'
-        f' are done in {folder.path}.'
-      )
+  done = files.prepare(from_round)
+  if done > rounds:
+    raise settings_lib.SettingsError(
+      f'--rounds={rounds} must be at least {done}, the number of rounds that'
+      f' are done in {folder.path}.'
+    )
+  tensorboard = _restored_tensorboard(folder)
+  with runtime.local_context(None, folder.worker_log, worker_network):
     with _Progress(rounds, done) as progress:
       try:
         state = tff.simulation.run_training_process(
@@ -81,21 +88,86 @@ def run(
             tff.program.CSVFileReleaseManager(
               folder.metrics, key_fieldname='round'
             ),
-            tff.program.TensorBoardReleaseManager(folder.tensorboard),
+            tensorboard,
             progress,
           ],
         )
       except (grpc.RpcError, runtime.WorkerError) as e:
+        versions = _wait(files.get_versions()) or []
         raise RoundFailedError(
-          f'A round failed: {_reason(e)}. Nothing is lost: the same command'
-          ' goes on from the last checkpoint.'
+          f'A round failed: {_reason(e)}. {_remedy(e, folder, versions)}'
         ) from e
+      except (
+        state_manager.CheckpointError,
+        tff_debias.ClientStorageError,
+      ) as e:
+        way_back = _way_back(checkpoints, process)
+        raise RoundFailedError(f'{e} {way_back}') from e
     if _last_version(checkpoints) < rounds:
       _wait(checkpoints.save(state, rounds))
     weights = experiment.evaluated_weights(process, state)
   model = experiment.build_keras_model()
   weights.assign_weights_to(model)
-  model.save(folder.meta_model)
+  unfinished = os.path.join(folder.path, 'meta_model.new.keras')
+  model.save(unfinished)
+  os.replace(unfinished, folder.meta_model)
+
+
+def _restored_tensorboard(
+  folder: folder_lib.RunFolder,
+) -> tff.program.TensorBoardReleaseManager:
+  """TensorBoard's files with the rounds in the metrics, and no others.
+
+  A killed process has written rounds that are run again, and has not written
+  the last ones before.
+
+  Args:
+    folder: The folder of the run.
+
+  Returns:
+    The manager that writes the rounds to come.
+  """
+  with contextlib.suppress(FileNotFoundError):
+    shutil.rmtree(folder.tensorboard)
+  manager = tff.program.TensorBoardReleaseManager(folder.tensorboard)
+  for row in folder.read_metrics():
+    _wait(manager.release(row, int(row.pop('round'))))
+  return manager
+
+
+def _remedy(
+  error: Exception, folder: folder_lib.RunFolder, versions: Sequence[int]
+) -> str:
+  """What helps after a round has failed."""
+  details = error.details() if isinstance(error, grpc.RpcError) else ''
+  storage = re.escape(os.path.abspath(folder.storage))
+  state = re.search(storage + r'/[\d_/]+/(\d{9})-\d{19}', details or '')
+  if state is None:
+    return 'Nothing is lost: the same command goes on from the last checkpoint.'
+  before = [version for version in versions if version < int(state[1])]
+  return (
+    f'The client state {state[0]} is damaged. Put its files back from a copy,'
+    + (
+      f' or go on from round {before[-1]} with --from_round={before[-1]},'
+      ' before it was written.'
+      if before
+      else ' or begin a new run in another --output_dir.'
+    )
+  )
+
+
+def _way_back(
+  checkpoints: tff.program.ProgramStateManager,
+  process: tff.learning.templates.LearningProcess,
+) -> str:
+  """Names the newest older checkpoint with which a run can go on."""
+  *older, _ = _wait(checkpoints.get_versions()) or [0]
+  structure = process.initialize()
+  for version in reversed(older):
+    with contextlib.suppress(ValueError):
+      _wait(checkpoints.load(version, structure))
+      return f'Or go on from round {version}: --from_round={version}.'
+  return 'Or begin a new run in another --output_dir.'
 
 
 def _wait(coroutine: Any) -> Any:
