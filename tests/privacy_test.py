@@ -137,7 +137,7 @@ def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
   work = 0.5 if isinstance(correction, corrections.Dyn) else 1 / (3 * 0.1)
   (mean,) = state.finalizer['means'][0]
   assert abs(np.linalg.norm(mean) - work * bound / 5) < 1e-6
-  for state, _, _ in rounds(process, 4, seed=1):
+  for state, _, _ in rounds(process, 4, seed=1):  # noqa: B007
     pass
   np.testing.assert_allclose(
     state.finalizer['means'][0][0],

@@ -1,7 +1,9 @@
 """Models, data and processes that are small, for the tests."""
 
 import collections
+import contextlib
 import os
+import signal
 
 import numpy as np
 import tensorflow as tf
@@ -143,3 +145,10 @@ def snapshot(folder):
       with open(path, 'rb') as file:
         found[os.path.relpath(path, folder)] = file.read()
   return found
+
+
+def end_session(process):
+  """Ends a process that was started with `start_new_session`, and all its own."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
