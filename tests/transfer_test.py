@@ -16,7 +16,7 @@ def test_a_round_adds_models_and_bytes():
       tf.constant(num_clients),
       model,
       (model, (tf.zeros([5]),)),
-      (model, tf.zeros([5]), tf.constant(1, tf.int64)),
+      transfer.tensor_bytes((model, tf.zeros([5]), tf.constant(1, tf.int64))),
     )
   assert total['models'] == 5 * 1.5
   assert total['bytes'] == 5 * (15 * 4 + 8)
@@ -44,15 +44,27 @@ def test_all_that_is_sent_is_counted(
   state = process.initialize()
   # Models of three weights. Besides them a client receives the round, the
   # learning rate, the weight decay and the hyperparameters. It reports six
-  # numbers of 4 bytes and one of 8; with its newest model, also a 1.
-  for clients, total in (([0, 1], 2), ([2], 3), ([], 3), ([0, 1, 2], 6)):
+  # numbers of 4 bytes and two of 8; with its newest model, also a 1. If it has
+  # a state, it receives 20 bytes of the lineage and 16 for each round before,
+  # and reports a receipt of 20.
+  keeps_state = track_all or not isinstance(
+    correction, corrections.NoCorrection
+  )
+  total = received_bytes = 0
+  for round_num, clients in enumerate(([0, 1], [2], [], [0, 1, 2])):
+    total += len(clients)
+    received_bytes += len(clients) * (
+      down * 12 + 12 + 4 * hparams + keeps_state * (20 + 16 * round_num)
+    )
     state, metrics = process.next(
       state, [small_models.linear_client(i) for i in clients]
     )
     sent, received = metrics['distributor'], metrics['aggregator']
     assert (sent['models'], received['models']) == (total * down, total * up)
-    assert sent['bytes'] == total * (down * 12 + 12 + 4 * hparams)
-    assert received['bytes'] == total * (up * 12 + 32 + 4 * track_all)
+    assert sent['bytes'] == received_bytes
+    assert received['bytes'] == total * (
+      up * 12 + 40 + 4 * track_all + 20 * keeps_state
+    )
   nan = small_models.linear_client(3, data=small_models.NAN)
   metrics = process.next(state, [nan]).metrics
   assert metrics['distributor']['models'] == 7 * down

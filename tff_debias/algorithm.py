@@ -32,6 +32,7 @@ from tff_debias import models
 from tff_debias import personalizations
 
 Weights = corrections.Weights
+_SGD = tff.learning.optimizers.build_sgdm()
 #: A tensor structure for each of `Algorithm.memories`.
 Memories = tuple[corrections.State, ...]
 
@@ -47,23 +48,23 @@ class Algorithm:
     max_grad_norm: The bound on the norm of the corrected gradient, all layers
       together; `math.inf` for none.
     track_all: Whether the model *all* is kept too.
-    client_optimizer: Takes the local steps, with the learning rate β_t. Plain
-      SGD in the paper.
+    client_optimizer: Takes the local steps, with the learning rate β_t; the
+      paper's plain SGD by default.
+    server_optimizer: Applies -mean_S (w_i - w^t) to w^t as a gradient. `None`
+      takes mean_S w_i, as the paper does.
     max_update_norm: The bound C on the norm of a client's update: w_i is
       w^t + u min(1, C / ‖u‖) for the update u of its local steps. `math.inf`
       for none.
-    server_optimizer: Applies -mean_S (w_i - w^t) to w^t as a gradient. `None`
-      takes mean_S w_i, as the paper does.
   """
 
   model: models.Model
   personalization: personalizations.Personalization
   correction: corrections.Correction
   max_grad_norm: float
-  track_all: bool
-  client_optimizer: tff.learning.optimizers.Optimizer
-  server_optimizer: tff.learning.optimizers.Optimizer | None
-  max_update_norm: float
+  track_all: bool = False
+  client_optimizer: tff.learning.optimizers.Optimizer = _SGD
+  server_optimizer: tff.learning.optimizers.Optimizer | None = None
+  max_update_norm: float = math.inf
 
   @property
   def memories(self) -> tuple[corrections.PopulationMean, ...]:

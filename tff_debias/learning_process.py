@@ -268,8 +268,11 @@ def _build_process(
     sum_report.type_signature.result.member,
   )
   def finish_round(state, aggregator_state, means, measurements, report):
+    sent_bytes = transfer.type_bytes(
+      tff.to_type((work_type.upload, work_type.report))
+    )
     return _finish_round(
-      method, state, aggregator_state, means, measurements, report
+      method, state, aggregator_state, means, measurements, report, sent_bytes
     )
 
   @tff.federated_computation(
@@ -489,6 +492,7 @@ def _finish_round(
   means: _Upload,
   measurements: collections.OrderedDict[str, Any],
   report: _Report,
+  sent_bytes: int,
 ) -> tuple[State, collections.OrderedDict[str, Any]]:
   """The server's new state and the metrics of the round."""
   server = _server_part(state)
@@ -529,7 +533,7 @@ def _finish_round(
       report.counts.clients,
       one_model,
       (one_model, sent.broadcast.means),
-      sent,
+      transfer.tensor_bytes(sent),
     ),
     collections.OrderedDict(
       state.client_work,
@@ -544,7 +548,7 @@ def _finish_round(
         one_model,
         # A scalar, such as the 1 beside a newest model, is no model.
         (means.update, [t for t in means.client_message if t.shape.rank]),
-        (means, report),
+        sent_bytes,
       ),
     ),
     collections.OrderedDict(

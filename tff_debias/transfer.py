@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import tensorflow as tf
+import tensorflow_federated as tff
 
 #: The totals of one direction: `models`, float64, and `bytes`, int64.
 Total = collections.OrderedDict[str, tf.Tensor]
@@ -22,33 +23,42 @@ def add_round(
   num_clients: tf.Tensor,
   model: Any,
   sent_models: Any,
-  sent: Any,
+  num_bytes: int | tf.Tensor,
 ) -> Total:
   """Adds one round to the total of one direction.
-
-  Only the shapes of the tensors are used. Bytes are counted before any
-  compression.
 
   Args:
     total: The total so far.
     num_clients: The number of clients that received or sent.
-    model: A structure like one model.
-    sent_models: A structure like all models that one client receives or sends.
-    sent: A structure like all that one client receives or sends.
+    model: Tensors of the shapes of one model.
+    sent_models: Tensors of the shapes of all models that one client receives or
+      sends.
+    num_bytes: The size of all that one client receives or sends.
 
   Returns:
     The new total.
   """
   models = _num_elements(sent_models) / _num_elements(model)
-  num_bytes = sum(
-    tf.size(tensor, tf.int64) * tensor.dtype.size
-    for tensor in tf.nest.flatten(sent)
-  )
   return collections.OrderedDict(
     models=total['models'] + tf.cast(num_clients, tf.float64) * models,
     bytes=total['bytes'] + tf.cast(num_clients, tf.int64) * num_bytes,
   )
 
 
-def _num_elements(structure: Any) -> int:
-  return sum(math.prod(t.shape) for t in tf.nest.flatten(structure))
+def tensor_bytes(tensors: Any) -> tf.Tensor:
+  """The size of tensors, before any compression, an int64 scalar."""
+  return sum(
+    tf.size(tensor, tf.int64) * tensor.dtype.size
+    for tensor in tf.nest.flatten(tensors)
+  )
+
+
+def type_bytes(value_type: tff.Type) -> int:
+  """The size of a value of a type of static shapes, before any compression."""
+  tensors = []
+  tff.types.structure_from_tensor_type_tree(tensors.append, value_type)
+  return sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors)
+
+
+def _num_elements(tensors: Any) -> int:
+  return sum(math.prod(t.shape) for t in tf.nest.flatten(tensors))
