@@ -62,7 +62,7 @@ def snapshot(folder):
 
 
 def end_session(process):
-  """Ends a process that was started with `start_new_session`, and all its own."""
+  """Ends a process of a session of its own, and all that it started."""
   with contextlib.suppress(ProcessLookupError):
     os.killpg(process.pid, signal.SIGKILL)
   process.wait()
