@@ -1,6 +1,7 @@
 """Draws the accuracy on digits against ε, of PFLDyn and Per-FedAvg."""
 
 import collections
+import itertools
 import tempfile
 
 import matplotlib.figure
@@ -35,7 +36,6 @@ def accuracy_against_epsilon(
     for seed in seeds:
       for name, correction in (
         ('Per-FedAvg', tff_debias.NoCorrection()),
-        ('PFLDyn', tff_debias.Dyn(alpha=0.1)),
         ('PFLDyn, decay 0.05', tff_debias.Dyn(alpha=0.1, decay=0.05)),
       ):
         run = _train(correction, noise, seed)
@@ -55,9 +55,8 @@ def draw(
   """
   figure = matplotlib.figure.Figure((6, 4), layout='constrained')
   axes = figure.add_subplot()
-  for (name, runs), style in zip(
-    results.items(), ('o-', 's--', '^-.'), strict=False
-  ):
+  styles = itertools.cycle(('o-', 's--', '^-.'))
+  for (name, runs), style in zip(results.items(), styles, strict=False):
     by_epsilon = collections.defaultdict(list)
     for _, epsilon, accuracy in runs:
       by_epsilon[epsilon].append(accuracy)

@@ -122,10 +122,13 @@ def test_a_corrected_method_reaches_the_optimum(tmp_path, problem, correction):
     np.testing.assert_allclose(h, 0, atol=1e-5)
     # A client keeps just what pulls it away from the optimum.
     for i, slope in enumerate(problem[-1]):
-      found, (kept,) = runner.storage.read(
-        tf.constant(f'{name} {i}'), tf.constant(1000), [tf.zeros([3, 1])]
+      lineage = storage_lib.Lineage(
+        *map(tf.constant, state.client_work['lineage'])
       )
-      assert found
+      (kept,), token, _ = runner.storage.read(
+        lineage, tf.constant(f'{name} {i}'), [tf.zeros([3, 1])]
+      )
+      assert token > 0
       np.testing.assert_allclose(kept, slope, atol=3e-5)
 
 

@@ -32,7 +32,9 @@ class Run:
 
   def write(self, client_id, value):
     """Writes a state in the next round; gives its receipt."""
-    _, token = self.storage.read(self.lineage, tf.constant(client_id), INITIAL)
+    _, token, _ = self.storage.read(
+      self.lineage, tf.constant(client_id), INITIAL
+    )
     tensors = (tf.fill([3], float(value)), tf.fill([2, 2], float(-value)))
     new = self.storage.write(self.lineage, tf.constant(client_id), tensors)
     return storage_lib.receipt(token, new)
@@ -53,7 +55,7 @@ class Run:
 
   def read(self, client_id):
     """The value of a client; 0 if it has none."""
-    tensors, token = self.storage.read(
+    tensors, token, _ = self.storage.read(
       self.lineage, tf.constant(client_id), INITIAL
     )
     value = float(tensors[0][0])
