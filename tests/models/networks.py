@@ -74,6 +74,12 @@ def reversed_branches():
   return keras.Model(x, dense(2)(late(x) * y))
 
 
+def operations():
+  """Operations with numbers between the layers, as Keras wraps them."""
+  x = layers.Input((3,))
+  return keras.Model(x, dense(2)(dense(3)(x * 0.5 + 1.0) / 3.0))
+
+
 def nested():
   inner = sequential(dense(4, activation='tanh'), dense(3))
   middle = sequential(dense(3), sequential(dense(4), dense(3)))
@@ -148,6 +154,7 @@ NETWORKS = {
   'sequential': (lambda: sequential(dense(4), dense(2)), VECTOR),
   'functional': (functional, VECTOR),
   'reversed branches': (reversed_branches, VECTOR),
+  'operations': (operations, VECTOR),
   'nested': (nested, VECTOR),
   'shared': (shared, VECTOR),
   'custom layer': (lambda: sequential(Block(), dense(2)), VECTOR),
@@ -163,6 +170,7 @@ NETWORKS = {
   'normalizing': (normalizing, VECTOR),
 }
 FUNCTION_NETWORKS = {
+  'operations': (operations, VECTOR),
   'functional': (functional, VECTOR),
   'reversed branches': (reversed_branches, VECTOR),
   'custom layer': (lambda: sequential(Block(), dense(2)), VECTOR),

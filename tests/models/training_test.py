@@ -81,6 +81,7 @@ FAMILIES = {
   ),
   'inputs': (two_inputs, {'a': VECTOR, 'b': networks.Y}),
   'outputs': (two_outputs, VECTOR),
+  'operations': (networks.operations, VECTOR),
   'nested': (networks.nested, VECTOR),
   'shared': (networks.shared, VECTOR),
   'frozen': (frozen, VECTOR),

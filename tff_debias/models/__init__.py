@@ -16,6 +16,7 @@ from tff_debias.models.model import ModelWeights
 from tff_debias.models.model import Outputs
 from tff_debias.models.model import placeholders
 from tff_debias.models.model import split_batch
+from tff_debias.models.randomness import scratch_graph
 
 # The names that export/ uses until it takes those without an underscore.
 _feature_layer = feature_layer

@@ -41,7 +41,7 @@ def as_model(value: Any) -> model_lib.Model:
     )
   else:
     given = (
-      f'{value!r}: call {_FROM_KERAS}, or'
+      f'{type(value).__name__} {value!r}: call {_FROM_KERAS}, or'
       ' tff_debias.from_functional(functional_model)'
     )
   raise TypeError(f'model must be a tff_debias.Model, got {given}.')

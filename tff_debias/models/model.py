@@ -13,6 +13,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias.models import randomness
+
 ModelWeights = tff.learning.models.ModelWeights
 
 
@@ -89,7 +91,7 @@ class Model:
   @functools.cached_property
   def output_spec(self) -> Outputs:
     """The `tf.TensorSpec`s of the outputs."""
-    with tf.Graph().as_default():
+    with randomness.scratch_graph():
       inputs = placeholders(self.initial_weights, self.input_spec)
       outputs = self.apply(*inputs, False)
       return tf.nest.map_structure(

@@ -61,6 +61,14 @@ def seeded_layers(seed: tf.Tensor) -> Iterator[None]:
     _seeds.reset(token)
 
 
+@contextlib.contextmanager
+def scratch_graph() -> Iterator[tf.Graph]:
+  """A graph for a trial: that of a `tf.function` in a computation of TFF."""
+  graph = tf.__internal__.FuncGraph('scratch')
+  with tf.Graph().as_default(), graph.as_default():
+    yield graph
+
+
 def seeded(
   apply: Callable[..., Any], make_inputs: Callable[[], tuple[Any, Any]]
 ) -> tuple[Callable[..., Any], bool]:
@@ -87,7 +95,7 @@ def seeded(
       return apply(weights, x, training)
 
   is_random = False
-  with tf.Graph().as_default() as graph:
+  with scratch_graph() as graph:
     seed = tf.compat.v1.placeholder(tf.int32, [2])
     apply_with_seed(*make_inputs(), True, seed)
     is_random = bool(seed.consumers())

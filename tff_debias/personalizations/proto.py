@@ -134,7 +134,7 @@ class Proto(base.Personalization):
 
 def _is_trained(model: models.Model) -> bool:
   """Whether the feature depends on a trainable weight."""
-  with tf.Graph().as_default():
+  with models.scratch_graph():
     weights, x = models.placeholders(model.initial_weights, model.input_spec)
     feature = model.apply(weights, x, True).feature
     gradients = tf.gradients(feature, tf.nest.flatten(weights.trainable))
