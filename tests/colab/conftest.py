@@ -1,7 +1,9 @@
 import os
 import pathlib
+import re
 import subprocess
 import sys
+import textwrap
 import uuid
 import warnings
 
@@ -10,6 +12,7 @@ from jupyter_client import kernelspec
 import psutil
 import pytest
 
+KERNEL = pathlib.Path(__file__).parents[2] / 'colab' / 'kernel.py'
 # Colab's own, of November 2026.
 PINS = [
   'ipykernel==6.17.1',
@@ -117,6 +120,15 @@ def _marked(mark):
     except psutil.Error:
       pass
   return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture(scope='session')
+def first_cell():
+  """The first cell of notebooks, as kernel.py's docstring has it."""
+  docstring = re.search(r'"""(.*?)"""', KERNEL.read_text(), re.S)[1]
+  cell = textwrap.dedent(docstring[docstring.index('    import glob') :])
+  assert len(cell.splitlines()) <= 6
+  return cell.strip()
 
 
 @pytest.fixture(scope='session')

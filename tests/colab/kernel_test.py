@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 
@@ -13,14 +12,6 @@ import pytest
 
 PROJECT = pathlib.Path(__file__).parents[2]
 KERNEL = PROJECT / 'colab' / 'kernel.py'
-
-
-def first_cell(code=''):
-  """Returns the first cell of notebooks, as kernel.py's docstring has it."""
-  docstring = re.search(r'"""(.*?)"""', KERNEL.read_text(), re.S)[1]
-  cell = textwrap.dedent(docstring[docstring.index('    import glob') :])
-  assert len(cell.splitlines()) <= 6
-  return cell.replace("CODE = ''", f'CODE = {code!r}')
 
 
 class Result:
@@ -44,7 +35,8 @@ class Result:
 class Notebook:
   """Runs cells as Colab does."""
 
-  def __init__(self, manager, folder):
+  def __init__(self, manager, folder, first_cell):
+    self.first_cell = first_cell
     self.manager = manager
     # With this variable ipykernel shows nothing that C code writes.
     env = {k: v for k, v in os.environ.items() if k != 'PYTEST_CURRENT_TEST'}
@@ -66,7 +58,8 @@ class Notebook:
     return Result(reply, messages)
 
   def start(self, code='', timeout=60):
-    result = self.run(first_cell(code), timeout)
+    cell = self.first_cell.replace("CODE = ''", f'CODE = {code!r}')
+    result = self.run(cell, timeout)
     assert result.reply['status'] == 'ok', result.text + str(result.reply)
     return result
 
@@ -84,7 +77,7 @@ def wait_until(condition, seconds=10):
 
 
 @pytest.fixture(scope='module')
-def open_notebook(outer, marked):
+def open_notebook(outer, marked, first_cell):
   """Opens a notebook; then none of its processes is left."""
 
   @contextlib.contextmanager
@@ -92,7 +85,7 @@ def open_notebook(outer, marked):
     # The environment of these tests has ipykernel and is there already.
     env = dict(TFF_DEBIAS_ENVIRONMENT=sys.prefix) | env
     manager_class, mark = outer.manager_class(**env)
-    notebook = Notebook(manager_class(), folder)
+    notebook = Notebook(manager_class(), folder, first_cell)
     notebook.mark = mark
     try:
       yield notebook
@@ -306,12 +299,14 @@ def test_the_kernel_ends_with_the_notebooks(open_notebook, marked):
     wait_until(lambda: inner not in marked(notebook.mark))
 
 
-def test_where_tff_is_installed_cells_run_as_they_are(outer, tmp_path):
+def test_where_tff_is_installed_cells_run_as_they_are(
+  outer, tmp_path, first_cell
+):
   """A local Jupyter."""
   manager = outer.manager_class()[0]()
   manager.kernel_spec.argv[0] = sys.executable
   manager.kernel_spec.env = {'IPYTHONDIR': str(tmp_path)}
-  notebook = Notebook(manager, KERNEL.parent)
+  notebook = Notebook(manager, KERNEL.parent, first_cell)
   try:
     notebook.start()
     pid = notebook.run('import os; os.getpid()').value
@@ -361,7 +356,7 @@ def test_the_code_comes_from_an_address(open_notebook, tmp_path, make):
 
 def test_no_code_is_an_error(open_notebook, tmp_path):
   with open_notebook(tmp_path) as notebook:
-    result = notebook.run(first_cell())
+    result = notebook.run(notebook.first_cell)
     assert "repository '' does not exist" in result.text
     assert result.reply['ename'] == 'FileNotFoundError'
 
@@ -375,7 +370,7 @@ def test_an_environment_that_cannot_be_made_is_an_error(
   )
   folder = pathlib.Path(code) / 'colab'
   with open_notebook(folder, TFF_DEBIAS_ENVIRONMENT='') as notebook:
-    result = notebook.run(first_cell())
+    result = notebook.run(notebook.first_cell)
     assert 'No environment could be made' in result.reply['evalue']
     assert 'not-there' in result.reply['evalue']
 
@@ -400,6 +395,12 @@ def test_tff_runs_in_the_pinned_environment(open_notebook, marked):
     assert notebook.run('import sys; sys.prefix').value == repr(
       str(KERNEL.parent / '.venv')
     )
+    # An interrupt ends a computation, and the next one runs.
+    timer = threading.Timer(3, notebook.manager.interrupt_kernel)
+    timer.start()
+    result = notebook.run('while True: total([1, 2, 3])')
+    assert result.reply['ename'] == 'KeyboardInterrupt', result.text
+    assert notebook.run('int(total([4, 5]))', timeout=120).value == '9'
     # Notebook, kernel and TFF's worker.
     assert len(marked(notebook.mark)) >= 3
     notebook.manager.provisioner.process.kill()

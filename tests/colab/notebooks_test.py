@@ -1,8 +1,6 @@
 import copy
-import re
 import subprocess
 import sys
-import textwrap
 
 import jupyter_client
 import nbclient
@@ -47,14 +45,11 @@ print(sys.version_info[:2])
 
 
 @pytest.fixture
-def example(tmp_path):
+def example(tmp_path, first_cell):
   """Writes the text form of an example into a folder with kernel.py."""
-  kernel = notebooks.FOLDER / 'kernel.py'
-  (tmp_path / 'kernel.py').symlink_to(kernel)
-  docstring = re.search(r'"""(.*?)"""', kernel.read_text(), re.S)[1]
-  first_cell = textwrap.dedent(docstring[docstring.index('    import glob') :])
+  (tmp_path / 'kernel.py').symlink_to(notebooks.FOLDER / 'kernel.py')
   path = tmp_path / 'example.md'
-  path.write_text(EXAMPLE.format(first_cell=first_cell.strip()))
+  path.write_text(EXAMPLE.format(first_cell=first_cell))
   return path
 
 
