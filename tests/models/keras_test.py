@@ -462,5 +462,5 @@ def test_weights_of_another_type_are_refused():
 
 def test_mixed_precision_is_refused_by_name():
   layer = layers.Dense(2, dtype='mixed_float16')
-  with pytest.raises(ValueError, match="float16 with.* policy\\('float32'\\)"):
+  with pytest.raises(ValueError, match="float16 with.*policy\\('float32'\\)"):
     make(sequential(layer))

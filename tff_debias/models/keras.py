@@ -279,9 +279,17 @@ def _make_network(
     with tf.variable_creator_scope(create):
       network = build()
       if call or not network.built or is_subclassed(network):
-        with graph.as_default(), tf.variable_creator_scope(create):
+        # The graph takes over the scope of creators.
+        with graph.as_default():
           x = tf.nest.map_structure(model_lib.placeholder, x_spec)
           network(x, training=True)
+      # Constants of operations between the layers: numbers for any graph.
+      for nodes in getattr(network, '_nodes_by_depth', {}).values():
+        for node in nodes:
+          node._flat_arguments = [
+            argument.numpy() if hasattr(argument, 'numpy') else argument
+            for argument in node._flat_arguments
+          ]
       return network
 
   with concurrent.futures.ThreadPoolExecutor(1) as executor:
@@ -310,6 +318,11 @@ def _creation_order(
       ' cloning does not keep: pass a function that builds the model instead.'
     )
   weights = traced.trainable_variables + traced.non_trainable_variables
+  if not {id(v) for v in weights} <= {id(v) for v in created}:
+    raise ValueError(
+      f'The function that builds the model {model.name!r} must make all its'
+      ' layers anew, but some weights were there before.'
+    )
   places = {id(variable): i for i, variable in enumerate(weights)}
   is_changed = any(
     op.type.startswith('Assign') for op in graph.get_operations()
