@@ -373,5 +373,10 @@ def test_bad_concentrations_are_refused(concentration):
     ValueError, match='concentration must be a positive finite number'
   ):
     partitions.dirichlet(GOOD, GOOD, 20, concentration, 0)
+
+
+def test_a_concentration_that_numpy_cannot_draw_is_refused():
+  with pytest.raises(ValueError, match='at least 1e-06, got 1e-300'):
+    partitions.dirichlet(GOOD, GOOD, 20, 1e-300, 0)
   with pytest.raises(TypeError, match="concentration .* got '1'"):
     partitions.dirichlet(GOOD, GOOD, 20, '1', 0)

@@ -25,6 +25,7 @@ ClientData = tff.simulation.datasets.ClientData
 Examples = tuple[np.ndarray, np.ndarray]
 
 _NUM_FITTING_STEPS = 200
+_SMALLEST_CONCENTRATION = 1e-6
 # Independent streams of random numbers of one seed.
 _TRAIN, _TEST, _MIXTURES, _RELABELLING = range(4)
 
@@ -123,8 +124,8 @@ def dirichlet(
     train: As in `acid`.
     test: As in `acid`.
     num_clients: m.
-    concentration: The parameter of the distribution, above 0: near 0 a device
-      has one class, at infinity all devices are alike.
+    concentration: The parameter of the distribution, at least 1e-6: near 0 a
+      device has one class, at infinity all devices are alike.
     seed: Chooses the mixtures, and the examples as in `acid`.
 
   Returns:
@@ -136,6 +137,11 @@ def dirichlet(
   """
   num_classes = _check(train, test, num_clients, seed)
   checks.check_number('concentration', concentration, positive=True)
+  if concentration < _SMALLEST_CONCENTRATION:
+    raise ValueError(
+      f'concentration must be at least {_SMALLEST_CONCENTRATION}, got'
+      f' {concentration!r}: NumPy would draw without end.'
+    )
   rng = np.random.default_rng([seed, _MIXTURES])
   mixtures = rng.dirichlet([concentration] * num_classes, num_clients)
   # Small concentrations underflow to zeros, which no fitting can fill.

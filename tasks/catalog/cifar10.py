@@ -8,6 +8,7 @@ _VARIANT = cifar.Variant(
   title='CIFAR-10',
   tfds_name='cifar10',
   archive='cifar-10-binary.tar.gz',
+  md5='c32a1d4ab5d03f1284b67883e8d87530',
   folder='cifar-10-batches-bin',
   train={f'data_batch_{i}.bin': 10_000 for i in range(1, 6)},
   test={'test_batch.bin': 10_000},

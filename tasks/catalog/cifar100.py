@@ -12,6 +12,7 @@ _VARIANT = cifar.Variant(
   title='CIFAR-100',
   tfds_name='cifar100',
   archive='cifar-100-binary.tar.gz',
+  md5='03b5dce01913d631647c71ecec9e9cb8',
   folder='cifar-100-binary',
   train={'train.bin': 50_000},
   test={'test.bin': 10_000},

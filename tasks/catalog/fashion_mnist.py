@@ -13,6 +13,21 @@ from tasks.readers import tfds
 _DEBIAN_DIR = '/usr/share/datasets/fashion-mnist'
 _NUM_CLASSES = 10
 _IMAGE_SHAPE = (28, 28, 1)
+# The SHA-256 of the files, not compressed, in Debian's package.
+_DIGESTS = {
+  'train-images-idx3-ubyte': (
+    'c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888'
+  ),
+  'train-labels-idx1-ubyte': (
+    'bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9'
+  ),
+  't10k-images-idx3-ubyte': (
+    '5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b'
+  ),
+  't10k-labels-idx1-ubyte': (
+    '0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34'
+  ),
+}
 
 
 def load(data_dir: str | None = None) -> task.Task:
@@ -37,9 +52,12 @@ def load(data_dir: str | None = None) -> task.Task:
 
 def _load_idx(data_dir: str, prefix: str) -> tuple[np.ndarray, np.ndarray]:
   """The images `[n, 28, 28, 1]` and labels `[n]` of one set, uint8."""
-  x_path = _find(data_dir, f'{prefix}-images-idx3-ubyte')
-  y_path = _find(data_dir, f'{prefix}-labels-idx1-ubyte')
-  x, y = idx.read(x_path, rank=3), idx.read(y_path, rank=1)
+  names = f'{prefix}-images-idx3-ubyte', f'{prefix}-labels-idx1-ubyte'
+  x_path, y_path = (_find(data_dir, name) for name in names)
+  x, y = (
+    idx.read(path, rank, ('Fashion-MNIST', _DIGESTS[name]))
+    for path, rank, name in zip((x_path, y_path), (3, 1), names, strict=True)
+  )
   if x.shape[1:] != _IMAGE_SHAPE[:2]:
     raise files.DataError(
       f'{x_path} must have images of {list(_IMAGE_SHAPE[:2])}, got'

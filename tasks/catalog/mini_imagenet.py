@@ -153,7 +153,11 @@ def _decode(path: str, content: Any, first: int) -> tuple[Any, np.ndarray]:
         y[np.asarray(content['class_dict'][name])] = first + place
       return x, y
     return content['data'], np.asarray(content['labels'], np.int32).reshape(-1)
-  except (IndexError, KeyError, TypeError, ValueError) as e:
+  # Deeply nested lists are a RecursionError; lists for dicts an AttributeError.
+  except (
+    *(AttributeError, IndexError, KeyError, RecursionError),
+    *(TypeError, ValueError),
+  ) as e:
     raise files.DataError(
       f"{path} must be a dict with either 'data' and 'labels' or 'image_data'"
       f" and 'class_dict' that fit each other: {type(e).__name__}: {e}."

@@ -11,6 +11,7 @@ import os
 import tarfile
 import zlib
 
+from absl import logging
 import numpy as np
 
 from tasks.readers import files
@@ -28,6 +29,7 @@ class Variant:
     title: Its name.
     tfds_name: Its name in tensorflow-datasets.
     archive: The file in which it is distributed.
+    md5: The published MD5 of that.
     folder: The folder in the archive.
     train: The training files and the number of records in each.
     test: The test file likewise.
@@ -38,6 +40,7 @@ class Variant:
   title: str
   tfds_name: str
   archive: str
+  md5: str
   folder: str
   train: dict[str, int]
   test: dict[str, int]
@@ -85,6 +88,11 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
     paths = {name: os.path.join(folder, name) for name in names}
     found = [name for name in names if os.path.isfile(paths[name])]
     if len(found) == len(names):
+      logging.warning(
+        'The files in %s may or may not be the published ones of %s: a checksum'
+        ' is published for %s only, which can be read as it is.',
+        *(folder, variant.title, variant.archive),
+      )
       return {name: (paths[name], files.read(paths[name])) for name in names}
     if found:
       missing = [name for name in names if name not in found]
@@ -98,17 +106,22 @@ def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:
       f'There is neither {variant.archive} nor {variant.folder} nor {names[0]}'
       f' in {data_dir}. {_how_to_get(variant)}'
     )
+  packed = files.read(archive)
+  files.compare_digest(variant.title, archive, packed, variant.md5)
   try:
     # The whole archive: gzip's checksum is at its end.
-    with gzip.open(archive) as file:
-      content = io.BytesIO(file.read())
+    content = io.BytesIO(gzip.decompress(packed))
     with tarfile.open(fileobj=content) as tar:
+      members = {n: tar.getmember(f'{variant.folder}/{n}') for n in names}
+      for name, member in members.items():
+        # Not a folder, a named pipe or a link, perhaps to itself.
+        if not member.isreg():
+          raise files.DataError(
+            f'{name} in {archive} is not a file. {_how_to_get(variant)}'
+          )
       return {
-        name: (
-          f'{name} in {archive}',
-          tar.extractfile(f'{variant.folder}/{name}').read(),
-        )
-        for name in names
+        name: (f'{name} in {archive}', tar.extractfile(member).read())
+        for name, member in members.items()
       }
   except KeyError as e:
     raise files.DataError(

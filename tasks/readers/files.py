@@ -1,6 +1,9 @@
 """Reads the bytes of a file, and names the error of data that are wrong."""
 
+import hashlib
 import os
+
+from absl import logging
 
 
 class DataError(ValueError):
@@ -43,3 +46,19 @@ def check_length(
       f'{place} is {kind}: {reason} it must have {expected} bytes, got'
       f' {len(content)}.'
     )
+
+
+def compare_digest(
+  title: str, place: str | os.PathLike[str], content: bytes, digest: str
+) -> None:
+  """Warns if data are not the published ones.
+
+  Args:
+    title: The name of the data set.
+    place: The file, as the message names it.
+    content: Its bytes.
+    digest: The SHA-256 or MD5 of the published file, in hexadecimal digits.
+  """
+  kind = 'md5' if len(digest) == 32 else 'sha256'
+  if hashlib.new(kind, content, usedforsecurity=False).hexdigest() != digest:
+    logging.warning('%s is not the published file of %s.', place, title)

@@ -15,12 +15,18 @@ from tasks.readers import files
 _UBYTE = 8
 
 
-def read(path: str | os.PathLike[str], rank: int) -> np.ndarray:
+def read(
+  path: str | os.PathLike[str],
+  rank: int,
+  published: tuple[str, str] | None = None,
+) -> np.ndarray:
   """Reads a file of unsigned bytes, which may be compressed by gzip.
 
   Args:
     path: The file. Its first bytes tell whether it is compressed.
     rank: The number of dimensions that it must have.
+    published: The name of a data set and the digest of its uncompressed file;
+      a warning says if this is another one.
 
   Returns:
     uint8 with the dimensions of the file, read-only.
@@ -50,4 +56,7 @@ def read(path: str | os.PathLike[str], rank: int) -> np.ndarray:
   shape = tuple(np.frombuffer(data, '>u4', rank, 4).tolist())
   expected = start + int(np.prod(shape, dtype=object))
   files.check_length(path, data, expected, f'by its dimensions {list(shape)}')
+  if published is not None:
+    title, digest = published
+    files.compare_digest(title, path, data, digest)
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

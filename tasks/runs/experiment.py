@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tasks.catalog import task as task_lib
+from tasks.readers import files
 from tasks.runs import components
 from tasks.runs import names
 from tasks.runs import pipeline
@@ -69,6 +70,8 @@ class Experiment:
     )
     self._check_clients_per_round()
     self.train_data, self.test_data = self._split()
+    if self.settings.partition in ('acid', 'dirichlet'):
+      self._check_arrays()
 
   @property
   def name(self) -> str:
@@ -178,14 +181,51 @@ class Experiment:
         f'--num_clients={s.num_clients} must be at most {len(users)}, the'
         f' number of users in {s.task}.'
       )
+    for user in users:
+      # NumPy, in which TFF sends ids, would drop the end: another user's id.
+      if not user or user.endswith('\0'):
+        raise files.DataError(
+          f'The user {user!r} of {s.task} must have an id that is not empty and'
+          ' does not end with a null character.'
+        )
+    users = sorted(users)
     rng = np.random.default_rng([s.seed, 2])
-    chosen = rng.choice(sorted(users), s.num_clients, replace=False).tolist()
+    chosen = rng.choice(len(users), s.num_clients, replace=False)
     return tuple(
       ClientData.from_clients_and_tf_fn(
-        sorted(chosen), data.serializable_dataset_fn
+        [users[i] for i in sorted(chosen)], data.serializable_dataset_fn
       )
       for data in self.task.natural
     )
+
+  def _check_arrays(self) -> None:
+    """Finds a label out of range now; the users' are checked when read."""
+    for examples, data in (
+      (self.task.train, self.train_data),
+      (self.task.test, self.test_data),
+    ):
+      if examples[1].max() >= self.num_outputs:
+        for client_id in data.client_ids:
+          self._check_labels(
+            client_id, data.create_tf_dataset_for_client(client_id)
+          )
+
+  def _examples(self, data: ClientData, client_id: str) -> tf.data.Dataset:
+    """The examples of a client, whose labels are in range."""
+    dataset = data.create_tf_dataset_for_client(client_id)
+    if self.settings.partition == 'natural':
+      self._check_labels(client_id, dataset)
+    return dataset
+
+  def _check_labels(self, client_id: str, dataset: tf.data.Dataset) -> None:
+    """Raises a `DataError` if a label of a client is out of range."""
+    for batch in dataset.batch(_EVALUATION_BATCH_SIZE):
+      for label in batch['y'].numpy():
+        if not 0 <= label < self.num_outputs:
+          raise files.DataError(
+            f'The client {client_id} has the label {label}, but those of'
+            f' {self.settings.task} must be from 0 to {self.num_outputs - 1}.'
+          )
 
   @functools.cached_property
   def num_outputs(self) -> int:
@@ -240,7 +280,7 @@ class Experiment:
       collections.OrderedDict(
         client_id=client_id,
         data=pipeline.training_dataset(
-          self.train_data.create_tf_dataset_for_client(client_id),
+          self._examples(self.train_data, client_id),
           batch_size=s.batch_size,
           num_batches=s.local_steps * self.personalization.batches_per_step,
           seed=(s.seed, round_num, self._places[client_id]),
@@ -282,7 +322,7 @@ class Experiment:
       (
         name,
         pipeline.test_dataset(
-          data.create_tf_dataset_for_client(client_id), _EVALUATION_BATCH_SIZE
+          self._examples(data, client_id), _EVALUATION_BATCH_SIZE
         ),
       )
       for name, data in (('train', self.train_data), ('test', self.test_data))

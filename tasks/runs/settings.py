@@ -32,8 +32,15 @@ METHODS = types.MappingProxyType(
 _DEFAULT_METHOD = 'pfl_dyn'
 
 _BOUNDS = types.MappingProxyType(
-  {'above': operator.gt, 'at_least': operator.ge, 'below': operator.lt}
+  {
+    'above': operator.gt,
+    'at_least': operator.ge,
+    'below': operator.lt,
+    'at_most': operator.le,
+  }
 )
+# Their order is drawn at once, in memory. The published experiment has 5,000.
+_MAX_EXAMPLES_IN_A_ROUND = 10**7
 
 
 class SettingsError(ValueError):
@@ -46,9 +53,9 @@ def _setting(default: Any, help_text: str, **metadata: Any) -> Any:
   Args:
     default: The default.
     help_text: The text.
-    **metadata: `choices` are the values allowed; `above`, `at_least`, `below`
-      are bounds; `may_be_infinite` allows infinity; `only_with` is another
-      setting and the values of it with which this one has an effect.
+    **metadata: `choices` are the values allowed; `above`, `at_least`, `below`,
+      `at_most` are bounds; `may_be_infinite` allows infinity; `only_with` is
+      another setting and the values of it with which this one has an effect.
 
   Returns:
     The field.
@@ -108,7 +115,8 @@ class Settings:
   concentration: float | None = _setting(
     None,
     'The parameter of the Dirichlet distribution.',
-    above=0,
+    at_least=1e-6,
+    at_most=10**6,
     only_with=('partition', ('dirichlet',)),
   )
   held_out_share: float = _setting(
@@ -122,10 +130,16 @@ class Settings:
     None, 'The number of clients that take part in a round.', at_least=1
   )
   local_steps: int | None = _setting(
-    None, 'The number K of local steps of a client in a round.', at_least=1
+    None,
+    'The number K of local steps of a client in a round.',
+    at_least=1,
+    at_most=10**6,
   )
   batch_size: int | None = _setting(
-    None, 'The examples in a batch (support and query, each).', at_least=1
+    None,
+    'The examples in a batch (support and query, each).',
+    at_least=1,
+    at_most=10**6,
   )
   learning_rate: float | None = _setting(
     None, 'The learning rate β of the local steps in the first round.', above=0
@@ -153,6 +167,7 @@ class Settings:
     None,
     'The number s of steps of MAML.',
     at_least=1,
+    at_most=1000,
     only_with=('personalization', ('maml',)),
   )
   maml_learning_rate: float | None = _setting(
@@ -189,6 +204,7 @@ class Settings:
     'Decides the initial weights, the partition, the clients of each round and'
     ' their batches.',
     at_least=0,
+    at_most=2**32 - 1,
   )
 
   def __post_init__(self):
@@ -198,6 +214,7 @@ class Settings:
       value = getattr(self, name)
       if value is not None and value not in components.BUILT_IN[name]:
         self._set(name, str(components.parse(name, value)))
+    self._check_size_of_round()
     self._complete_method()
     for field in dataclasses.fields(self):
       if getattr(self, field.name) is not None and not self._has_effect(field):
@@ -208,6 +225,16 @@ class Settings:
         raise SettingsError(
           f'--{field.name}={getattr(self, field.name)} has no effect with'
           f' {found}, only with --{other}={" or ".join(values)}. Leave it out.'
+        )
+
+  def _check_size_of_round(self) -> None:
+    if self.local_steps and self.batch_size:
+      examples = self.local_steps * self.batch_size
+      if examples > _MAX_EXAMPLES_IN_A_ROUND:
+        raise SettingsError(
+          f'--local_steps={self.local_steps} times'
+          f' --batch_size={self.batch_size} must be at most'
+          f' {_MAX_EXAMPLES_IN_A_ROUND}, the examples of a client in a round.'
         )
 
   def _set(self, name: str, value: Any) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from small_models import snapshot
 
+from tasks.runs import folder as folder_lib
+
 
 def compare(*flags):
   return subprocess.run(
@@ -23,6 +25,9 @@ def compare(*flags):
     (('--methods=pfl_dynn',), 'method=pfl_dynn is not one of .* mean pfl_dyn?'),
     (('--task=cifar',), 'Did you mean cifar10'),
     (('--personalizations=mamml',), 'Did you mean maml?'),
+    (('--output_dir=',), "--output_dir='' must be the path"),
+    (('--worker_network=open',), 'should be one of <private|shared>'),
+    (('--batch_size=1000000000',), 'must be at most 1000000'),
     (('--seeds=0,x',), '--seed=x must be of int'),
     (('--methods=',), 'must not be empty'),
     (('--targets=0.9,high',), '--targets=0.9,high must be numbers'),
@@ -51,6 +56,14 @@ def test_wrong_flags_say_what_would_be_right(flags, message):
   for part in message.split('.*'):
     assert part.strip() in result.stderr, result.stderr
   assert 'Traceback' not in result.stderr
+
+
+def test_only_one_comparison_has_the_folder(tmp_path):
+  with folder_lib.RunFolder(str(tmp_path)).lock():
+    result = compare(f'--output_dir={tmp_path}', '--rounds=2')
+  assert result.returncode == 2
+  assert f'Process {os.getpid()} is running in {tmp_path}' in result.stderr
+  assert os.listdir(tmp_path) == ['lock']
 
 
 @pytest.mark.slow

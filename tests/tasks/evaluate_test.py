@@ -377,6 +377,30 @@ def test_says_what_is_damaged(runs, runtime, tmp_path, damage, message):
     checkpoint.load(experiment(), folder)
 
 
+def test_a_final_model_that_is_a_program_is_not_run(runs, runtime, tmp_path):
+  folder = copy(runs['proto'], tmp_path)
+  shutil.rmtree(folder.checkpoints)
+  written = str(tmp_path / 'written')
+
+  def attack(x):
+    import pathlib
+
+    pathlib.Path(written).touch()
+    return x
+
+  program = tf.keras.Sequential(
+    [tf.keras.layers.Input((8, 8)), tf.keras.layers.Lambda(attack)]
+  )
+  for file in (folder.meta_model, str(tmp_path / 'hdf5.h5')):
+    program.save(file)
+    os.path.exists(written) and os.remove(written)
+    shutil.copy(file, tmp_path / 'saved')
+    os.replace(tmp_path / 'saved', folder.meta_model)
+    with pytest.raises(checkpoint.MetaModelError, match='meta_model.keras is'):
+      checkpoint.load(experiment(), folder)
+    assert not os.path.exists(written)
+
+
 def test_refuses_a_round_or_a_network_of_others(runs, runtime, tmp_path):
   folder = copy(runs['proto'], tmp_path)
   with pytest.raises(checkpoint.MetaModelError, match='=3 is not .*: 2, 4'):

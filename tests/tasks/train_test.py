@@ -115,6 +115,7 @@ def test_a_damaged_state_of_a_device_is_an_error_that_names_it(tmp_path):
   result = train(folder, '--rounds=30')
   assert result.returncode == 2
   assert 'Error: A round failed:' in result.stderr
+  assert 'goes on' not in result.stderr.replace('or go on', '')
   assert str(folder / 'storage') in result.stderr
   assert 'Traceback' not in result.stderr
 
@@ -179,3 +180,59 @@ def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
   wrong = train_own('x', '--correction=my_module:Pall(gamma=1)')
   assert wrong.returncode == 2 and 'Did you mean Pull?' in wrong.stderr
   assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--output_dir=a\nb', r"--output_dir='a\nb' must be the path"),
+    ('--output_dir=', "--output_dir='' must be the path"),
+    ('--worker_network=open', 'should be one of <private|shared>'),
+    ('--from_round=9', '--from_round=9 must be at most --rounds=3'),
+    ('--local_steps=1000000000000', 'must be at most 1000000'),
+  ],
+)
+def test_wrong_flags_say_what_would_be_right(tmp_path, flag, message):
+  result = train(tmp_path / 'run', '--rounds=3', flag)
+  assert result.returncode != 0
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr
+  assert not os.path.exists(tmp_path / 'run')
+
+
+def network_of_the_worker(process):
+  """The network namespace of the worker that a process has started."""
+  while process.poll() is None:
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+      try:
+        with open(f'/proc/{pid}/stat') as file:
+          parent = int(file.read().rpartition(')')[2].split()[1])
+        path = os.readlink(f'/proc/{pid}/exe')
+        if parent == process.pid and path.endswith('worker_binary'):
+          return os.readlink(f'/proc/{pid}/ns/net')
+      except OSError:
+        pass  # It has ended.
+    time.sleep(0.1)
+  raise AssertionError(process.communicate())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('network', ['private', 'shared'])
+def test_strangers_reach_the_worker_only_if_that_is_accepted(tmp_path, network):
+  flags = ['--worker_network=shared'] if network == 'shared' else []
+  process = subprocess.Popen(
+    command(tmp_path / 'run', '--rounds=1000', *flags),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    found = network_of_the_worker(process)
+    wait_for_round(tmp_path / 'run', 1, process)
+  finally:
+    process.kill()
+    _, said = process.communicate(timeout=60)
+  own = os.readlink('/proc/self/ns/net')
+  if 'does not permit it a private network' in said:
+    pytest.skip('no namespaces on this system')
+  assert (found == own) == (network == 'shared')

@@ -175,6 +175,23 @@ def test_a_wrong_cache_is_named(tmp_path, damage, said):
   assert 'mini-imagenet-cache-val.pkl' in str(e.value)
 
 
+@pytest.mark.parametrize('key', ['class_dict', 'image_data'])
+def test_deeply_nested_lists_are_an_error(tmp_path, key):
+  contents = cache_contents()
+  name = 'mini-imagenet-cache-val.pkl'
+  contents[name][key] = ['left', 'port']
+  write(tmp_path, contents)
+  # pickle can read such lists, but cannot write them.
+  content = (tmp_path / name).read_bytes()
+  for word in (b'left', b'port'):
+    content = content.replace(
+      b'X\4\0\0\0' + word, b']' * 10**5 + b'a' * (10**5 - 1)
+    )
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(files.DataError, match=name):
+    mini_imagenet.load(str(tmp_path))
+
+
 def test_a_truncated_file_is_named(tmp_path):
   write(tmp_path, cache_contents())
   path = tmp_path / 'mini-imagenet-cache-test.pkl'

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import io
 import tarfile
 
@@ -160,6 +161,46 @@ def test_a_truncated_archive_is_named(module, contents, tmp_path):
   write_archive(path, 'other', contents)
   with pytest.raises(files.DataError, match=f'{path} is another archive'):
     module.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  'kind', [tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE]
+)
+def test_what_is_no_file_in_an_archive_is_named(
+  module, contents, tmp_path, kind
+):
+  variant = module._VARIANT
+  name, *others = contents
+  path = tmp_path / variant.archive
+  with tarfile.open(path, 'w:gz') as tar:
+    for other in others:
+      member = tarfile.TarInfo(f'{variant.folder}/{other}')
+      member.size = len(contents[other])
+      tar.addfile(member, io.BytesIO(contents[other]))
+    member = tarfile.TarInfo(f'{variant.folder}/{name}')
+    member.type, member.linkname = kind, name
+    tar.addfile(member)
+  with pytest.raises(files.DataError, match=f'{name} in .* is not a file'):
+    module.load(str(tmp_path))
+
+
+def test_says_which_data_are_not_known_to_be_published(
+  module, contents, tmp_path, caplog, monkeypatch
+):
+  variant = module._VARIANT
+  path = tmp_path / variant.archive
+  write_archive(path, variant.folder, contents)
+  module.load(str(tmp_path))
+  said = f'{path} is not the published file of {variant.title}.'
+  assert caplog.messages == [said]
+  md5 = hashlib.md5(path.read_bytes()).hexdigest()
+  monkeypatch.setattr(module, '_VARIANT', dataclasses.replace(variant, md5=md5))
+  module.load(str(tmp_path))
+  assert caplog.messages == [said]
+  write(tmp_path / 'unpacked', contents)
+  module.load(str(tmp_path / 'unpacked'))
+  (_, last) = caplog.messages
+  assert f'{tmp_path / "unpacked"} may or may not be the published' in last
 
 
 def test_missing_files_say_how_to_get_them(module, contents, tmp_path):

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import struct
 
 import numpy as np
@@ -66,3 +67,14 @@ def test_an_unreadable_file_says_why(tmp_path):
     idx.read(tmp_path / 'nothing', rank=1)
   with pytest.raises(files.DataError, match='cannot be read: Is a directory'):
     idx.read(tmp_path, rank=1)
+
+
+@pytest.mark.parametrize('content', [BYTES, ZIPPED])
+def test_says_which_file_is_not_the_published_one(tmp_path, caplog, content):
+  path = tmp_path / 'images'
+  path.write_bytes(content)
+  digest = hashlib.sha256(BYTES).hexdigest()
+  idx.read(path, 3, ('MNIST', digest))
+  assert not caplog.messages
+  idx.read(path, 3, ('MNIST', digest[::-1]))
+  assert caplog.messages == [f'{path} is not the published file of MNIST.']

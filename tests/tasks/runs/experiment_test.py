@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import string
 
 import numpy as np
@@ -10,6 +11,7 @@ from tasks.catalog import digits
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
+from tasks.readers import files
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 
@@ -171,3 +173,52 @@ def test_runs_with_other_settings_have_other_names():
   # The task's default is not named.
   same = experiment_lib.Experiment(settings_lib.Settings(num_clients=40))
   assert same.name == names[0]
+
+
+def test_a_label_out_of_range_is_named_before_training(monkeypatch):
+  made = digits.load()
+  y = made.train[1].copy()
+  y[:40] = 10
+  test_y = made.test[1].copy()
+  test_y[:20] = 10
+  wrong = dataclasses.replace(
+    made, train=(made.train[0], y), test=(made.test[0], test_y)
+  )
+  monkeypatch.setattr(digits, 'load', lambda data_dir: wrong)
+  with pytest.raises(
+    files.DataError, match=r'client client_\d+ has the label 10.* from 0 to 9'
+  ):
+    experiment_lib.Experiment(settings_lib.Settings(partition='dirichlet'))
+
+
+def test_a_label_out_of_range_of_a_user_is_named(natural_task, monkeypatch):
+  two_classes = digits.load(None)
+  one_class = dataclasses.replace(two_classes, num_classes=1)
+  monkeypatch.setattr(digits, 'load', lambda data_dir: one_class)
+  experiment = experiment_lib.Experiment(settings_lib.Settings())
+  with pytest.raises(
+    files.DataError, match='client [a-g] has the label 1, .* from 0 to 0'
+  ):
+    experiment.training_data(1)
+  with pytest.raises(files.DataError, match='client a has the label 1'):
+    assert experiment.evaluation_data
+
+
+def test_ids_that_would_become_another_clients_are_refused(
+  natural_task, monkeypatch
+):
+  made = digits.load(None)
+  names = [*'abcde', 'a\0']
+  wrong = dataclasses.replace(made, natural=(users(names, 5), users(names, 3)))
+  monkeypatch.setattr(digits, 'load', lambda data_dir: wrong)
+  with pytest.raises(files.DataError, match=r"The user 'a\\x00' of digits"):
+    experiment_lib.Experiment(settings_lib.Settings())
+
+
+def test_no_client_is_twice_in_a_round(natural_task):
+  experiment = experiment_lib.Experiment(
+    settings_lib.Settings(clients_per_round=6)
+  )
+  for round_num in range(1, 20):
+    ids = [d['client_id'] for d in experiment.training_data(round_num)]
+    assert sorted(ids) == list('abcefg')

@@ -29,6 +29,7 @@ def test_a_second_claim_gives_the_same_run(tmp_path):
     ({'thesis.txt': 'mine'}, 'holds no run .* but thesis.txt'),
     ({'settings.json': '{"run": "a"'}, 'settings.json is damaged'),
     ({'settings.json': '{"run": "a", "settings": 3}'}, 'is damaged'),
+    ({'settings.json': '[' * 100_000}, r'is damaged .* Put it back'),
     (
       {'settings.json': '{"run": "a", "settings": {"participants": 1}}'},
       r'another version .* \(unknown here: participants; missing there: .*task',
@@ -67,12 +68,93 @@ def test_says_that_it_cannot_write(tmp_path):
       pass
 
 
-def test_repairs_metrics_that_end_in_half_a_line(tmp_path):
+def test_a_lock_that_is_deleted_lets_no_second_process_in(tmp_path):
   folder = folder_lib.RunFolder(str(tmp_path))
-  folder.repair_metrics()
-  (tmp_path / 'metrics.csv').write_bytes(b'round,a\r\n11,0.5\r\n1')
-  folder.repair_metrics()
-  assert folder.read_metrics() == [{'round': 11.0, 'a': 0.5}]
+  with folder.lock():
+    os.remove(tmp_path / 'lock')
+    with pytest.raises(folder_lib.RunFolderError, match='is running in'):
+      with folder.lock():
+        pass
+  with folder.lock():
+    pass
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+  folder = folder_lib.RunFolder(str(tmp_path))
+  (tmp_path / 'settings.json.new').write_text('{"run": "a')
+  (tmp_path / '.DS_Store').write_text('')
+  folder.claim(SETTINGS)
+  os.makedirs(tmp_path / 'checkpoints' / 'program_state_3_temp1234' / 'assets')
+  os.mkdir(tmp_path / 'checkpoints' / 'program_state_3')
+  for name in ('metrics.csv_temp9999', 'metrics.csv.new', 'meta_model.keras'):
+    (tmp_path / name).write_text('')
+  folder.claim(SETTINGS)
+  assert set(os.listdir(tmp_path)) == {
+    '.DS_Store',
+    'settings.json',
+    'checkpoints',
+    'meta_model.keras',
+  }
+  assert os.listdir(tmp_path / 'checkpoints') == ['program_state_3']
+
+
+@pytest.mark.parametrize('name', ['storage', 'checkpoints', 'metrics.csv'])
+def test_a_link_in_the_folder_is_refused_and_not_followed(tmp_path, name):
+  (tmp_path / 'others').mkdir()
+  victim = tmp_path / 'others' / 'program_state_3_temp1234'
+  victim.mkdir()
+  folder = folder_lib.RunFolder(str(tmp_path / 'run'))
+  os.mkdir(folder.path)
+  folder.claim(SETTINGS)
+  os.symlink(tmp_path / 'others', tmp_path / 'run' / name)
+  with pytest.raises(folder_lib.RunFolderError, match=f'{name} is a symbolic'):
+    folder.claim(SETTINGS)
+  assert victim.is_dir()
+
+
+def test_metrics_without_the_end_of_their_last_line(tmp_path):
+  folder = folder_lib.RunFolder(str(tmp_path))
+  assert folder.read_metrics() == []
+  (tmp_path / 'metrics.csv').write_bytes(b'round,a\r\n0,0.5\r\n1,0')
+  assert folder.read_metrics() == [{'round': 0.0, 'a': 0.5}]
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    'round,a\n0,0.5\n2,0.5\n',
+    'round,a\n1,0.5\n',
+    'round,a\n0,0.5\n0,0.5\n',
+    'round,a\n0,x\n',
+    'a\n1\n',
+    'round,a\n0,1,2\n',
+    '\udcff\n1\n',
+  ],
+)
+def test_damaged_metrics_are_named(tmp_path, content):
+  path = tmp_path / 'metrics.csv'
+  path.write_bytes(content.encode(errors='surrogateescape'))
+  folder = folder_lib.RunFolder(str(tmp_path))
+  with pytest.raises(
+    folder_lib.RunFolderError, match=f'{path} is damaged .* restores it'
+  ):
+    folder.read_metrics()
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+  folder = folder_lib.RunFolder(str(tmp_path))
+  make(folder.settings)
+  with pytest.raises(folder_lib.RunFolderError, match='it is not a file'):
+    folder.read()
+
+
+@pytest.mark.parametrize('path', ['', ' ', 'a\nb', 'runs/*', 'a[0]', 'a\\b'])
+def test_paths_that_no_folder_should_have_are_refused(path):
+  with pytest.raises(folder_lib.RunFolderError, match='--output_dir='):
+    folder_lib.check_output_dir(path)
+  for right in (None, 'runs/digits, 3 Geräte=2'):
+    folder_lib.check_output_dir(right)
 
 
 def test_evaluations_are_the_rounds_with_a_test(tmp_path):

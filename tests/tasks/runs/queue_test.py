@@ -27,7 +27,8 @@ import os, sys, time
 open(sys.argv[1] + '.started', 'w').write(str(time.time()))
 time.sleep(0.3)
 os.makedirs(sys.argv[1], exist_ok=True)
-open(sys.argv[1] + '/metrics.csv', 'w').write('round,x\\n3,1\\n')
+rows = 'round,x\\n0,1\\n1,1\\n2,1\\n3,1\\n'
+open(sys.argv[1] + '/metrics.csv', 'w').write(rows)
 open(sys.argv[1] + '/convergence.png', 'w').close()
 open(sys.argv[1] + '.ended', 'w').write(str(time.time()))
 """
@@ -43,23 +44,28 @@ def test_the_command_gives_the_same_settings():
   settings = settings_lib.Settings(
     alpha=0.03, maml_first_order=True, method='pfl_dyn', personalization='maml'
   )
-  run = queue.Run(settings, folder_lib.RunFolder('/tmp/x'), 7)
+  run = queue.Run(
+    settings, folder_lib.RunFolder('/tmp/x'), 7, ('--worker_network=shared',)
+  )
   program = """
 import sys
 from absl import flags
+from tasks import cli
 from tasks.runs import settings
 settings.define_flags()
 flags.DEFINE_integer('rounds', None, '')
 flags.DEFINE_string('output_dir', None, '')
+cli.define_worker_network()
 flags.FLAGS(sys.argv)
 print(settings.from_flags(), flags.FLAGS.rounds, flags.FLAGS.output_dir)
+print(flags.FLAGS.worker_network)
 """
   result = subprocess.run(
     [sys.executable, '-c', program, *run.command[3:]],
     capture_output=True,
     text=True,
   )
-  assert result.stdout == f'{settings} 7 /tmp/x\n', result.stderr
+  assert result.stdout == f'{settings} 7 /tmp/x\nshared\n', result.stderr
 
 
 def test_all_run_two_at_a_time(tmp_path):

@@ -181,3 +181,28 @@ def test_help_and_wrong_flags_do_not_wait_for_tensorflow(flag, status, said):
   assert 'Traceback' not in result.stderr
   assert 'absl.flags' in result.stderr
   assert 'tensorflow' not in result.stderr
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ({'batch_size': 10**9}, '--batch_size=1000000000 must be at most 1000000'),
+    ({'local_steps': 10**12}, '--local_steps=1000000000000 must be at most'),
+    (
+      {'local_steps': 10**5, 'batch_size': 10**5},
+      '--local_steps=100000 times --batch_size=100000 must be at most 10000000',
+    ),
+    (
+      {'maml_steps': 10**9, 'personalization': 'maml'},
+      '--maml_steps=1000000000 must be at most 1000',
+    ),
+    (
+      {'concentration': 1e-300, 'partition': 'dirichlet'},
+      '--concentration=1e-300 must be at least 1e-06',
+    ),
+    ({'seed': 2**32}, '--seed=4294967296 must be at most 4294967295'),
+  ],
+)
+def test_absurd_numbers_are_refused(given, message):
+  with pytest.raises(settings_lib.SettingsError, match=message):
+    settings_lib.Settings(**given)
