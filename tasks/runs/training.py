@@ -21,6 +21,7 @@ from tasks.runs import settings as settings_lib
 from tasks.runs import state_manager
 import tff_debias
 from tff_debias import runtime
+from tff_debias import storage as storage_lib
 
 
 class RoundFailedError(ValueError):
@@ -99,7 +100,7 @@ def run(
         ) from e
       except (
         state_manager.CheckpointError,
-        tff_debias.ClientStorageError,
+        storage_lib.ClientStorageError,
       ) as e:
         way_back = _way_back(checkpoints, process)
         raise RoundFailedError(f'{e} {way_back}') from e
@@ -141,7 +142,9 @@ def _remedy(
   """What helps after a round has failed."""
   details = error.details() if isinstance(error, grpc.RpcError) else ''
   storage = re.escape(os.path.abspath(folder.storage))
-  state = re.search(storage + r'/[\d_/]+/(\d{9})-\d{19}', details or '')
+  state = re.search(
+    storage + r'/\d+/clients/\d+/\d+_\d+/(\d{9})-\d{19}', details or ''
+  )
   if state is None:
     return 'Nothing is lost: the same command goes on from the last checkpoint.'
   before = [version for version in versions if version < int(state[1])]
