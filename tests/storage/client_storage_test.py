@@ -97,7 +97,7 @@ def test_the_same_inside_a_graph(tmp_path):
 
   @tf.function
   def add_one(lineage, client_id):
-    tensors, old = run.storage.read(lineage, client_id, storage_runs.INITIAL)
+    tensors, old, _ = run.storage.read(lineage, client_id, storage_runs.INITIAL)
     new = run.storage.write(lineage, client_id, [t + 1.0 for t in tensors])
     return storage_lib.receipt(old, new), tensors[0]
 
@@ -159,7 +159,7 @@ def test_a_state_of_another_client_is_an_error(tmp_path):
     lineage = storage_lib.Lineage(
       *(tf.constant(part.numpy()) for part in run.lineage)
     )
-    tensors, _ = run.storage.read(
+    tensors, _, _ = run.storage.read(
       lineage, tf.constant('b'), [tf.zeros([3]), tf.zeros([2, 2])]
     )
     with pytest.raises(tf.errors.InvalidArgumentError, match='same hash'):
