@@ -95,7 +95,10 @@ def load_final(
       f' {errors.first_line(e)}. The command of the run, given again, writes it'
       ' anew.'
     ) from e
-  return tff.learning.models.ModelWeights.from_model(keras_model)
+  return tff.learning.models.ModelWeights(
+    tuple(v.numpy() for v in keras_model.trainable_variables),
+    tuple(v.numpy() for v in keras_model.non_trainable_variables),
+  )
 
 
 def _load_checkpoint(

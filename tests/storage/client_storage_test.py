@@ -14,6 +14,7 @@ import tensorflow_federated as tff
 
 from tff_debias import runtime as runtime_lib
 from tff_debias import storage as storage_lib
+from tff_debias.runtime import contexts
 
 HOSTILE_IDS = [
   b'',
@@ -404,7 +405,7 @@ def test_rounds_in_parts_are_exact(tmp_path, monkeypatch):
   process = storage_runs.build(tmp_path)
   rounds = [[0, 1, 2, 3, 4], [4, 2, 0], [1, 2, 3, 4]]
   with runtime_lib.local_context(max_concurrency=1):
-    monkeypatch.setattr(runtime_lib, '_PARTICIPANTS_IN_MEMORY', 2)
+    monkeypatch.setattr(contexts, '_CLIENTS_IN_MEMORY', 2)
     state = process.initialize()
     for t, participants in enumerate(rounds, start=1):
       with pytest.raises(Exception, match='take part once.*client 2'):
