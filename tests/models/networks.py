@@ -74,10 +74,26 @@ def reversed_branches():
   return keras.Model(x, dense(2)(late(x) * y))
 
 
+class Shift(layers.Layer):
+  """A layer that makes constants when it is made, and when it is built."""
+
+  def __init__(self, **options):
+    super().__init__(**options)
+    self.scale = tf.constant(0.5)
+
+  def build(self, shape):
+    # More than TensorFlow copies into a graph by itself.
+    self.table = tf.reshape(tf.range(600.0), (200, 3)) / 600
+
+  def call(self, x):
+    return self.scale * x + self.table[7]
+
+
 def operations():
-  """Operations with numbers between the layers, as Keras wraps them."""
+  """Numbers and constants between the layers."""
   x = layers.Input((3,))
-  return keras.Model(x, dense(2)(dense(3)(x * 0.5 + 1.0) / 3.0))
+  hidden = dense(3)(Shift()(x * 0.5 + 1.0))
+  return keras.Model(x, dense(2)(hidden / 3.0))
 
 
 def nested():

@@ -54,6 +54,16 @@ def two_losses(labels, outputs):
   return LOSS(labels, outputs['class']) + tf.reduce_mean(outputs['size'] ** 2)
 
 
+def builder_of(build):
+  """A function that always builds the same network."""
+
+  def build_the_same():
+    tf.keras.utils.set_random_seed(1)
+    return build()
+
+  return build_the_same
+
+
 def frozen():
   return sequential(
     dense(3, activation='tanh', trainable=False), dense(3), dense(2)
@@ -175,13 +185,19 @@ def assert_weights(weights, keras_model):
       np.testing.assert_allclose(value, e, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('family', FAMILIES)
-def test_a_family_of_layers(family):
-  tf.keras.utils.set_random_seed(1)
+@pytest.mark.parametrize(
+  'family, is_built',
+  [(family, False) for family in FAMILIES]
+  + [('operations', True), ('shared', True), ('inputs', True)],
+)
+def test_a_family_of_layers(family, is_built):
   build, x_spec = FAMILIES[family]
+  build = builder_of(build)
   keras_model = build()
   loss = two_losses if family == 'outputs' else LOSS
-  model = models.from_keras(keras_model, loss, (x_spec, LABELS))
+  model = models.from_keras(
+    build if is_built else keras_model, loss, (x_spec, LABELS)
+  )
   assert not model.is_random
   batches = make_batches(x_spec)
   start = keras_model.get_weights()
@@ -290,18 +306,24 @@ REGULARIZED = {
 }
 
 
-@pytest.mark.parametrize('kind', REGULARIZED)
-def test_regularization_is_that_of_keras(kind):
-  def build():
-    tf.keras.utils.set_random_seed(1)
-    return REGULARIZED[kind]()
-
+@pytest.mark.parametrize(
+  'kind, is_built',
+  [
+    ('weights', False),
+    ('activity', False),
+    ('add_loss', False),
+    ('add_loss', True),
+    ('subclassed', True),
+  ],
+)
+def test_regularization_is_that_of_keras(kind, is_built):
+  build = builder_of(REGULARIZED[kind])
   keras_model = build()
   batches = make_batches(VECTOR, 1)
   x, y = batches[0]
   keras_model(x)
   model = models.from_keras(
-    build if kind == 'subclassed' else keras_model, LOSS, (VECTOR, LABELS)
+    build if is_built else keras_model, LOSS, (VECTOR, LABELS)
   )
   weights, loss = train(model, tff_debias.NoPersonalization(), batches)
   keras_model.compile(tf.keras.optimizers.SGD(RATE), LOSS)

@@ -339,13 +339,16 @@ def test_the_number_of_classes_must_be_known():
 def test_a_feature_that_nothing_trains_is_refused(stack, feature_layer):
   keras_model = tf.keras.Sequential([tf.keras.layers.Input((3,)), *stack])
   model = models.from_keras(
-    keras_model, LOSS, reference.SPEC, feature_layer=feature_layer
+    keras_model, LOSS, small_models.CLASSIFIER_SPEC, feature_layer=feature_layer
   )
   with pytest.raises(ValueError, match='no trainable weight.*feature_layer'):
     PROTO.check_model(model)
   # The output of the last layer is one that can be trained.
   last = models.from_keras(
-    keras_model, LOSS, reference.SPEC, feature_layer=stack[-1].name
+    keras_model,
+    LOSS,
+    small_models.CLASSIFIER_SPEC,
+    feature_layer=stack[-1].name,
   )
   PROTO.check_model(last)
 

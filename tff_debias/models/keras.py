@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Callable
+from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import contextvars
@@ -98,7 +99,7 @@ def from_keras(
     tuple(eager_model.non_trainable_variables),
   ).convert_variables_to_arrays()
 
-  def apply(
+  def call(
     weights: model_lib.ModelWeights, x: Any, training: bool
   ) -> model_lib.Outputs:
     values = (*weights.trainable, *weights.non_trainable)
@@ -128,17 +129,27 @@ def from_keras(
         ' feature (an Input never is called): name another one.'
       )
     # Keras also keeps the losses of the call that made the layers.
-    present = tf.compat.v1.get_default_graph()
-    losses = [loss for loss in network.losses if loss.graph is present]
+    graph = tf.compat.v1.get_default_graph()
+    losses = [loss for loss in network.losses if loss.graph is graph]
     return model_lib.Outputs(
       predictions,
       taps[-1] if taps else None,
       tf.add_n(losses) if losses else tf.zeros([]),
     )
 
+  def call_in_function(weights, x, training):
+    graph = tf.compat.v1.get_default_graph()
+    if not graph.building_function:
+      return tf.function(call_in_function, autograph=False)(
+        weights, x, training
+      )
+    with _with_constants(graph, (weights, x)):
+      return call(weights, x, training)
+
   with _explained(eager_model):
     apply, is_random = randomness.seeded(
-      apply, lambda: model_lib.placeholders(initial_weights, input_spec)
+      call_in_function,
+      lambda: model_lib.placeholders(initial_weights, input_spec),
     )
   return model_lib.Model(
     initial_weights,
@@ -278,23 +289,45 @@ def _make_network(
   def make() -> tf.keras.Model:
     with tf.variable_creator_scope(create):
       network = build()
-      if call or not network.built or is_subclassed(network):
-        # The graph takes over the scope of creators.
-        with graph.as_default():
-          x = tf.nest.map_structure(model_lib.placeholder, x_spec)
-          network(x, training=True)
-      # Constants of operations between the layers: numbers for any graph.
-      for nodes in getattr(network, '_nodes_by_depth', {}).values():
-        for node in nodes:
-          node._flat_arguments = [
-            argument.numpy() if hasattr(argument, 'numpy') else argument
-            for argument in node._flat_arguments
-          ]
-      return network
+    if call or not network.built or is_subclassed(network):
+      with graph.as_default(), tf.variable_creator_scope(create):
+        x = tf.nest.map_structure(model_lib.placeholder, x_spec)
+        network(x, training=True)
+    return network
 
   with concurrent.futures.ThreadPoolExecutor(1) as executor:
     context = contextvars.copy_context()
     return executor.submit(context.run, make).result(), graph
+
+
+@contextlib.contextmanager
+def _with_constants(graph: tf.Graph, arguments: Any) -> Iterator[None]:
+  """Makes tensors from outside of any graph constants of a function's graph.
+
+  Keras makes some while it builds a network, for example of the number in
+  `x * 0.5`. TensorFlow would make them arguments of the function, and the
+  graphs of TFF cannot give them. The arguments of the model, which may be such
+  tensors too, are left alone: gradients are taken in them.
+  """
+  capture = graph.capture
+  own = {id(tensor) for tensor in tf.nest.flatten(arguments)}
+
+  def capture_or_copy(tensor, name=None, shape=None):
+    is_constant = (
+      isinstance(tensor, tf.__internal__.EagerTensor)
+      and tensor.dtype not in (tf.resource, tf.variant)
+      and id(tensor) not in own
+    )
+    if not is_constant:
+      return capture(tensor, name, shape)
+    with tf.control_dependencies(None):
+      return tf.constant(tensor.numpy())
+
+  graph.capture = capture_or_copy
+  try:
+    yield
+  finally:
+    del graph.capture
 
 
 def _creation_order(
