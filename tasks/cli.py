@@ -49,7 +49,10 @@ def run(
   """
 
   def parse(argv: list[str]) -> list[str]:
-    arguments = app.parse_flags_with_usage(argv)
+    try:
+      arguments = flags.FLAGS(argv)
+    except flags.Error as e:
+      _fail(f'{e}. See --help')
     if len(arguments) > 1:
       _fail(f'unexpected argument {arguments[1]!r}; see --help')
     try:

@@ -52,8 +52,13 @@ class Notebook:
       messages.append(message)
       on_message(message)
 
+    # After an error, Jupyter refuses cells that it already has; tests are fast.
     reply = self.client.execute_interactive(
-      code, timeout=timeout, output_hook=keep, allow_stdin=False
+      code,
+      timeout=timeout,
+      output_hook=keep,
+      allow_stdin=False,
+      stop_on_error=False,
     )
     return Result(reply, messages)
 
