@@ -79,10 +79,17 @@ def _enter_private_network(
     sys.exit(str(e))
   command = os.getpid()
   if os.fork() == 0:
-    signal.signal(signal.SIGTERM, lambda *_: _remove_and_exit(folder))
-    _end_with(command, signal.SIGTERM)
-    os.write(status, b'\n')
-    _forward(socket.socket(fileno=listener), port)
+    try:
+      # A handler in Python would only run once `accept` returns.
+      signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+      _end_with(command, signal.SIGTERM)
+      os.write(status, b'\n')
+      server = socket.socket(fileno=listener)
+      threading.Thread(target=_forward, args=(server, port)).start()
+      signal.sigwait([signal.SIGTERM])
+    finally:
+      shutil.rmtree(folder, ignore_errors=True)
+      os._exit(0)
 
 
 def _make_namespace() -> None:
@@ -103,11 +110,6 @@ def _make_namespace() -> None:
   with socket.socket() as any_socket:
     request = struct.pack('16sh14x', b'lo', _IFF_UP)
     fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
-
-
-def _remove_and_exit(folder: str) -> None:
-  shutil.rmtree(folder, ignore_errors=True)
-  os._exit(0)
 
 
 def _forward(listener: socket.socket, port: int) -> None:
