@@ -609,21 +609,6 @@ def test_the_metrics_of_a_round(tmp_path):
   )
 
 
-# Forms and programs of TFF.
-
-
-def test_it_compiles_to_the_forms_of_tff(tmp_path):
-  process = build(DYN, tmp_path, MAML, track_all=True)
-  form = tff.backends.mapreduce.get_map_reduce_form_for_computation(
-    process.next
-  )
-  assert isinstance(form, tff.backends.mapreduce.MapReduceForm)
-  form = tff.backends.mapreduce.get_distribute_aggregate_form_for_computation(
-    process.next
-  )
-  assert isinstance(form, tff.backends.mapreduce.DistributeAggregateForm)
-
-
 def test_dropout_follows_the_seed_the_round_and_the_client():
   network = tf.keras.Sequential(
     [

@@ -11,8 +11,6 @@ import os
 import statistics
 import time
 
-import grpc
-
 from tasks.reports import tables
 from tasks.runs import errors
 from tasks.runs import progress
@@ -129,8 +127,8 @@ def _noted(name: str, failed: dict[str, str]) -> Iterator[None]:
   """Notes the reason for which a case fails."""
   try:
     yield
-  except grpc.RpcError as e:
-    failed[name] = errors.first_line(e.details())
+  except runtime.ComputationError as e:
+    failed[name] = errors.first_line(e)
   except (UnavailableError, runtime.WorkerError) as e:
     failed[name] = str(e)
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-import grpc
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -15,6 +14,7 @@ from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import progress
 import tff_debias
+from tff_debias import runtime
 
 GROUPS = ('took part', 'not yet', 'held out')
 
@@ -112,8 +112,8 @@ def evaluate(
       len(population.ids) * (1 + len(few_shot)), 'device'
     ) as bar:
       return _evaluate(population, weights, few_shot, num_steps, bar)
-  except grpc.RpcError as e:
-    reason = errors.first_line(e.details() or str(e.code()))
+  except runtime.ComputationError as e:
+    reason = errors.first_line(e)
     raise EvaluationError(
       f'The evaluation failed: {reason}. Nothing was written.'
     ) from e

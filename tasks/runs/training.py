@@ -9,7 +9,6 @@ import re
 import shutil
 from typing import Any
 
-import grpc
 import numpy as np
 import tensorflow_federated as tff
 
@@ -93,10 +92,11 @@ def run(
             progress,
           ],
         )
-      except (grpc.RpcError, runtime.WorkerError) as e:
+      except (runtime.ComputationError, runtime.WorkerError) as e:
         versions = _wait(files.get_versions()) or []
         raise RoundFailedError(
-          f'A round failed: {_reason(e)}. {_remedy(e, folder, versions)}'
+          f'A round failed: {errors.first_line(e)}.'
+          f' {_remedy(e, folder, versions)}'
         ) from e
       except (
         state_manager.CheckpointError,
@@ -140,10 +140,9 @@ def _remedy(
   error: Exception, folder: folder_lib.RunFolder, versions: Sequence[int]
 ) -> str:
   """What helps after a round has failed."""
-  details = error.details() if isinstance(error, grpc.RpcError) else ''
   storage = re.escape(os.path.abspath(folder.storage))
   state = re.search(
-    storage + r'/\d+/clients/\d+/\d+_\d+/(\d{9})-\d{19}', details or ''
+    storage + r'/\d+/clients/\d+/\d+_\d+/(\d{9})-\d{19}', str(error)
   )
   if state is None:
     return 'Nothing is lost: the same command goes on from the last checkpoint.'
@@ -179,14 +178,6 @@ def _wait(coroutine: Any) -> Any:
 
 def _last_version(manager: tff.program.ProgramStateManager) -> int:
   return max(_wait(manager.get_versions()) or [0])
-
-
-def _reason(error: grpc.RpcError | runtime.WorkerError) -> str:
-  if isinstance(error, runtime.WorkerError):
-    return str(error)
-  return errors.first_line(error.details()).removeprefix(
-    'Failed to run computation: '
-  )
 
 
 class _Progress(tff.program.ReleaseManager):

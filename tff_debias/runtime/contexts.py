@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias.runtime import errors
 from tff_debias.runtime import executor
 from tff_debias.runtime import tff_internals
 from tff_debias.runtime import worker as worker_lib
@@ -139,11 +140,12 @@ class _LocalContext(tff.framework.SyncExecutionContext):
     )
     num_parts = math.ceil(num_clients / self._max_concurrency * min(share, 1))
     form = _mergeable_form(comp) if num_parts > 1 else None
-    if form is None:
-      return super().invoke(comp, arg)
-    return tff.framework.MergeableCompExecutionContext(
-      [self._part_context], num_subrounds=num_parts
-    ).invoke(form, arg)
+    with errors.explained(comp.type_signature.parameter, arg):
+      if form is None:
+        return super().invoke(comp, arg)
+      return tff.framework.MergeableCompExecutionContext(
+        [self._part_context], num_subrounds=num_parts
+      ).invoke(form, arg)
 
   def close(self) -> None:
     """Ends the worker; again does nothing."""
@@ -203,7 +205,8 @@ def local_context(
 
   Raises:
     ValueError: If `worker_network` is wrong.
-    WorkerError: If the worker cannot be started.
+    WorkerError: If the worker cannot be started. A call raises it too, and a
+      `ComputationError` if the computation fails in the worker.
   """
   with contextlib.closing(
     _LocalContext(max_concurrency, log_file, worker_network)

@@ -1,0 +1,184 @@
+"""The process in TFF's own loops, programs and forms, each as one writes it.
+
+All train on the same participants, and end as `process.next` in a loop does.
+"""
+
+import asyncio
+import collections
+import contextlib
+
+import numpy as np
+import pytest
+import small_models
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import tff_debias
+
+IDS = ['a', 'b', 'c', 'd']
+ROUNDS = [['a', 'b'], ['c', 'a'], ['b', 'd'], ['d', 'c'], ['a', 'd']]
+X, Y = (np.stack(p) for p in zip(*small_models.linear_data(4), strict=True))
+
+
+def read(client_id):
+  place = tf.where(tf.equal(IDS, client_id))[0, 0]
+  return tf.data.Dataset.from_tensor_slices(
+    (tf.gather(X, place), tf.gather(Y, place))
+  )
+
+
+CLIENT_DATA = tff.simulation.datasets.ClientData.from_clients_and_tf_fn(
+  IDS, read
+).preprocess(lambda data: data.batch(4).repeat(2))
+
+
+def client(client_id):
+  return collections.OrderedDict(
+    client_id=client_id,
+    data=CLIENT_DATA.create_tf_dataset_for_client(client_id),
+  )
+
+
+def build(folder):
+  process = tff_debias.build_pfl_dyn(
+    small_models.linear_model(),
+    tff_debias.Maml(num_steps=1, learning_rate=0.1),
+    alpha=0.5,
+    num_clients=4,
+    storage=tff_debias.ClientStorage(folder / 'clients'),
+    learning_rate=0.05,
+  )
+  return process, tff_debias.compose_with_client_data(process, CLIENT_DATA)
+
+
+@pytest.fixture
+def expected(runtime, tmp_path):
+  process, _ = build(tmp_path / 'expected')
+  state = process.initialize()
+  for ids in ROUNDS:
+    state = process.next(state, [client(i) for i in ids]).state
+  return process.get_model_weights(state)
+
+
+def assert_same(weights, expected):
+  for value, other in zip(weights.trainable, expected.trainable, strict=True):
+    np.testing.assert_allclose(value, other, rtol=1e-6)
+    assert np.abs(other).max() > 0.1
+
+
+def test_run_training_process(expected, tmp_path):
+  _, process = build(tmp_path)
+  asyncio.set_event_loop(asyncio.new_event_loop())
+  state = tff.simulation.run_training_process(
+    process,
+    training_selection_fn=lambda round_num: ROUNDS[round_num - 1],
+    total_rounds=len(ROUNDS),
+  )
+  assert_same(process.get_model_weights(state), expected)
+
+
+class Chosen(tff.program.FederatedDataSourceIterator):
+  """Gives the ids of `ROUNDS`.
+
+  `tff.program.ClientIdDataSource(IDS)` chooses ids at random.
+  """
+
+  federated_type = tff.FederatedType(np.str_, tff.CLIENTS)
+
+  def __init__(self, num_selected=0):
+    self.num_selected = num_selected
+
+  def select(self, k=None):
+    self.num_selected += 1
+    return ROUNDS[self.num_selected - 1]
+
+  def to_bytes(self):
+    return str(self.num_selected).encode()
+
+  @classmethod
+  def from_bytes(cls, buffer):
+    return cls(int(buffer))
+
+
+class ChosenSource(tff.program.FederatedDataSource):
+  federated_type = Chosen.federated_type
+
+  def iterator(self):
+    return Chosen()
+
+
+def train_model(process, data_source, num_rounds, folder):
+  released = tff.program.MemoryReleaseManager()
+  program = tff.learning.programs.train_model(
+    train_process=process,
+    train_data_source=data_source,
+    train_per_round_clients=2,
+    train_total_rounds=num_rounds,
+    program_state_manager=tff_debias.StorageStateManager(
+      tff.program.FileProgramStateManager(folder / 'state'),
+      tff_debias.ClientStorage(folder / 'clients'),
+    ),
+    model_output_manager=released,
+    evaluation_manager=None,
+    evaluation_periodicity=1,
+  )
+  context = tff_debias.runtime.ProgramContext()
+  with (
+    tff.framework.get_context_stack().install(context),
+    asyncio.Runner() as runner,
+  ):
+    runner.run(program)
+  return released.values()[f'training_checkpoint_round_{num_rounds}']
+
+
+def test_train_model_goes_on_from_a_checkpoint(expected, tmp_path):
+  for num_rounds in 3, len(ROUNDS):
+    _, process = build(tmp_path)
+    state = train_model(process, ChosenSource(), num_rounds, tmp_path)
+  assert_same(process.get_model_weights(state), expected)
+
+
+def test_train_model_with_ids_chosen_at_random(runtime, tmp_path):
+  _, process = build(tmp_path)
+  source = tff.program.ClientIdDataSource(IDS)
+  weights = process.get_model_weights(train_model(process, source, 3, tmp_path))
+  assert np.abs(weights.trainable[0]).max() > 0.1
+
+
+def test_the_steps_of_a_map_reduce_form(expected, tmp_path):
+  process, _ = build(tmp_path)
+  form = tff.backends.mapreduce.get_map_reduce_form_for_computation(
+    process.next
+  )
+  state = process.initialize()
+  for ids in ROUNDS:
+    total, context = form.zero(), form.prepare(state)
+    for client_id in ids:
+      # `work` gives four kinds of updates: to be summed, and to be summed in
+      # three secure ways, which are empty here.
+      update, *secure = form.work(client(client_id), context)
+      assert not any(secure)
+      total = form.accumulate(total, update)
+    state, _ = form.update(state, (form.report(total), (), (), ())).values()
+  assert_same(process.get_model_weights(state), expected)
+
+
+def test_the_distribute_aggregate_form_exists(tmp_path):
+  process, _ = build(tmp_path)
+  form = tff.backends.mapreduce.get_distribute_aggregate_form_for_computation(
+    process.next
+  )
+  assert isinstance(form, tff.backends.mapreduce.DistributeAggregateForm)
+
+
+def test_two_remote_workers(expected, tmp_path):
+  process, _ = build(tmp_path)
+  with (
+    contextlib.closing(tff_debias.runtime.Worker()) as first,
+    contextlib.closing(tff_debias.runtime.Worker()) as second,
+    tff_debias.runtime.remote_context([first.address, second.address]),
+  ):
+    state = process.initialize()
+    for ids in ROUNDS:
+      state = process.next(state, [client(i) for i in ids]).state
+  assert_same(process.get_model_weights(state), expected)
