@@ -166,10 +166,12 @@ def build_step_evaluation(
   as_it_is = personalizations.NoPersonalization()
 
   def test(weights: models.ModelWeights, train: Any, test: Any):
-    results = []
+    results, seeded = [], _with_fixed_seed(model)
     for step in range(num_steps + 1):
       if step:
-        weights = one_step.personalize(model, weights, train, max_grad_norm)
+        weights = one_step.personalize(
+          seeded.fold_in(step), weights, train, max_grad_norm
+        )
       results.append(
         _test(model, as_it_is, max_grad_norm, weights, train, test)
       )
@@ -304,7 +306,7 @@ def _test(
 ) -> collections.OrderedDict[str, tf.Tensor]:
   """The result of one client, from its batches."""
   personalized = personalization.personalize(
-    model, weights, train, max_grad_norm
+    _with_fixed_seed(model), weights, train, max_grad_norm
   )
 
   def add_batch(state: Any, batch: Any) -> Any:
@@ -334,6 +336,11 @@ def _test(
       for name, value in values.items()
     },
   )
+
+
+def _with_fixed_seed(model: models.Model) -> models.Model:
+  """The model, whose Dropout or the like is the same in every test."""
+  return model.with_seed(tf.constant([0, 0]))
 
 
 def _has_data(dataset: tf.data.Dataset) -> tf.Tensor:

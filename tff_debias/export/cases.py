@@ -171,8 +171,8 @@ class _NearestPrototype(Case):
 
   def _features(self) -> tf.keras.Model:
     """The part of the network that gives the feature, flat."""
-    place, is_input = models._feature_layer(self.network, self.feature_layer)
-    layer = models._leaves(self.network)[place]
+    place, is_input = models.place_of_feature(self.network, self.feature_layer)
+    layer = models.leaves(self.network)[place]
     try:
       feature = layer.input if is_input else layer.output
       features = tf.keras.Model(self.network.inputs, feature)
@@ -201,7 +201,7 @@ def _assign(network: tf.keras.Model, weights: models.ModelWeights) -> None:
 
 
 def _ends_in_softmax(network: tf.keras.Model) -> bool:
-  layer = models._leaves(network)[-1]
+  layer = models.leaves(network)[-1]
   return isinstance(layer, tf.keras.layers.Softmax) or (
     getattr(layer, 'activation', None) is tf.keras.activations.softmax
   )

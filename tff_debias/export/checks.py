@@ -102,7 +102,7 @@ def check_keras_model(
   keras_model: tf.keras.Model, model: models.Model
 ) -> models.ModelWeights:
   """The weights of the Keras model, if `model` can have been made of it."""
-  if not isinstance(keras_model, tf.keras.Model) or models._is_subclassed(
+  if not isinstance(keras_model, tf.keras.Model) or models.is_subclassed(
     keras_model
   ):
     raise ExportError(

@@ -9,7 +9,7 @@ from tff_debias.models.functional import from_functional
 from tff_debias.models.keras import from_keras
 from tff_debias.models.keras import is_subclassed
 from tff_debias.models.keras import leaves
-from tff_debias.models.keras import place_of_feature as feature_layer
+from tff_debias.models.keras import place_of_feature
 from tff_debias.models.model import Metrics
 from tff_debias.models.model import Model
 from tff_debias.models.model import ModelWeights
@@ -17,8 +17,3 @@ from tff_debias.models.model import Outputs
 from tff_debias.models.model import placeholders
 from tff_debias.models.model import split_batch
 from tff_debias.models.randomness import scratch_graph
-
-# The names that export/ uses until it takes those without an underscore.
-_feature_layer = feature_layer
-_leaves = leaves
-_is_subclassed = is_subclassed
