@@ -1,4 +1,7 @@
-"""Draws the accuracy on digits against ε, of PFLDyn and Per-FedAvg."""
+"""Draws the accuracy on digits against ε, of PFLDyn and Per-FedAvg.
+
+uv run python -m colab.dp_figure
+"""
 
 import collections
 import itertools
@@ -19,7 +22,7 @@ CLIP_NORM, DELTA = 0.5, 1e-3
 def accuracy_against_epsilon(
   noise_multipliers: tuple[float, ...] = (0.3, 1.0, 3.0),
   seeds: tuple[int, ...] = (0, 1),
-) -> dict[str, list[tuple[float, float, float]]]:
+) -> dict[str, list[tuple[float, float]]]:
   """Trains with prototypes, under several strengths of noise.
 
   Each client takes part in a round by a draw of its own (Poisson sampling).
@@ -29,7 +32,8 @@ def accuracy_against_epsilon(
     seeds: One run for each: the split of the data, the draws and the weights.
 
   Returns:
-    For each method: the noise multiplier, ε and the accuracy of each run.
+    For each method: ε and the accuracy of each run. `untrained` is the model
+    before the first round, at the same ε.
   """
   results = collections.defaultdict(list)
   for noise in noise_multipliers:
@@ -38,15 +42,17 @@ def accuracy_against_epsilon(
         ('Per-FedAvg', tff_debias.NoCorrection()),
         ('PFLDyn, decay 0.05', tff_debias.Dyn(alpha=0.1, decay=0.05)),
       ):
-        run = _train(correction, noise, seed)
-        results[name].append((noise, *run))
-        print(f'{name}: z {noise}, ε {run[0]:.2f}, accuracy {run[1]:.3f}')
+        epsilon, before, after = _train(correction, noise, seed)
+        results[name].append((epsilon, after))
+        print(
+          f'{name}: z {noise}, ε {epsilon:.2f}, accuracy {after:.3f}, untrained'
+          f' {before:.3f}'
+        )
+      results['untrained'].append((epsilon, before))
   return dict(results)
 
 
-def draw(
-  results: dict[str, list[tuple[float, float, float]]], path: str
-) -> None:
+def draw(results: dict[str, list[tuple[float, float]]], path: str) -> None:
   """Draws the mean and the range over seeds.
 
   Args:
@@ -55,10 +61,10 @@ def draw(
   """
   figure = matplotlib.figure.Figure((6, 4), layout='constrained')
   axes = figure.add_subplot()
-  styles = itertools.cycle(('o-', 's--', '^-.'))
+  styles = itertools.cycle(('o-', 's--', 'k:'))
   for (name, runs), style in zip(results.items(), styles, strict=False):
     by_epsilon = collections.defaultdict(list)
-    for _, epsilon, accuracy in runs:
+    for epsilon, accuracy in runs:
       by_epsilon[epsilon].append(accuracy)
     epsilons = sorted(by_epsilon)
     values = np.array([by_epsilon[epsilon] for epsilon in epsilons])
@@ -72,11 +78,13 @@ def draw(
   axes.set_ylabel('personalized accuracy')
   axes.grid(alpha=0.3)
   axes.legend()
-  figure.savefig(path, dpi=150)
+  figure.savefig(path, dpi=100)
 
 
-def _train(correction, noise: float, seed: int) -> tuple[float, float]:
-  """ε and the final accuracy of a run."""
+def _train(
+  correction: tff_debias.Correction, noise: float, seed: int
+) -> tuple[float, float, float]:
+  """ε, and the accuracy before and after a run."""
   digits = datasets.load_digits()
   order = np.random.default_rng(seed).permutation(len(digits.target))
   x = (digits.images[order] / 16).astype(np.float32)
@@ -133,14 +141,15 @@ def _train(correction, noise: float, seed: int) -> tuple[float, float]:
       ]
       state, _ = process.next(state, participants)
   evaluate = tff_debias.build_personalized_evaluation(model, personalization)
-  metrics = evaluate(
-    process.get_model_weights(state),
-    [
-      collections.OrderedDict(
-        train=batches(train, client_id, 12), test=batches(test, client_id, 12)
-      )
-      for client_id in train.client_ids
-    ],
+  clients = [
+    collections.OrderedDict(
+      train=batches(train, client_id, 12), test=batches(test, client_id, 12)
+    )
+    for client_id in train.client_ids
+  ]
+  before, after = (
+    float(evaluate(weights, clients)['by_client']['accuracy']['mean'])
+    for weights in (model.initial_weights, process.get_model_weights(state))
   )
   epsilon, _ = tff_debias.privacy_spent(
     state,
@@ -149,9 +158,9 @@ def _train(correction, noise: float, seed: int) -> tuple[float, float]:
     delta=DELTA,
     sampling='poisson',
   )
-  return epsilon, float(metrics['by_client']['accuracy']['mean'])
+  return epsilon, before, after
 
 
 if __name__ == '__main__':
   with tff_debias.runtime.local_context():
-    draw(accuracy_against_epsilon(), 'accuracy_against_epsilon.png')
+    draw(accuracy_against_epsilon(), 'colab/accuracy_against_epsilon.png')

@@ -171,8 +171,8 @@ def check_exact(
   update on its way sets them apart, and a corrected method then pulls to a
   wrong place. A compression without a bias, such as that of
   `tff.aggregators.EncodedSumFactory.quantize_above_threshold`, is allowed: its
-  errors add up as a random walk. With 8 bits the mean was 0.2 % off after 50
-  rounds.
+  errors add up as a random walk. With 8 bits, on a linear model of three
+  weights, the mean was 0.2 % off after 50 rounds.
 
   Args:
     factory: The argument of `build_mean`.
