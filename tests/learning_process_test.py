@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import functools
 import math
 import os
 import shutil
@@ -87,7 +88,7 @@ def run_beside(process, loop, rounds, before_round=None):
   return state
 
 
-# Against TFF's own federated averaging.
+# Against TFF's own algorithms.
 
 
 def tanh_network():
@@ -102,15 +103,31 @@ def tanh_network():
 
 
 @pytest.mark.parametrize(
-  ('build_theirs', 'weighting', 'momentum'),
+  ('build_theirs', 'correction', 'weighting', 'momentum'),
   [
-    (tff.learning.algorithms.build_unweighted_fed_avg, 'UNIFORM', None),
-    (tff.learning.algorithms.build_unweighted_fed_avg, 'UNIFORM', 0.5),
-    (tff.learning.algorithms.build_weighted_fed_avg, 'NUM_EXAMPLES', None),
+    (tff.learning.algorithms.build_unweighted_fed_avg, PLAIN, 'UNIFORM', None),
+    (tff.learning.algorithms.build_unweighted_fed_avg, PLAIN, 'UNIFORM', 0.5),
+    (
+      tff.learning.algorithms.build_weighted_fed_avg,
+      PLAIN,
+      'NUM_EXAMPLES',
+      None,
+    ),
+    (
+      functools.partial(
+        tff.learning.algorithms.build_weighted_fed_prox, proximal_strength=0.5
+      ),
+      # TFF 0.87 adds the proximal term with the wrong sign.
+      corrections.Prox(mu=1.0).with_hparams({'mu': -0.5}),
+      'NUM_EXAMPLES',
+      None,
+    ),
   ],
-  ids=['uniform', 'momentum', 'num_examples'],
+  ids=['uniform', 'momentum', 'num_examples', 'prox'],
 )
-def test_fed_avg_is_that_of_tff(build_theirs, weighting, momentum):
+def test_fed_avg_and_fed_prox_are_those_of_tff(
+  build_theirs, correction, weighting, momentum
+):
   model = models.from_keras(
     tanh_network(),
     tf.keras.losses.MeanSquaredError(),
@@ -134,7 +151,7 @@ def test_fed_avg_is_that_of_tff(build_theirs, weighting, momentum):
     server_optimizer_fn=their_optimizer,
   )
   ours = build(
-    PLAIN,
+    correction,
     model=model,
     learning_rate=0.05,
     server_optimizer_fn=optimizer,
@@ -178,6 +195,7 @@ EQUAL = [{i: 2 + t % 2 for i in s} for t, s in enumerate(ROUNDS)]
     (DYN, UNEQUAL, tff.aggregators.UnweightedMeanFactory()),
     (SCAF, UNEQUAL, None),
     (SCAF, EQUAL, None),
+    (corrections.Prox(mu=0.5), UNEQUAL, None),
     (SCAF_EQUAL, EQUAL, None),
     (SCAF_EQUAL, EQUAL, tff.aggregators.UnweightedMeanFactory()),
   ],

@@ -261,8 +261,19 @@ class ScafLoop(PlainLoop):
     ]
 
 
+class ProxLoop(PlainLoop):
+  def __init__(self, *args, mu, **options):
+    super().__init__(*args, **options)
+    self.mu = mu
+
+  def term(self, i, w, start):
+    return [self.mu * (u - s) for u, s in zip(w, start, strict=True)]
+
+
 def loop_of(correction, *args, **options):
   """The loop of one of the corrections of the package."""
+  if isinstance(correction, corrections.Prox):
+    return ProxLoop(*args, mu=correction.mu, **options)
   if isinstance(correction, corrections.Dyn):
     return DynLoop(*args, alpha=correction.alpha, **options)
   is_scaf = isinstance(correction, corrections.Scaf)

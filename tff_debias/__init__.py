@@ -8,6 +8,7 @@ from tff_debias.client_data import compose_with_client_data
 from tff_debias.corrections import Correction
 from tff_debias.corrections import Dyn
 from tff_debias.corrections import NoCorrection
+from tff_debias.corrections import Prox
 from tff_debias.corrections import Scaf
 from tff_debias.evaluation import build_client_evaluation
 from tff_debias.evaluation import build_personalize_fn

@@ -9,4 +9,5 @@ from tff_debias.corrections.dyn import Dyn
 from tff_debias.corrections.newest import NewestModel
 from tff_debias.corrections.newest import all_model
 from tff_debias.corrections.none import NoCorrection
+from tff_debias.corrections.prox import Prox
 from tff_debias.corrections.scaf import Scaf
