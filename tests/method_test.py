@@ -41,7 +41,11 @@ NUM_EXAMPLES = tff.learning.ClientWeighting.NUM_EXAMPLES
     ({'correction': corrections.Dyn}, TypeError, 'correction must be'),
     ({'personalization': None}, TypeError, 'personalization must be .*None'),
     ({'model': 3}, TypeError, 'model must be .* 3'),
-    ({'server_optimizer_fn': 'sgd'}, TypeError, "server_optimizer_fn .*'sgd'"),
+    (
+      {'server_optimizer_fn': 'sgd'},
+      TypeError,
+      "TFF optimizer.*build_sgdm.*'sgd'",
+    ),
     (
       {'server_optimizer_fn': tff.learning.optimizers.build_sgdm(1.0)},
       ValueError,

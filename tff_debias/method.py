@@ -105,7 +105,12 @@ class Method:
     ):
       optimizer = getattr(self, name)
       if optimizer is not None:
-        checks.check_type(name, optimizer, tff.learning.optimizers.Optimizer)
+        if not isinstance(optimizer, tff.learning.optimizers.Optimizer):
+          raise TypeError(
+            f'{name} must be a TFF optimizer, such as'
+            ' tff.learning.optimizers.build_sgdm(0.1), and not a Keras'
+            f' optimizer or a function that makes one, got {optimizer!r}.'
+          )
         if not is_allowed:
           raise ValueError(
             f'{correction} {reason}: {name} must be None, got {optimizer!r}.'
