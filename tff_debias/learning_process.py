@@ -16,6 +16,7 @@ from tff_debias import corrections
 from tff_debias import method as method_lib
 from tff_debias import models
 from tff_debias import personalizations
+from tff_debias import report as report_lib
 from tff_debias import storage as storage_lib
 from tff_debias import transfer
 
@@ -163,46 +164,12 @@ class _Upload(NamedTuple):
   client_message: corrections.State
 
 
-class _Counts(NamedTuple):
-  """What a client sends to be counted, all nonnegative integers.
-
-  Without states `receipt` is `()`. Else it has a `storage.Receipt`'s `is_new`
-  and `fingerprint`, and what the client's last fingerprint was.
-  """
-
-  clients: Any
-  participants: Any
-  num_steps: Any
-  squared_steps: Any
-  receipt: tuple[Any, ...]
-
-
-# The most steps that a secure sum counts for a client.
-_MAX_STEPS = 2**20
-_MAX_FINGERPRINT = 2**31 - 1
-_MAX_COUNTS = _Counts(1, 1, _MAX_STEPS, _MAX_STEPS**2, ())
-_MAX_RECEIPT = (1, _MAX_FINGERPRINT, _MAX_FINGERPRINT)
-# The largest number that TFF's secure metrics add as well.
-_MAX_NORM = 2.0**20 - 1
-
-
-class _Report(NamedTuple):
-  """What a client reports, and the aggregated reports of all clients.
-
-  `metrics` are the unfinalized ones of a client, and the finalized ones of all.
-  """
-
-  counts: _Counts
-  correction_norm: tf.Tensor
-  metrics: collections.OrderedDict[str, Any]
-
-
 class _Work(NamedTuple):
   """The outcome of a client's work; `weight` is its weight in the means."""
 
   upload: _Upload
   weight: tf.Tensor
-  report: _Report
+  report: report_lib.Report
 
 
 def _build_process(
@@ -233,7 +200,7 @@ def _build_process(
     return _client_work(method, sent, client)
 
   work_type = client_work.type_signature.result
-  sum_report, sums_securely = _build_report(method, work_type.report)
+  sum_report, sums_securely = report_lib.build_sum(method, work_type.report)
   aggregator = aggregation.build_mean(
     method.model_aggregator, work_type.upload, sums_securely
   )
@@ -301,55 +268,6 @@ def _build_process(
     return tff.learning.templates.LearningProcessOutput(new_state, metrics)
 
   return accessors.build(method, initialize, next_fn)
-
-
-def _build_report(
-  method: method_lib.Method, report_type: tff.StructType
-) -> tuple[tff.Computation, bool]:
-  """Builds the aggregation of reports, and tells whether it is secure."""
-
-  def finalize(unfinalized):
-    loss_sum, num_examples = unfinalized['loss']
-    return collections.OrderedDict(
-      loss=tf.math.divide_no_nan(loss_sum, num_examples),
-      **method.model.metrics.finalize(unfinalized['metrics']),
-      num_examples=tf.cast(tf.round(unfinalized['num_examples']), tf.int32),
-    )
-
-  aggregate = method.metrics_aggregator(finalize, report_type.metrics)
-
-  @tff.federated_computation(
-    tff.FederatedType(report_type.metrics, tff.CLIENTS)
-  )
-  def aggregate_metrics(metrics):
-    return aggregate(metrics)
-
-  try:
-    tff.test.assert_not_contains_unsecure_aggregation(aggregate_metrics)
-    is_secure = True
-  except AssertionError:
-    is_secure = False
-  bounds = _MAX_COUNTS
-  if method.keeps_state:
-    bounds = bounds._replace(receipt=_MAX_RECEIPT)
-
-  @tff.federated_computation(tff.FederatedType(report_type, tff.CLIENTS))
-  def sum_report(report):
-    if is_secure:
-      correction_norm = tff.aggregators.secure_quantized_sum(
-        report.correction_norm, 0.0, _MAX_NORM
-      )
-    else:
-      correction_norm = tff.federated_sum(report.correction_norm)
-    return tff.federated_zip(
-      _Report(
-        aggregation.sum_counts(report.counts, bounds, is_secure),
-        correction_norm,
-        aggregate_metrics(report.metrics),
-      )
-    )
-
-  return sum_report, is_secure
 
 
 def _initial_state(method: method_lib.Method, aggregator_state: Any) -> State:
@@ -458,30 +376,13 @@ def _client_work(
     # Made of the write's result: TensorFlow's optimizer can remove a control
     # dependency, and the write with it.
     is_included = new_token > 0
-  participants = tf.cast(is_included, tf.int32)
   weight = tf.cast(is_included, tf.float32)
   if method.is_weighted_by_examples:
     weight *= result.sums.num_examples
-  sums = result.sums
-  num_steps = tf.cast(sums.num_steps, tf.int64)
   return _Work(
     _Upload(result.update, tuple(tf.nest.flatten(result.client_message))),
     weight,
-    _Report(
-      _Counts(
-        clients=tf.constant(1),
-        participants=participants,
-        num_steps=num_steps,
-        squared_steps=tf.square(num_steps),
-        receipt=counted_receipt,
-      ),
-      correction_norm=tf.where(is_included, _norm(result.memories[0]), 0.0),
-      metrics=collections.OrderedDict(
-        loss=[sums.loss_sum, sums.num_examples],
-        metrics=sums.metrics,
-        num_examples=sums.num_examples,
-      ),
-    ),
+    report_lib.of_client(result, is_included, counted_receipt),
   )
 
 
@@ -491,7 +392,7 @@ def _finish_round(
   aggregator_state: Any,
   means: _Upload,
   measurements: collections.OrderedDict[str, Any],
-  report: _Report,
+  report: report_lib.Report,
   sent_bytes: int,
 ) -> tuple[State, collections.OrderedDict[str, Any]]:
   """The server's new state and the metrics of the round."""
@@ -509,7 +410,7 @@ def _finish_round(
       message_like, tf.nest.flatten(means.client_message)
     ),
     participants / float(method.num_clients or 1),
-    _mean_steps(algorithm, report.counts),
+    report_lib.mean_steps(algorithm, report.counts),
     turnout=participants / (method.num_planned or participants),
   )
   new = algorithm_lib.server_update(
@@ -559,21 +460,25 @@ def _finish_round(
   )
   metrics = collections.OrderedDict(
     distributor=new_state.distributor,
-    client_work=_client_metrics(report),
+    client_work=report_lib.client_metrics(report),
     aggregator=collections.OrderedDict(
       new_state.aggregator['transfer'],
       **{name: value for name, value in measurements.items() if len(value)},
     ),
     finalizer=collections.OrderedDict(
-      update_norm=tf.where(participants > 0, _norm(means.update), 0.0),
-      server_correction_norm=_norm(new.means[0]),
+      update_norm=tf.where(
+        participants > 0, report_lib.norm(means.update), 0.0
+      ),
+      server_correction_norm=report_lib.norm(new.means[0]),
     ),
   )
   return new_state, metrics
 
 
 def _next_lineage(
-  method: method_lib.Method, lineage: storage_lib.Lineage, counts: _Counts
+  method: method_lib.Method,
+  lineage: storage_lib.Lineage,
+  counts: report_lib.Counts,
 ) -> storage_lib.Lineage:
   """The lineage after the round, if clients keep states."""
   if not method.keeps_state:
@@ -594,49 +499,3 @@ def _next_lineage(
   )
   with tf.control_dependencies([is_possible]):
     return lineage._replace(num_clients=tf.identity(lineage.num_clients))
-
-
-def _mean_steps(
-  algorithm: algorithm_lib.Algorithm, counts: _Counts
-) -> tf.Tensor:
-  """The mean number K of local steps, the same for all where it has to be."""
-  num_steps = tf.cast(counts.num_steps, tf.float32)
-  mean = tf.math.divide_no_nan(
-    num_steps, tf.cast(counts.participants, tf.float32)
-  )
-  if not algorithm.correction.equal_steps:
-    return mean
-  # Cauchy's inequality, in whole numbers: (Σ K)² = p Σ K² if all K are equal.
-  is_equal = tf.equal(
-    tf.square(counts.num_steps),
-    tf.cast(counts.participants, tf.int64) * counts.squared_steps,
-  )
-  # tf.debugging.Assert puts its check into a branch if it has a float to show,
-  # and TensorFlow's optimizer removes the branch.
-  check = tf.raw_ops.Assert(
-    condition=is_equal,
-    data=[
-      f'{algorithm.correction} needs participants with the same number of local'
-      ' steps, but they differ in this round. Give each the same number of'
-      ' batches, or use equal_steps=False. The mean number is',
-      mean,
-    ],
-  )
-  with tf.control_dependencies([check]):
-    return tf.identity(mean)
-
-
-def _client_metrics(report: _Report) -> collections.OrderedDict[str, Any]:
-  counts = report.counts
-  return collections.OrderedDict(
-    train=report.metrics,
-    participants=counts.participants,
-    left_out=counts.clients - counts.participants,
-    correction_norm=tf.math.divide_no_nan(
-      report.correction_norm, tf.cast(counts.participants, tf.float32)
-    ),
-  )
-
-
-def _norm(tensors: Any) -> tf.Tensor:
-  return tf.linalg.global_norm([tf.zeros([]), *tensors])

@@ -264,6 +264,15 @@ def test_a_new_folder_is_for_its_user_only(tmp_path):
   assert mode == 0o700
 
 
+def test_the_states_of_clients_are_for_their_user_only(runtime, tmp_path):
+  process = storage_runs.build(tmp_path / 'new')
+  process.next(process.initialize(), storage_runs.clients(0, 1))
+  paths = list((tmp_path / 'new').rglob('*'))
+  assert any('.data-' in path.name for path in paths)
+  for path in paths:
+    assert not path.stat().st_mode & 0o077, path
+
+
 def test_a_write_that_fails_is_an_error_and_works_later(tmp_path):
   run = storage_runs.Run(tmp_path).round({'a': 1})
   os.rename(run.folder / 'clients', tmp_path / 'away')

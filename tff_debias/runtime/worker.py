@@ -225,6 +225,8 @@ def _start(
         pass_fds=[file.fileno() for file in inherited],
         # Ctrl-C is for the program, which then ends the worker.
         start_new_session=True,
+        # The states of clients are for nobody else.
+        umask=0o077,
       )
       for file in inherited:
         file.close()
