@@ -6,7 +6,6 @@ ratio below 1 says that a case is faster than the one that it is divided by.
 
 import os
 import platform
-import shlex
 import tempfile
 
 from absl import flags
@@ -15,15 +14,8 @@ from tasks import cli
 from tasks.runs import folder as folder_lib
 
 _SECTIONS = (
-  'plain',
-  'proto',
-  'maml',
-  'tiny',
-  'evaluation',
-  'population',
-  'participants',
-  'concurrency',
-  'startup',
+  *('plain', 'proto', 'maml', 'tiny', 'evaluation'),
+  *('population', 'participants', 'concurrency', 'startup'),
 )
 _CHOSEN = flags.DEFINE_multi_enum(
   'section',
@@ -31,34 +23,16 @@ _CHOSEN = flags.DEFINE_multi_enum(
   _SECTIONS,
   'A section to measure; can be given several times. By default all.',
 )
-_REPETITIONS = flags.DEFINE_integer(
-  'repetitions', 5, 'The times that each case is measured.', lower_bound=1
-)
-_CLIENTS_PER_ROUND = flags.DEFINE_integer(
-  'clients_per_round',
-  10,
-  'The devices in a round (plain, proto, maml).',
-  lower_bound=1,
-)
-_LOCAL_STEPS = flags.DEFINE_integer(
-  'local_steps',
-  50,
-  'The local steps (plain, proto). For pfl a multiple of 10: it has epochs.',
-  lower_bound=1,
-)
-_MAML_LOCAL_STEPS = flags.DEFINE_integer(
-  'maml_local_steps',
-  5,
-  'The local steps (maml): one takes as long as twenty others.',
-  lower_bound=1,
-)
-_MAML_STEPS = flags.DEFINE_integer(
-  'maml_steps', 5, 'The steps s of MAML (maml, evaluation).', lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  'batch_size', 50, 'The batch size (plain, proto, maml).', lower_bound=1
-)
-_PFL_PYTHON = flags.DEFINE_string(
+for _name, _default, _help in (
+  ('repetitions', 5, 'The times that each case is measured.'),
+  ('clients_per_round', 10, 'The devices in a round (plain, proto, maml).'),
+  ('local_steps', 50, 'The steps (plain, proto). For pfl a multiple of 10.'),
+  ('maml_local_steps', 5, 'The steps (maml): one takes as long as 20 others.'),
+  ('maml_steps', 5, 'The steps s of MAML (maml, evaluation).'),
+  ('batch_size', 50, 'The batch size (plain, proto, maml).'),
+):
+  flags.DEFINE_integer(_name, _default, _help, lower_bound=1)
+flags.DEFINE_string(
   'pfl_python',
   'uv run --quiet --no-project --python=3.11 --with=pfl==0.6.0 --with=torch'
   ' python',
@@ -77,23 +51,14 @@ def main() -> None:
   from tasks.benchmarks import timing
   from tff_debias import runtime
 
-  size = sections.Size(
-    clients=_CLIENTS_PER_ROUND.value,
-    local_steps=_LOCAL_STEPS.value,
-    maml_local_steps=_MAML_LOCAL_STEPS.value,
-    maml_steps=_MAML_STEPS.value,
-    batch_size=_BATCH_SIZE.value,
-    repetitions=_REPETITIONS.value,
-    pfl_python=shlex.split(_PFL_PYTHON.value),
-  )
   results = []
   for name in dict.fromkeys(_CHOSEN.value):
     context = runtime.local_context(worker_network=_WORKER_NETWORK.value)
     with context, tempfile.TemporaryDirectory() as scratch:
       # The states of the devices are large. Those of a section go at its end.
       tempfile.tempdir = scratch
-      section = sections.SECTIONS[name](size)
-      results.append(timing.measure(section, _REPETITIONS.value))
+      section = sections.SECTIONS[name](flags.FLAGS)
+      results.append(timing.measure(section, flags.FLAGS.repetitions))
       tempfile.tempdir = None
     print(timing.to_markdown(results[-1]), flush=True)
     timing.write(results, _machine(), _OUTPUT_DIR.value)

@@ -39,13 +39,9 @@ def run(
 
   Importing TensorFlow takes seconds; `--help` and errors in flags come before.
   But it is imported while absl parses the flags: Keras does not work if it is
-  first imported under `app.run`.
-
-  Args:
-    main: The program. Its `ValueError` is a message to the user, and the
-      process ends with 2. An interrupt ends it with 130.
-    check_flags: Raises a `ValueError` if a flag is wrong.
-    next_time: The last sentence after an interrupt or an error of the disk.
+  first imported under `app.run`. A `ValueError` is a message to the user, and
+  the process ends with 2. An interrupt ends it with 130. `next_time` is the
+  last sentence after an interrupt or an error of the disk.
   """
 
   def parse(argv: list[str]) -> list[str]:

@@ -6,11 +6,14 @@ folder of its own; the same command again goes on, and trains nothing twice.
 """
 
 import dataclasses
+import itertools
 import os
+import pathlib
 
 from absl import flags
 
 from tasks import cli
+from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import queue
 from tasks.runs import settings as settings_lib
@@ -37,14 +40,8 @@ _ROUNDS = flags.DEFINE_integer(
 )
 # The settings that belong to a method. The others are the same for all.
 _OVERRIDABLE = (
-  'alpha',
-  'learning_rate',
-  'learning_rate_decay',
-  'maml_first_order',
-  'maml_learning_rate',
-  'maml_steps',
-  'max_grad_norm',
-  'weight_decay',
+  *('alpha', 'learning_rate', 'learning_rate_decay', 'maml_first_order'),
+  *('maml_learning_rate', 'maml_steps', 'max_grad_norm', 'weight_decay'),
 )
 _TARGETS = flags.DEFINE_list(
   'targets',
@@ -86,40 +83,30 @@ flags.adopt_module_key_flags(settings_lib)
 
 
 def _settings() -> list[settings_lib.Settings]:
-  """The settings of every run.
-
-  Raises:
-    SettingsError: If a flag is wrong.
-  """
+  """The settings of every run."""
   overrides = {text: _parse_override(text) for text in _OVERRIDES.value}
   unused = set(overrides)
   results = {}
-  for seed in _SEEDS.value:
-    for method in _METHODS.value:
-      is_known = method in settings_lib.METHODS
-      personalizes = is_known and settings_lib.METHODS[method][1]
-      for personalization in (
-        _PERSONALIZATIONS.value if personalizes else [None]
-      ):
-        settings = settings_lib.from_flags(
-          only_with_effect=True,
-          method=method,
-          personalization=personalization,
-          seed=settings_lib.parse('seed', seed),
-        )
-        run = (method, settings.personalization)
-        chosen = [text for text in overrides if overrides[text][0] == run]
-        unused.difference_update(chosen)
-        changes = dict(overrides[text][1] for text in chosen)
-        results[dataclasses.replace(settings, **changes)] = None
+  for seed, method in itertools.product(_SEEDS.value, _METHODS.value):
+    _, personalizes = settings_lib.METHODS.get(method, (None, False))
+    for personalization in _PERSONALIZATIONS.value if personalizes else [None]:
+      settings = settings_lib.from_flags(
+        only_with_effect=True,
+        method=method,
+        personalization=personalization,
+        seed=settings_lib.parse('seed', seed),
+      )
+      run = (method, settings.personalization)
+      chosen = [text for text in overrides if overrides[text][0] == run]
+      unused.difference_update(chosen)
+      changes = dict(overrides[text][1] for text in chosen)
+      results[dataclasses.replace(settings, **changes)] = None
   if not results:
-    raise settings_lib.SettingsError(
+    raise errors.UserError(
       '--methods, --personalizations and --seeds must not be empty.'
     )
   if unused:
-    raise settings_lib.SettingsError(
-      f'--override={min(unused)} is for none of the runs.'
-    )
+    raise errors.UserError(f'--override={min(unused)} is for none of the runs.')
   return list(results)
 
 
@@ -129,13 +116,13 @@ def _parse_override(text: str) -> tuple[tuple[str, str], tuple[str, object]]:
   method, _, personalization = run.partition('/')
   name, equals, value = setting.partition('=')
   if not (personalization and equals):
-    raise settings_lib.SettingsError(
+    raise errors.UserError(
       f'--override={text} must be METHOD/PERSONALIZATION:NAME=VALUE, for'
       ' example pfl_dyn/maml:alpha=0.03.'
     )
   value = settings_lib.parse(name, value)
   if name not in _OVERRIDABLE:
-    raise settings_lib.SettingsError(
+    raise errors.UserError(
       f'--override={text} would make the runs unequal: {name} must be the'
       ' same for all. The settings that may differ between methods are'
       f' {", ".join(_OVERRIDABLE)}.'
@@ -144,20 +131,16 @@ def _parse_override(text: str) -> tuple[tuple[str, str], tuple[str, object]]:
 
 
 def _targets() -> list[float] | None:
-  """The targets given, in order; `None` where the task's are wanted.
-
-  Raises:
-    SettingsError: If one is no accuracy.
-  """
+  """The targets given, in order; `None` where the task's are wanted."""
   if _TARGETS.value is None:
     return None
   given = f'--targets={",".join(_TARGETS.value)}'
   try:
     targets = sorted({float(text) for text in _TARGETS.value})
   except ValueError as e:
-    raise settings_lib.SettingsError(f'{given} must be numbers.') from e
+    raise errors.UserError(f'{given} must be numbers.') from e
   if not all(0 < target <= 1 for target in targets):
-    raise settings_lib.SettingsError(f'{given} must be above 0 and at most 1.')
+    raise errors.UserError(f'{given} must be above 0 and at most 1.')
   return targets
 
 
@@ -186,7 +169,7 @@ def main() -> None:
   rounds = _ROUNDS.value or experiment.default_rounds
   step = experiment.settings.rounds_per_evaluation
   if rounds % step:
-    raise settings_lib.SettingsError(
+    raise errors.UserError(
       f'--rounds={rounds} must be a multiple of --rounds_per_evaluation={step}:'
       ' the last test counts.'
     )
@@ -208,12 +191,16 @@ def main() -> None:
     queue.run_all(
       runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
     )
-    curves = [
-      savings.curve(run.settings, _tests(run, rounds, step)).smoothed(
-        _SMOOTHING.value
-      )
-      for run in runs
-    ]
+    curves = []
+    for run in runs:
+      # The tests that all runs have.
+      tests = [
+        test
+        for test in folder_lib.evaluations(run.folder.read_metrics())
+        if 0 < test['round'] <= rounds and not test['round'] % step
+      ]
+      curve = savings.curve(run.settings, tests)
+      curves.append(curve.smoothed(_SMOOTHING.value))
     targets = _targets()
     if targets is None:
       targets = sorted(getattr(experiment.task, 'targets', ()))
@@ -228,23 +215,12 @@ def main() -> None:
     markdown = method_report.to_markdown(curves, targets, origin)
     text = f'{title}\n\n{markdown}\n'
     path = os.path.join(parent, 'comparison')
-    with open(f'{path}.md', 'w') as file:
-      file.write(text)
-    tables.write_csv(
-      method_report.to_rows(curves, targets, origin), f'{path}.csv'
-    )
+    pathlib.Path(f'{path}.md').write_text(text)
+    rows = method_report.to_rows(curves, targets, origin)
+    tables.write_csv(rows, f'{path}.csv')
     figures.save_comparison(curves, targets, title, f'{path}.png')
     print(text)
     print(f'results in {parent}: comparison.md, .csv, .png and .pdf')
-
-
-def _tests(run: queue.Run, rounds: int, step: int) -> list[dict[str, float]]:
-  """The tests of a run up to a round: those that all runs have."""
-  return [
-    test
-    for test in folder_lib.evaluations(run.folder.read_metrics())
-    if 0 < test['round'] <= rounds and not test['round'] % step
-  ]
 
 
 if __name__ == '__main__':

@@ -7,8 +7,8 @@ be your own, or of somebody whose programs you would run.
 from absl import flags
 
 from tasks import cli
+from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import settings as settings_lib
 
 _RUN = flags.DEFINE_string('run', None, 'The folder of the run.')
 _ROUND = flags.DEFINE_integer(
@@ -71,7 +71,7 @@ def _few_shot() -> list[int] | None:
   except ValueError:
     sizes = [0]
   if sizes and sizes[0] < 1:
-    raise settings_lib.SettingsError(
+    raise errors.UserError(
       f'--few_shot={",".join(_FEW_SHOT.value)} must be positive integers, as'
       ' 1,2,5.'
     )
@@ -80,9 +80,7 @@ def _few_shot() -> list[int] | None:
 
 def _check_flags() -> None:
   if _RUN.value is None:
-    raise settings_lib.SettingsError(
-      'Name the folder of the run: --run=runs/NAME.'
-    )
+    raise errors.UserError('Name the folder of the run: --run=runs/NAME.')
   folder_lib.find(_RUN.value)
   _few_shot()
 

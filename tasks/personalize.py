@@ -37,14 +37,6 @@ _OUTPUT_DIR = flags.DEFINE_string(
 )
 
 
-#: Remarks on the meta-model's own accuracy, by personalization.
-_REMARKS = {'proto': ' (whose last layer is not trained)'}
-
-
-class PersonalizeError(ValueError):
-  """The model of a client cannot be made, and why."""
-
-
 def main() -> None:
   """Personalizes the model, writes the files and lists them."""
   folder = _find_run()
@@ -55,21 +47,26 @@ def main() -> None:
   from tasks.runs import checkpoint
   from tasks.runs import experiment as experiment_lib
   from tff_debias import export
-  from tff_debias import models
   from tff_debias import runtime  # noqa: F401 (lets TFF end without an error)
 
   experiment = experiment_lib.Experiment(folder.read()[0])
   test = None
   if examples is None:
     client_id = _CLIENT.value
-    _check_client(client_id, experiment.train_data.client_ids)
-
-    def arrays(data: Any) -> list[np.ndarray]:
-      batches = [models.split_batch(b) for b in data.as_numpy_iterator()]
-      return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-
-    data = experiment.client_data(client_id)
-    examples, test = arrays(data['train']), arrays(data['test'])
+    client_ids = experiment.train_data.client_ids
+    if client_id not in client_ids:
+      raise errors.UserError(
+        f'There is no --client={client_id} in the run, whose clients are'
+        f' {client_ids[0]} to {client_ids[-1]}.'
+        + errors.did_you_mean(client_id, client_ids)
+      )
+    examples, test = (
+      [
+        np.concatenate([b[name] for b in data.as_numpy_iterator()])
+        for name in 'xy'
+      ]
+      for data in experiment.client_data(client_id).values()
+    )
   else:
     client_id = os.path.splitext(os.path.basename(_EXAMPLES.value))[0]
   keras_model = experiment.build_keras_model()
@@ -92,10 +89,11 @@ def main() -> None:
     before = keras_model.predict(x, verbose=0)
     after = exported.keras_model.predict(x, verbose=0)
     before, after = (np.mean(p.argmax(axis=1) == y) for p in (before, after))
+    is_proto = experiment.settings.personalization == 'proto'
+    remark = ' (whose last layer is not trained)' * is_proto
     print(
       f'accuracy on its {len(y)} test examples: {before:.4f} by the meta-model'
-      f'{_REMARKS.get(experiment.settings.personalization, "")}, {after:.4f}'
-      ' personalized'
+      f'{remark}, {after:.4f} personalized'
     )
   for path in (exported.keras, exported.saved_model, exported.tflite):
     difference = exported.difference[os.path.basename(path)]
@@ -110,9 +108,9 @@ def main() -> None:
 def _check_flags() -> None:
   folder_lib.check_output_dir(_OUTPUT_DIR.value)
   if not _RUN.value:
-    raise PersonalizeError('--run=runs/NAME must name the run.')
+    raise errors.UserError('--run=runs/NAME must name the run.')
   if bool(_CLIENT.value) == bool(_EXAMPLES.value):
-    raise PersonalizeError(
+    raise errors.UserError(
       'Give either --client, a client of the run, or --examples, a file with'
       ' the examples of a new one.'
     )
@@ -125,43 +123,33 @@ def _find_run() -> folder_lib.RunFolder:
   """The run. Raises an error if it has no meta-model."""
   folder = folder_lib.find(_RUN.value)
   if not os.path.exists(folder.meta_model):
-    raise PersonalizeError(
+    raise errors.UserError(
       f'The run {folder.path} has no meta_model.keras yet: it is written when'
       ' the training has finished.'
     )
   return folder
 
 
-def _check_client(client_id: str, client_ids: list[str]) -> None:
-  if client_id not in client_ids:
-    raise PersonalizeError(
-      f'There is no --client={client_id} in the run, whose clients are'
-      f' {client_ids[0]} to {client_ids[-1]}.'
-      + errors.did_you_mean(client_id, client_ids)
-    )
-
-
 def _read_examples(path: str) -> tuple[Any, Any]:
   import numpy as np
 
   try:
-    with np.load(path) as file:
-      if not isinstance(file, np.lib.npyio.NpzFile):
-        raise PersonalizeError(f'{path} is no .npz, but a single array.')
-      if set(file.files) != {'x', 'y'}:
-        raise PersonalizeError(
-          f'{path} must hold the arrays x and y, got'
-          f' {", ".join(file.files) or "none"}.'
-        )
-      return file['x'], file['y']
-  except PersonalizeError:
-    raise
+    content = np.load(path)
+    is_npz = isinstance(content, np.lib.npyio.NpzFile)
+    arrays = dict(content) if is_npz else {}
   except FileNotFoundError as e:
-    raise PersonalizeError(f'There is no file --examples={path}.') from e
+    raise errors.UserError(f'There is no file --examples={path}.') from e
   except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
-    raise PersonalizeError(
+    raise errors.UserError(
       f'{path} cannot be read as an .npz of numbers, it may be truncated: {e}'
     ) from e
+  if not is_npz:
+    raise errors.UserError(f'{path} is no .npz, but a single array.')
+  if set(arrays) != {'x', 'y'}:
+    raise errors.UserError(
+      f'{path} must hold the arrays x and y, got {", ".join(arrays) or "none"}.'
+    )
+  return arrays['x'], arrays['y']
 
 
 if __name__ == '__main__':

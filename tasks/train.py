@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from tasks import cli
+from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 
@@ -90,7 +91,7 @@ def _summary(rows: list[dict[str, Any]]) -> str:
 
 def _check_flags() -> None:
   if _ROUNDS.value and (_FROM_ROUND.value or 0) > _ROUNDS.value:
-    raise settings_lib.SettingsError(
+    raise errors.UserError(
       f'--from_round={_FROM_ROUND.value} must be at most'
       f' --rounds={_ROUNDS.value}.'
     )

@@ -11,6 +11,8 @@ from typing import Any
 
 import tensorflow as tf
 
+import tff_debias
+
 Weights = Sequence[tf.Tensor]
 #: From weights and inputs to the features, `[b, features]`, and the logits.
 Forward = Callable[[Weights, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
@@ -36,36 +38,28 @@ def mlp(weights: Weights, x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def build_training(
-  forward: Forward, personalization: str, maml_steps: int, maml_rate: float
+  forward: Forward, personalization: tff_debias.Personalization
 ) -> Callable[[Weights, tf.data.Dataset], Weights]:
-  """The local work of a device without a correction.
-
-  Args:
-    forward: The network.
-    personalization: none, maml or proto.
-    maml_steps: s.
-    maml_rate: a.
-
-  Returns:
-    A function of the weights and the batches that gives the new weights.
-  """
+  """The local work of a device, without a correction: its new weights."""
 
   def query_loss(weights: Weights, support: Any, query: Any) -> tf.Tensor:
-    if personalization == 'proto':
+    if isinstance(personalization, tff_debias.Proto):
       logits, present = _proto_logits(forward, weights, support, query)
       # A class without a prototype does not count.
       counts = tf.cast(tf.gather(present, query['y']), tf.float32)
       return tf.reduce_sum(counts * _losses(query, logits)) / tf.reduce_sum(
         counts
       )
-    for _ in range(maml_steps if personalization == 'maml' else 0):
+    if isinstance(personalization, tff_debias.Maml):
       loss = functools.partial(_loss, forward, batch=support)
-      weights = _descend(loss, weights, maml_rate, _WEIGHT_DECAY, None)
+      for _ in range(personalization.num_steps):
+        rate = personalization.learning_rate
+        weights = _descend(loss, weights, rate, _WEIGHT_DECAY, None)
     return _loss(forward, weights, query)
 
   @tf.function
   def train(start: Weights, dataset: tf.data.Dataset) -> Weights:
-    weights, size = tuple(start), 1 if personalization == 'none' else 2
+    weights, size = tuple(start), personalization.batches_per_step
     for batches in dataset.batch(size):
       support, query = (
         tf.nest.map_structure(lambda t, i=i: t[i], batches)
@@ -81,29 +75,19 @@ def build_training(
 
 
 def build_test(
-  forward: Forward, personalization: str, maml_steps: int, maml_rate: float
+  forward: Forward, personalization: tff_debias.Personalization
 ) -> Callable[[Weights, Any, Any], tf.Tensor]:
-  """The personalized test of a device.
-
-  Args:
-    forward: The network.
-    personalization: maml or proto.
-    maml_steps: s.
-    maml_rate: a.
-
-  Returns:
-    A function of the weights and all training and test examples, in a batch
-    each, that gives the accuracy.
-  """
+  """The accuracy of a device as a function of weights and two large batches."""
 
   @tf.function
   def test(weights: Weights, train: Any, test: Any) -> tf.Tensor:
-    if personalization == 'proto':
+    if isinstance(personalization, tff_debias.Proto):
       logits, _ = _proto_logits(forward, weights, train, test)
     else:
-      for _ in range(maml_steps):
-        loss = functools.partial(_loss, forward, batch=train)
-        weights = _descend(loss, weights, maml_rate, 0.0, _MAX_NORM)
+      loss = functools.partial(_loss, forward, batch=train)
+      for _ in range(personalization.num_steps):
+        rate = personalization.learning_rate
+        weights = _descend(loss, weights, rate, 0.0, _MAX_NORM)
       _, logits = forward(weights, test['x'])
     right = tf.equal(tf.argmax(logits, -1, tf.int32), test['y'])
     return tf.reduce_mean(tf.cast(right, tf.float32))

@@ -11,7 +11,6 @@ import glob
 import os
 import pathlib
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,6 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from tasks.benchmarks import bare
-from tasks.benchmarks import peers
 from tasks.benchmarks import problem as problem_lib
 from tasks.benchmarks import timing
 from tasks.runs import errors
@@ -31,7 +29,6 @@ from tasks.runs import pipeline
 import tff_debias
 from tff_debias import runtime
 
-MAML_RATE = 0.01
 _MAX_STATES = 50_000
 
 
@@ -83,51 +80,16 @@ class OurRounds(Rounds):
 
 
 @dataclasses.dataclass
-class TffRounds(Rounds):
-  """Rounds of one of TFF's own algorithms."""
-
-  problem: problem_lib.Problem
-  name: str
-  data: Sequence[tf.data.Dataset]
-
-  def prepare(self) -> None:
-    self.process = peers.build_tff(
-      self.name, self.problem.build_model, self.problem.input_spec
-    )
-
-
-class TffRoundsInItsContext(TffRounds):
-  """The same in the local context that TFF makes."""
-
-  def prepare(self) -> None:
-    # Its worker ends with it.
-    self._context = tff.backends.native.create_sync_local_cpp_execution_context(
-      max_concurrent_computation_calls=os.cpu_count()
-    )
-    super().prepare()
-    # TFF ends its worker with an interrupt and waits. A worker that a program
-    # in the background starts would ignore the interrupt, as that program does.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    self.run()
-    signal.signal(signal.SIGINT, before)
-
-  def run(self) -> None:
-    with tff.framework.get_context_stack().install(self._context):
-      super().run()
-
-
-@dataclasses.dataclass
 class BareRounds(timing.Case):
   """Rounds of FedAvg as a bare TensorFlow loop."""
 
   problem: problem_lib.Problem
-  personalization: str
-  maml_steps: int
+  personalization: tff_debias.Personalization
   batches: Sequence[tf.data.Dataset]
 
   def prepare(self) -> None:
     self._train = bare.build_training(
-      self.problem.forward, self.personalization, self.maml_steps, MAML_RATE
+      self.problem.forward, self.personalization
     )
     initial = self.problem.model.initial_weights.trainable
     self._weights = [tf.constant(w) for w in initial]
@@ -136,19 +98,6 @@ class BareRounds(timing.Case):
     results = [self._train(self._weights, data) for data in self.batches]
     for tensors in zip(*results, strict=True):
       tf.add_n(tensors).numpy()
-
-
-@dataclasses.dataclass
-class PflRounds(timing.Case):
-  """Rounds of Apple's pfl."""
-
-  arguments: Sequence[Any]
-
-  def prepare(self) -> None:
-    self._run_round = peers.start_pfl(*self.arguments)
-
-  def run(self) -> float:
-    return self._run_round()
 
 
 @dataclasses.dataclass
@@ -179,15 +128,12 @@ class OurEvaluation(timing.Case):
 class BareEvaluation(timing.Case):
   """The personalized test as a bare TensorFlow loop."""
 
-  personalization: str
-  maml_steps: int
+  personalization: tff_debias.Personalization
   devices: Sequence[tuple[tf.data.Dataset, tf.data.Dataset]]
 
   def prepare(self) -> None:
     paper = problem_lib.PAPER
-    self._test = bare.build_test(
-      paper.forward, self.personalization, self.maml_steps, MAML_RATE
-    )
+    self._test = bare.build_test(paper.forward, self.personalization)
     initial = paper.model.initial_weights.trainable
     self._weights = [tf.constant(w) for w in initial]
     # In memory, as a bare loop has them: to iterate a data set takes longer.

@@ -18,37 +18,22 @@ import tff_debias
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-  """A network and random data for it: only time is measured.
-
-  Attributes:
-    input_shape: The shape of an example.
-    input_dtype: Its type.
-    build_model: Makes the Keras model.
-    forward: The same network for the bare loop.
-  """
+  """A network, ours and for the bare loop, and random data: time counts."""
 
   input_shape: Sequence[int]
   input_dtype: type[np.generic]
   build_model: Callable[[], tf.keras.Model]
   forward: bare.Forward
 
-  @functools.cached_property
+  @property
   def input_spec(self) -> Any:
     """The spec of a batch."""
-    return collections.OrderedDict(
-      x=tf.TensorSpec([None, *self.input_shape], self.input_dtype),
-      y=tf.TensorSpec([None], tf.int32),
-    )
+    return self.examples(0, 1).batch(1).element_spec
 
   @functools.cached_property
   def model(self) -> tff_debias.Model:
     """The model of this project."""
-    return tff_debias.from_keras(
-      self.build_model(),
-      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      self.input_spec,
-      lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
-    )
+    return networks.to_model(self.build_model(), self.examples(0, 1))
 
   def examples(self, seed: int, number: int) -> tf.data.Dataset:
     """Random examples."""

@@ -1,15 +1,21 @@
-"""The sections of the benchmark: which cases are compared with each other."""
+"""The sections of the benchmark: which cases are compared with each other.
+
+The amount of work, `size`, is the flags of `tasks.benchmark`.
+"""
 
 from collections.abc import Sequence
-import dataclasses
+import shlex
 
+from absl import flags
 import tensorflow as tf
 
 from tasks.benchmarks import cases
+from tasks.benchmarks import peers
 from tasks.benchmarks import problem
 from tasks.benchmarks import timing
 import tff_debias
 
+_NONE, _PROTO = tff_debias.NoPersonalization(), tff_debias.Proto()
 _DYN = tff_debias.Dyn(0.1)
 _CORRECTIONS = (tff_debias.NoCorrection(), _DYN, tff_debias.Scaf())
 _NAMES = ('FedAvg', 'PFLDyn', 'PFLScaf')
@@ -17,57 +23,51 @@ _PLAIN_NAMES = ('FedAvg', 'FedDyn', 'SCAFFOLD')
 _EXAMPLES = 500
 _BARE = 'bare TensorFlow loop'
 _TFF_IN_ITS_CONTEXT = "TFF FedAvg (VariableModel) in TFF's context"
-_TFF_NAMES = ('FedAvg (VariableModel)', 'FedAvg (FunctionalModel)')
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-  """The amount of work in the cases; the flags of `tasks.benchmark`."""
-
-  clients: int
-  local_steps: int
-  maml_local_steps: int
-  maml_steps: int
-  batch_size: int
-  repetitions: int
-  pfl_python: Sequence[str]
-
-
-def _personalization(name: str, maml_steps: int) -> tff_debias.Personalization:
-  if name == 'maml':
-    return tff_debias.Maml(maml_steps, cases.MAML_RATE)
-  none, proto = tff_debias.NoPersonalization, tff_debias.Proto
-  return {'none': none, 'proto': proto}[name]()
+def _maml(num_steps: int) -> tff_debias.Maml:
+  return tff_debias.Maml(num_steps, learning_rate=0.01)
 
 
 def _methods(
   subject: problem.Problem,
-  personalization: str,
-  maml_steps: int,
+  personalization: tff_debias.Personalization,
   batches: Sequence[tf.data.Dataset],
+  suffix: str = '',
 ) -> dict[str, timing.Case]:
-  """Our three methods of a personalization."""
-  names = _PLAIN_NAMES
-  if personalization != 'none':
-    names = [f'{name} {personalization}' for name in _NAMES]
-  t = _personalization(personalization, maml_steps)
+  """Our three methods of a personalization, which the suffix names."""
+  names = [f'{name} {suffix}' for name in _NAMES] if suffix else _PLAIN_NAMES
   return {
-    name: cases.OurRounds(subject, t, correction, batches)
+    name: cases.OurRounds(subject, personalization, correction, batches)
     for name, correction in zip(names, _CORRECTIONS, strict=True)
   }
 
 
-def plain(size: Size) -> timing.Section:
+def _tff(
+  subject: problem.Problem, batches: Sequence[tf.data.Dataset]
+) -> dict[str, timing.Case]:
+  """TFF's own FedAvg."""
+  rounds = peers.TffRounds
+  return {
+    'TFF FedAvg (VariableModel)': rounds(subject, 'VariableModel', batches),
+    'TFF FedAvg (FunctionalModel)': rounds(subject, 'FunctionalModel', batches),
+    _TFF_IN_ITS_CONTEXT: peers.TffRoundsInItsContext(
+      subject, 'VariableModel', batches
+    ),
+  }
+
+
+def plain(size: flags.FlagValues) -> timing.Section:
   """(a)–(d): the paper's network without personalization, and the peers."""
   paper = problem.PAPER
   batches = paper.batches(
-    size.clients, size.batch_size, size.local_steps, _EXAMPLES
+    size.clients_per_round, size.batch_size, size.local_steps, _EXAMPLES
   )
   epochs, rest = divmod(size.local_steps * size.batch_size, _EXAMPLES)
-  numbers = (size.clients, _EXAMPLES, size.batch_size, epochs)
+  numbers = (size.clients_per_round, _EXAMPLES, size.batch_size, epochs)
   pfl = {
-    f'pfl {name}': cases.PflRounds(
-      (size.pfl_python, method, *numbers, size.repetitions + 1)
+    f'pfl {name}': peers.PflRounds(
+      shlex.split(size.pfl_python), (method, *numbers, size.repetitions + 1)
     )
     for name, method in (('FedAvg', 'fed_avg'), ('SCAFFOLD', 'scaffold'))
     # pfl counts epochs, so the number of steps must be one of whole epochs.
@@ -76,18 +76,13 @@ def plain(size: Size) -> timing.Section:
   return timing.Section(
     'plain',
     f"The paper's network (797,962 weights), no personalization:"
-    f' {size.clients} devices × {size.local_steps} steps ×'
+    f' {size.clients_per_round} devices × {size.local_steps} steps ×'
     f' batch {size.batch_size}, a round',
     {
-      **_methods(paper, 'none', 1, batches),
-      _BARE: cases.BareRounds(paper, 'none', 1, batches),
-      **{
-        f'TFF {name}': cases.TffRounds(paper, name, batches)
-        for name in (*_TFF_NAMES, 'MimeLite')
-      },
-      _TFF_IN_ITS_CONTEXT: cases.TffRoundsInItsContext(
-        paper, _TFF_NAMES[0], batches
-      ),
+      **_methods(paper, _NONE, batches),
+      _BARE: cases.BareRounds(paper, _NONE, batches),
+      **_tff(paper, batches),
+      'TFF MimeLite': peers.TffRounds(paper, 'MimeLite', batches),
       **pfl,
     },
     (
@@ -98,32 +93,41 @@ def plain(size: Size) -> timing.Section:
 
 
 def _personalized(
-  size: Size, personalization: str, steps: int, title: str
+  size: flags.FlagValues,
+  name: str,
+  personalization: tff_debias.Personalization,
+  steps: int,
+  title: str,
 ) -> timing.Section:
   paper = problem.PAPER
-  batches = paper.batches(size.clients, size.batch_size, 2 * steps, _EXAMPLES)
-  work = (paper, personalization, size.maml_steps, batches)
+  batches = paper.batches(
+    size.clients_per_round, size.batch_size, 2 * steps, _EXAMPLES
+  )
   return timing.Section(
-    personalization,
-    f"The paper's network, {title}: {size.clients} devices × {steps} steps ×"
-    f' batch {size.batch_size} (support and query), a round',
-    {**_methods(*work), _BARE: cases.BareRounds(*work)},
-    (_BARE, f'FedAvg {personalization}'),
+    name,
+    f"The paper's network, {title}: {size.clients_per_round} devices × {steps}"
+    f' steps × batch {size.batch_size} (support and query), a round',
+    {
+      **_methods(paper, personalization, batches, name),
+      _BARE: cases.BareRounds(paper, personalization, batches),
+    },
+    (_BARE, f'FedAvg {name}'),
   )
 
 
-def proto(size: Size) -> timing.Section:
+def proto(size: flags.FlagValues) -> timing.Section:
   """(a), (b): the paper's network with prototypes."""
-  return _personalized(size, 'proto', size.local_steps, 'prototypes')
+  return _personalized(size, 'proto', _PROTO, size.local_steps, 'prototypes')
 
 
-def maml(size: Size) -> timing.Section:
+def maml(size: flags.FlagValues) -> timing.Section:
   """(a), (b): the paper's network with MAML."""
   title = f'MAML s={size.maml_steps}, second order'
-  return _personalized(size, 'maml', size.maml_local_steps, title)
+  t = _maml(size.maml_steps)
+  return _personalized(size, 'maml', t, size.maml_local_steps, title)
 
 
-def tiny(size: Size) -> timing.Section:
+def tiny(size: flags.FlagValues) -> timing.Section:
   """(e): the network for digits, in which all time is overhead."""
   del size
   subject, devices, steps, batch_size = problem.TINY, 10, 10, 10
@@ -132,17 +136,11 @@ def tiny(size: Size) -> timing.Section:
     for per_step in (1, 2)
   )
   rounds = {
-    **_methods(subject, 'none', 1, batches),
-    _BARE: cases.BareRounds(subject, 'none', 1, batches),
-    **{
-      f'TFF {name}': cases.TffRounds(subject, name, batches)
-      for name in _TFF_NAMES
-    },
-    _TFF_IN_ITS_CONTEXT: cases.TffRoundsInItsContext(
-      subject, _TFF_NAMES[0], batches
-    ),
-    **_methods(subject, 'proto', 1, pairs),
-    **_methods(subject, 'maml', 5, pairs),
+    **_methods(subject, _NONE, batches),
+    _BARE: cases.BareRounds(subject, _NONE, batches),
+    **_tff(subject, batches),
+    **_methods(subject, _PROTO, pairs, 'proto'),
+    **_methods(subject, _maml(5), pairs, 'maml'),
   }
   return timing.Section(
     'tiny',
@@ -155,7 +153,7 @@ def tiny(size: Size) -> timing.Section:
   )
 
 
-def evaluation(size: Size) -> timing.Section:
+def evaluation(size: flags.FlagValues) -> timing.Section:
   """(f): the personalized test of 100 devices."""
   devices, examples, steps = 100, 50, size.maml_steps
   data = [
@@ -164,22 +162,20 @@ def evaluation(size: Size) -> timing.Section:
     )
     for device in range(devices)
   ]
-  names = {'proto': 'Proto', 'maml': f'MAML s={steps}'}
   measured = {}
-  for key, name in names.items():
-    t = _personalization(key, steps)
+  for name, t in (('Proto', _PROTO), (f'MAML s={steps}', _maml(steps))):
     measured[name] = cases.OurEvaluation(t, data)
-    measured[f'{name}, bare loop'] = cases.BareEvaluation(key, steps, data)
+    measured[f'{name}, bare loop'] = cases.BareEvaluation(t, data)
   return timing.Section(
     'evaluation',
     f"Personalized test of {devices} devices, the paper's network, {examples}"
     ' training and test examples each',
     measured,
-    tuple(f'{name}, bare loop' for name in names.values()),
+    tuple(name for name in measured if 'bare' in name),
   )
 
 
-def population(size: Size) -> timing.Section:
+def population(size: flags.FlagValues) -> timing.Section:
   """(g): 10 participants of populations of 10², 10⁴ and 10⁶ devices."""
   del size
   batches = problem.TINY.batches(10, 10, 20, 30)
@@ -188,9 +184,7 @@ def population(size: Size) -> timing.Section:
     'A population with 10 participants a round (tiny network, PFLDyn proto)',
     {
       f'{number:,} devices': cases.RoundsWithMemory(
-        cases.PopulationRounds(
-          problem.TINY, tff_debias.Proto(), _DYN, batches, number
-        ),
+        cases.PopulationRounds(problem.TINY, _PROTO, _DYN, batches, number),
         number=20,
       )
       for number in (10**2, 10**4, 10**6)
@@ -199,14 +193,13 @@ def population(size: Size) -> timing.Section:
   )
 
 
-def _rounds_of(size: Size, number: int) -> cases.OurRounds:
+def _rounds_of(size: flags.FlagValues, number: int) -> cases.OurRounds:
   """Short rounds of the paper's network with a number of participants."""
   batches = problem.PAPER.batches(number, size.batch_size, 2, size.batch_size)
-  none = tff_debias.NoPersonalization()
-  return cases.OurRounds(problem.PAPER, none, _DYN, batches)
+  return cases.OurRounds(problem.PAPER, _NONE, _DYN, batches)
 
 
-def participants(size: Size) -> timing.Section:
+def participants(size: flags.FlagValues) -> timing.Section:
   """(h): 1 to 200 participants a round."""
   return timing.Section(
     'participants',
@@ -218,7 +211,7 @@ def participants(size: Size) -> timing.Section:
   )
 
 
-def concurrency(size: Size) -> timing.Section:
+def concurrency(size: flags.FlagValues) -> timing.Section:
   """Devices that are simulated at a time."""
   return timing.Section(
     'concurrency',
@@ -232,7 +225,7 @@ def concurrency(size: Size) -> timing.Section:
   )
 
 
-def startup(size: Size) -> timing.Section:
+def startup(size: flags.FlagValues) -> timing.Section:
   """From the command to its end."""
   del size
   return timing.Section(

@@ -1,10 +1,8 @@
 """Measures cases in turn, and writes their times."""
 
 import abc
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import gc
 import os
@@ -25,11 +23,7 @@ class Case(abc.ABC):
 
   @abc.abstractmethod
   def run(self) -> float | None:
-    """Does the work.
-
-    Returns:
-      The seconds, where another clock measured them.
-    """
+    """Does the work; gives the seconds, where another clock measured them."""
 
   def figures(self) -> Mapping[str, str]:
     """Further figures after the measurement, by their names."""
@@ -40,12 +34,8 @@ class Case(abc.ABC):
 class Section:
   """Cases that are compared with each other.
 
-  Attributes:
-    name: Its name on the command line.
-    title: The work of its cases.
-    cases: The cases by name.
-    references: The cases by whose time those of all are divided.
-    runs_on_end: The runs of a case that are timed together, for their mean.
+  The time of each is divided by those of the `references`. `runs_on_end` runs
+  of a case are timed together, for their mean.
   """
 
   name: str
@@ -59,12 +49,9 @@ class Section:
 class Result:
   """The measurement of a section.
 
-  Attributes:
-    section: The section.
-    seconds: For each case the seconds of every repetition. The nth repetitions
-      of all cases were measured one after the other.
-    figures: The further figures of each case.
-    failed: For each case that could not be measured, the reason.
+  For each case there are the seconds of every repetition and further figures,
+  or the reason for which it failed. The nth repetitions of all cases were
+  measured one after the other.
   """
 
   section: Section
@@ -82,13 +69,6 @@ def measure(section: Section, repetitions: int) -> Result:
 
   A machine that becomes slower or faster does so for all of them then. Each
   case runs once before, unmeasured. One that fails does not stop the others.
-
-  Args:
-    section: The section.
-    repetitions: How often each case is measured.
-
-  Returns:
-    The `Result`.
   """
   failed = {}
   seconds = {name: [] for name in section.cases}
@@ -99,12 +79,16 @@ def measure(section: Section, repetitions: int) -> Result:
       for name in list(seconds):
         bar.set_postfix_str(name)
         case = section.cases[name]
-        with _noted(name, failed):
+        try:
           if repetition == 0:
             case.prepare()
             _timed(case, section.runs_on_end)
           else:
             seconds[name].append(_timed(case, section.runs_on_end))
+        except runtime.ComputationError as e:
+          failed[name] = errors.first_line(e)
+        except (UnavailableError, runtime.WorkerError) as e:
+          failed[name] = str(e)
         if name in failed:
           del seconds[name]
         bar.update()
@@ -120,17 +104,6 @@ def _timed(case: Case, number: int) -> float:
   if None not in measured:
     return statistics.mean(measured)
   return (time.perf_counter() - start) / number
-
-
-@contextlib.contextmanager
-def _noted(name: str, failed: dict[str, str]) -> Iterator[None]:
-  """Notes the reason for which a case fails."""
-  try:
-    yield
-  except runtime.ComputationError as e:
-    failed[name] = errors.first_line(e)
-  except (UnavailableError, runtime.WorkerError) as e:
-    failed[name] = str(e)
 
 
 def ratio(result: Result, case: str, reference: str) -> float:
@@ -160,13 +133,7 @@ def to_markdown(result: Result) -> str:
 
 
 def write(results: Sequence[Result], machine: str, folder: str) -> None:
-  """Writes the tables, `benchmark.md`, and all repetitions, `benchmark.csv`.
-
-  Args:
-    results: The sections.
-    machine: The machine that measured them.
-    folder: The folder. It is made if it is not there.
-  """
+  """Writes the tables, `benchmark.md`, and all repetitions, `benchmark.csv`."""
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, 'benchmark')
   with open(f'{path}.md', 'w') as file:

@@ -1,7 +1,5 @@
 """Loads scikit-learn's digits: a task for a laptop, without a download."""
 
-from typing import Any
-
 import numpy as np
 from sklearn import datasets
 from sklearn import model_selection
@@ -12,21 +10,12 @@ from tasks.catalog import published
 from tasks.catalog import task
 from tasks.readers import files
 
-_SPLIT_SEED = 0
-
 
 def load(data_dir: str | None = None) -> task.Task:
-  """Loads the task.
+  """Loads 1,198 training and 599 test images of 8×8, with pixels from 0 to 16.
 
-  There are 1,797 images of 8×8 with pixels from 0 to 16. Two thirds of each
-  class are for training, always the same images. The network scales the pixels
-  to 0 to 1.
-
-  Args:
-    data_dir: Must be `None`: the data come with scikit-learn.
-
-  Returns:
-    The `Task`; there are 1,198 training and 599 test images `[8, 8]`.
+  Two thirds of each class are for training, always the same images. The network
+  scales the pixels to 0 to 1.
   """
   if data_dir is not None:
     raise files.DataError(
@@ -40,31 +29,26 @@ def load(data_dir: str | None = None) -> task.Task:
     y,
     test_size=1 / 3,
     stratify=y,
-    random_state=_SPLIT_SEED,
+    random_state=0,
   )
   return task.Task(
     train=(train_x, train_y),
     test=(test_x, test_y),
     num_classes=10,
     build_model=_build_model,
-    augment=None,
-    defaults=_defaults,
+    defaults=lambda *method: {
+      **published.defaults(*method),
+      'rounds': 100,
+      'num_clients': 40,
+      'clients_per_round': 4,
+      'classes_per_client': 3,
+      'local_steps': 10,
+      'batch_size': 10,
+      'rounds_per_evaluation': 1,
+    },
   )
 
 
 def _build_model(num_outputs: int) -> tf.keras.Model:
   scaling = tf.keras.layers.Rescaling(1 / 16, name='scaling')
   return networks.mlp((8, 8), (32, 16), num_outputs, scaling)
-
-
-def _defaults(*method: str) -> dict[str, Any]:
-  return {
-    **published.defaults(*method),
-    'rounds': 100,
-    'num_clients': 40,
-    'clients_per_round': 4,
-    'classes_per_client': 3,
-    'local_steps': 10,
-    'batch_size': 10,
-    'rounds_per_evaluation': 1,
-  }

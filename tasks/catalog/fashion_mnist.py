@@ -31,16 +31,11 @@ _DIGESTS = {
 
 
 def load(data_dir: str | None = None) -> task.Task:
-  """Loads the task.
+  """Loads 60,000 training and 10,000 test images `[28, 28, 1]`.
 
-  Args:
-    data_dir: A folder with the four IDX files, compressed or not. By default
-      the folder of Debian's package dataset-fashion-mnist. If that is not
-      installed, tensorflow-datasets is used, which downloads the data set the
-      first time.
-
-  Returns:
-    The `Task`; there are 60,000 training and 10,000 test images `[28, 28, 1]`.
+  `data_dir` has the four IDX files, compressed or not. By default it is the
+  folder of Debian's package dataset-fashion-mnist. If that is not installed,
+  tensorflow-datasets is used, which downloads the data set the first time.
   """
   if data_dir is None and not os.path.isdir(_DEBIAN_DIR):
     train, test = tfds.load('fashion_mnist', _how_to_get())

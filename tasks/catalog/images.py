@@ -11,15 +11,7 @@ Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 def scaling(
   mean: np.ndarray, deviation: np.ndarray
 ) -> tf.keras.layers.Rescaling:
-  """A new layer that normalizes pixels from 0 to 255.
-
-  Args:
-    mean: As `statistics` gives it.
-    deviation: Likewise.
-
-  Returns:
-    The layer: numbers `[b, height, width, channels]` to float32 of that shape.
-  """
+  """A new layer that normalizes pixels from 0 to 255 by `statistics`."""
   return tf.keras.layers.Rescaling(
     (1 / (255 * deviation)).tolist(),
     (-mean / deviation).tolist(),
@@ -28,14 +20,7 @@ def scaling(
 
 
 def statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """The mean and the deviation of each channel, of pixels from 0 to 1.
-
-  Args:
-    images: uint8 `[images, height, width, channels]`.
-
-  Returns:
-    Both float32 `[channels]`.
-  """
+  """The mean and the deviation of each channel of bytes, scaled to 0 to 1."""
   # Some images at a time. A sum of a whole set in float32 would be inexact, and
   # a copy of the set in float64 too large.
   sums = np.zeros((2, images.shape[-1]))
@@ -53,15 +38,8 @@ def random_crop_and_flip(padding: int = 4) -> Augmentation:
   """The augmentation of the published experiment, a batch at a time.
 
   An image is padded with black on all sides, cropped to its size at a random
-  place, and mirrored or not, left to right.
-
-  Args:
-    padding: The number of pixels on each side.
-
-  Returns:
-    A function of images `[b, height, width, channels]` (all but b static), with
-    0 for black, and of an int32 seed `[2]`. It gives images of the same shape
-    and dtype, the same ones for the same seed.
+  place, and mirrored or not, left to right. The function takes images `[b,
+  height, width, channels]` (all but b static), and an int32 seed `[2]`.
   """
 
   def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -93,17 +71,11 @@ def random_color(strength: float = 0.4) -> Augmentation:
 
   The authors do this for mini-ImageNet (`torchvision`'s `ColorJitter`). The
   three changes come in a random order. Each takes another image (black, the
-  mean gray, or the image in gray) and makes
-  other + factor · (image - other), cut off below black and above white. The
-  factor is between 1 - `strength` and 1 + `strength`. (ColorJitter rounds
-  pixels to bytes after each change; here they are rounded after the last.)
-
-  Args:
-    strength: From 0 to 1.
-
-  Returns:
-    A function of uint8 images in red, green and blue, as
-    `random_crop_and_flip`.
+  mean gray, or the image in gray) and makes other + factor · (image - other),
+  cut off below black and above white. The factor is between 1 - `strength` and
+  1 + `strength`. (ColorJitter rounds pixels to bytes after each change; here
+  they are rounded after the last.) The function takes uint8 images in red,
+  green and blue.
   """
 
   def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

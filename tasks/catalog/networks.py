@@ -1,9 +1,11 @@
-"""Builds the networks of the tasks, as Keras models."""
+"""Builds the networks of the tasks, as Keras models, and their models."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
+
+import tff_debias
 
 
 def mlp(
@@ -12,17 +14,7 @@ def mlp(
   num_outputs: int,
   scaling: tf.keras.layers.Layer | None = None,
 ) -> tf.keras.Model:
-  """A multilayer perceptron with ReLU.
-
-  Args:
-    input_shape: The shape of an input, without the batch; it is flattened.
-    hidden_sizes: The sizes of the hidden layers; the last is the feature.
-    num_outputs: The number of logits.
-    scaling: The first layer, which scales raw inputs. `None` for no scaling.
-
-  Returns:
-    A new model: `[b, *input_shape]` to float32 `[b, num_outputs]`.
-  """
+  """A multilayer perceptron with ReLU; the last hidden layer is the feature."""
   model = _start(input_shape, scaling)
   model.add(tf.keras.layers.Flatten())
   for size in hidden_sizes:
@@ -35,21 +27,23 @@ def cnn(
   input_shape: Sequence[int],
   num_outputs: int,
   scaling: tf.keras.layers.Layer | None = None,
+  num_convolutions: int = 2,
+  hidden_sizes: Sequence[int] = (384, 192),
 ) -> tf.keras.Model:
   """The network of the published CIFAR experiments (Acar et al., 2021).
 
-  Convolutions are not padded: 797,962 weights for 32×32×3 and 10 outputs. The
-  initial weights are distributed as the authors', see `_add`.
-
-  Args:
-    input_shape: `(height, width, channels)`, 16×16 at least.
-    num_outputs: The number of logits.
-    scaling: The first layer, which scales raw inputs. `None` for no scaling.
-
-  Returns:
-    A new model: `[b, *input_shape]` to float32 `[b, num_outputs]`.
+  Convolutions are not padded: 797,962 weights for 32×32×3 and 10 outputs. An
+  input is 16×16 at least.
   """
-  return _convolutional(input_shape, 2, (384, 192), num_outputs, scaling)
+  model = _start(input_shape, scaling)
+  for _ in range(num_convolutions):
+    _add(model, tf.keras.layers.Conv2D, 64, kernel_size=5, activation='relu')
+    model.add(tf.keras.layers.MaxPool2D())
+  model.add(tf.keras.layers.Flatten())
+  for size in hidden_sizes:
+    _add(model, tf.keras.layers.Dense, size, activation='relu')
+  _add(model, tf.keras.layers.Dense, num_outputs)
+  return model
 
 
 def large_cnn(
@@ -59,33 +53,16 @@ def large_cnn(
 ) -> tf.keras.Model:
   """The network of the authors' program for mini-ImageNet.
 
-  Convolutions are not padded: 1,514,792 weights for 84×84×3 and 100 outputs.
-  The initial weights are distributed as the authors', see `_add`.
-
-  Args:
-    input_shape: `(height, width, channels)`, 36×36 at least.
-    num_outputs: The number of logits.
-    scaling: The first layer, which scales raw inputs. `None` for no scaling.
-
-  Returns:
-    A new model: `[b, *input_shape]` to float32 `[b, num_outputs]`.
+  It has 1,514,792 weights for 84×84×3 and 100 outputs. An input is 36×36 at
+  least.
   """
-  return _convolutional(input_shape, 3, (400, 100), num_outputs, scaling)
+  return cnn(input_shape, num_outputs, scaling, 3, (400, 100))
 
 
 def character_lstm(
   length: int, num_characters: int, num_outputs: int
 ) -> tf.keras.Model:
-  """The network of LEAF for the next character (Caldas et al., 2018).
-
-  Args:
-    length: The number of characters in an input.
-    num_characters: The number of different characters.
-    num_outputs: The number of logits.
-
-  Returns:
-    A new model: int32 `[b, length]` to float32 `[b, num_outputs]`.
-  """
+  """The network of LEAF for the next character (Caldas et al., 2018)."""
   return tf.keras.Sequential(
     [
       tf.keras.layers.Input([length], dtype=tf.int32),
@@ -97,30 +74,24 @@ def character_lstm(
   )
 
 
+def to_model(
+  keras_model: tf.keras.Model, examples: tf.data.Dataset
+) -> tff_debias.Model:
+  """The classification model of a network, with the accuracy as its metric."""
+  return tff_debias.from_keras(
+    keras_model,
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    examples.batch(1).element_spec,
+    lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
+  )
+
+
 def _start(
   input_shape: Sequence[int], scaling: tf.keras.layers.Layer | None
 ) -> tf.keras.Sequential:
   model = tf.keras.Sequential([tf.keras.layers.Input(input_shape)])
   if scaling is not None:
     model.add(scaling)
-  return model
-
-
-def _convolutional(
-  input_shape: Sequence[int],
-  num_convolutions: int,
-  hidden_sizes: Sequence[int],
-  num_outputs: int,
-  scaling: tf.keras.layers.Layer | None,
-) -> tf.keras.Model:
-  model = _start(input_shape, scaling)
-  for _ in range(num_convolutions):
-    _add(model, tf.keras.layers.Conv2D, 64, kernel_size=5, activation='relu')
-    model.add(tf.keras.layers.MaxPool2D())
-  model.add(tf.keras.layers.Flatten())
-  for size in hidden_sizes:
-    _add(model, tf.keras.layers.Dense, size, activation='relu')
-  _add(model, tf.keras.layers.Dense, num_outputs)
   return model
 
 
@@ -136,12 +107,6 @@ def _add(
   inputs of an output: kernel height · kernel width · channels, or inputs. By
   default Keras has Glorot's wider kernels and zero biases; with them, PFLDyn
   with prototypes learns CIFAR-10 more slowly.
-
-  Args:
-    model: The model, whose output is the layer's input.
-    layer: `tf.keras.layers.Conv2D` or `tf.keras.layers.Dense`.
-    size: The number of filters or of outputs.
-    **options: The layer's other arguments.
   """
   fan_in = model.output_shape[-1] * options.get('kernel_size', 1) ** 2
   bound = fan_in**-0.5

@@ -11,15 +11,7 @@ from tasks.catalog import task
 
 
 def defaults(correction: str, personalization: str) -> dict[str, Any]:
-  """The published settings of CIFAR-10, as `task.Task.defaults`.
-
-  Args:
-    correction: The name of the correction.
-    personalization: The name of the personalization.
-
-  Returns:
-    The defaults.
-  """
+  """The published settings of CIFAR-10, as `task.Task.defaults`."""
   is_scaf = correction == 'scaf'
   return {
     'rounds': 1000,
@@ -48,21 +40,11 @@ def image_task(
   num_classes: int,
   **other_defaults: Any,
 ) -> task.Task:
-  """A task with the published treatment of small images.
+  """A task with the published treatment of small images, uint8.
 
   Images are normalized by the mean and the deviation of the training set;
   training images are padded by 4, cropped and mirrored at random. The network
-  is `networks.cnn`.
-
-  Args:
-    train: The images, uint8 `[examples, height, width, channels]`, and the
-      classes, integers `[examples]`.
-    test: The same for the test set.
-    num_classes: The number of classes.
-    **other_defaults: Settings that differ from `defaults`.
-
-  Returns:
-    The `Task`.
+  is `networks.cnn`. `other_defaults` differ from those of `defaults`.
   """
   shape = train[0].shape[1:]
   statistics = images.statistics(train[0])

@@ -23,15 +23,11 @@ _NUM_CHARACTERS = 128
 
 
 def load(data_dir: str | None = None) -> task.Task:
-  """Loads the task.
+  """Loads the task, with the roles as its natural partition only.
 
-  Args:
-    data_dir: As in `tff_data.load`, whose file is `shakespeare.sqlite`.
-
-  Returns:
-    The `Task`, with the roles as its natural partition only. The input of an
-    example is the codes of 80 characters, int32 `[80]`. Its class is the code
-    of the next character. Each character of a role is the class of one example.
+  An example is the codes of 80 characters, int32 `[80]`. Its class is the code
+  of the next character. Each character of a role is the class of one example.
+  `data_dir` is as in `tff_data.load`, whose file is `shakespeare.sqlite`.
   """
   return make_task(
     *tff_data.load(
@@ -44,9 +40,12 @@ def load(data_dir: str | None = None) -> task.Task:
 
 def make_task(train: task.ClientData, test: task.ClientData) -> task.Task:
   """Makes the task of the data of `tff.simulation.datasets.shakespeare`."""
-
-  def defaults(*method: str) -> dict[str, Any]:
-    return {
+  return task.Task(
+    num_classes=_NUM_CHARACTERS,
+    build_model=lambda num_outputs: networks.character_lstm(
+      _LENGTH, _NUM_CHARACTERS, num_outputs
+    ),
+    defaults=lambda *method: {
       **published.defaults(*method),
       'num_clients': len(train.client_ids),
       'classes_per_client': None,
@@ -55,17 +54,7 @@ def make_task(train: task.ClientData, test: task.ClientData) -> task.Task:
       'weight_decay': 0.0,
       'evaluation_clients': 20,
       'rounds_per_evaluation': 50,
-    }
-
-  return task.Task(
-    train=None,
-    test=None,
-    num_classes=_NUM_CHARACTERS,
-    build_model=lambda num_outputs: networks.character_lstm(
-      _LENGTH, _NUM_CHARACTERS, num_outputs
-    ),
-    augment=None,
-    defaults=defaults,
+    },
     natural=(train.preprocess(_windows), test.preprocess(_windows)),
   )
 

@@ -20,25 +20,25 @@ class Task:
   bytes are kept and sent as bytes, and a saved model takes raw input.
 
   Attributes:
-    train: The training set `(x, y)`: `[examples, ...]`, and the classes, int32
-      `[examples]`, from 0. `None` if there is only the `natural` partition.
-    test: The test set likewise.
     num_classes: The number of classes.
     build_model: A function of a number n. It makes a new Keras model from
       inputs `[b, ...]` to n logits. Keras' global seed decides the weights.
-    augment: `None`, or a pure TensorFlow function of training inputs `[b, ...]`
-      and an int32 seed `[2]`. It gives inputs of the same shape and dtype.
     defaults: A function of the names of the correction and the personalization
       (the flags `--correction` and `--personalization`). It gives the number of
       `rounds`, and a value for each setting that need not be given.
+    train: The training set `(x, y)`: `[examples, ...]`, and the classes, int32
+      `[examples]`, from 0. `None` if there is only the `natural` partition.
+    test: The test set likewise.
+    augment: `None`, or a pure TensorFlow function of training inputs `[b, ...]`
+      and an int32 seed `[2]`. It gives inputs of the same shape and dtype.
     natural: `None`, or the training and the test data by the users of the data
       set, examples as in `tff_debias.partitions`.
   """
 
-  train: tuple[np.ndarray, np.ndarray] | None
-  test: tuple[np.ndarray, np.ndarray] | None
   num_classes: int
   build_model: Callable[[int], tf.keras.Model]
-  augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None
   defaults: Callable[[str, str], Mapping[str, Any]]
+  train: tuple[np.ndarray, np.ndarray] | None = None
+  test: tuple[np.ndarray, np.ndarray] | None = None
+  augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
   natural: tuple[ClientData, ClientData] | None = None

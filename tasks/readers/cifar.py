@@ -25,16 +25,9 @@ _URL = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 class Variant:
   """One of the two data sets.
 
-  Attributes:
-    title: Its name.
-    tfds_name: Its name in tensorflow-datasets.
-    archive: The file in which it is distributed.
-    md5: The published MD5 of that.
-    folder: The folder in the archive.
-    train: The training files and the number of records in each.
-    test: The test file likewise.
-    num_labels: The labels of a record; the last is the class.
-    num_classes: The number of classes.
+  `md5` is the published one of the archive, and `folder` is in it. `train` and
+  `test` are the numbers of records by file. The last label of a record is its
+  class.
   """
 
   title: str
@@ -51,20 +44,11 @@ class Variant:
 def load(
   variant: Variant, data_dir: str | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Loads a data set.
+  """Loads the training and the test set: images and classes of each.
 
-  Args:
-    variant: The data set.
-    data_dir: A folder with the archive, with its folder, or with the files; by
-      default tensorflow-datasets provides the data.
-
-  Returns:
-    For the training and the test set the images, uint8 `[examples, 32, 32, 3]`,
-    and the classes, integers `[examples]`.
-
-  Raises:
-    DataError: If the data set is missing (the message says how to get it) or
-      damaged (the message says where).
+  Images are uint8 `[examples, 32, 32, 3]`, classes integers. `data_dir` is a
+  folder with the archive, with its folder, or with the files; by default
+  tensorflow-datasets provides the data.
   """
   if data_dir is None:
     return tfds.load(variant.tfds_name, _how_to_get(variant))

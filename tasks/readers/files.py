@@ -11,17 +11,7 @@ class DataError(ValueError):
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-  """Reads a whole file.
-
-  Args:
-    path: The file.
-
-  Returns:
-    Its bytes.
-
-  Raises:
-    DataError: If it cannot be read.
-  """
+  """The bytes of a whole file."""
   try:
     with open(path, 'rb') as file:
       return file.read()
@@ -34,11 +24,8 @@ def check_length(
 ) -> None:
   """Raises a `DataError` if a file is too short or too long.
 
-  Args:
-    place: The file, as the message names it.
-    content: Its bytes.
-    expected: The number of bytes that it must have.
-    reason: Why it must have them, for the message.
+  `place` is the file and `reason` why it must have that length, for the
+  message.
   """
   if len(content) != expected:
     kind = 'truncated' if len(content) < expected else 'too long'
@@ -51,14 +38,7 @@ def check_length(
 def compare_digest(
   title: str, place: str | os.PathLike[str], content: bytes, digest: str
 ) -> None:
-  """Warns if data are not the published ones.
-
-  Args:
-    title: The name of the data set.
-    place: The file, as the message names it.
-    content: Its bytes.
-    digest: The SHA-256 or MD5 of the published file, in hexadecimal digits.
-  """
+  """Warns if a file does not have the published SHA-256 or MD5."""
   kind = 'md5' if len(digest) == 32 else 'sha256'
   if hashlib.new(kind, content, usedforsecurity=False).hexdigest() != digest:
     logging.warning('%s is not the published file of %s.', place, title)

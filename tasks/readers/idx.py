@@ -22,18 +22,9 @@ def read(
 ) -> np.ndarray:
   """Reads a file of unsigned bytes, which may be compressed by gzip.
 
-  Args:
-    path: The file. Its first bytes tell whether it is compressed.
-    rank: The number of dimensions that it must have.
-    published: The name of a data set and the digest of its uncompressed file;
-      a warning says if this is another one.
-
-  Returns:
-    uint8 with the dimensions of the file, read-only.
-
-  Raises:
-    DataError: If the file cannot be read or is of another format. It says the
-      difference.
+  `rank` is the number of dimensions that it must have. `published` is the name
+  of a data set and the digest of its uncompressed file; a warning says if this
+  is another one. The array is read-only.
   """
   data = files.read(path)
   if data[:2] == b'\x1f\x8b':

@@ -33,16 +33,8 @@ _ALLOWED = _NUMPY | {
 def read(path: str | os.PathLike[str]) -> Any:
   """Reads a pickle of arrays, numbers and strings in plain containers.
 
-  Args:
-    path: The file, written by Python 3 or by Python 2 (whose strings are read
-      as Latin-1).
-
-  Returns:
-    The object in the pickle.
-
-  Raises:
-    DataError: If the file cannot be read, is damaged, or holds other objects;
-      no function of those has been called.
+  It may be of Python 2, whose strings are read as Latin-1. No function of other
+  objects is called.
   """
   content = io.BytesIO(files.read(path))
   try:

@@ -10,18 +10,11 @@ from tasks.readers import files
 
 
 def load(name: str, how_to_get: str) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Loads a whole data set, which is downloaded when it is first used.
+  """Loads a data set, which is downloaded when it is first used.
 
-  Args:
-    name: Its name there.
-    how_to_get: The end of the error's message: other ways to get the data.
-
-  Returns:
-    For the training and the test set the images, uint8 `[examples, height,
-    width, channels]`, and the classes, int64 `[examples]`.
-
-  Raises:
-    DataError: If the data set can be neither read nor downloaded.
+  Gives for the training and the test set the images, uint8 `[examples, height,
+  width, channels]`, and the classes, int64 `[examples]`. `how_to_get`, the end
+  of the error's message, says other ways to get the data.
   """
   try:
     # Imported here because it is slow, and not needed where there are files.

@@ -22,22 +22,12 @@ def load(
   file_name: str,
   data_dir: str | None,
 ) -> tuple[_ClientData, _ClientData]:
-  """Loads a data set with its own users, whose examples stay on the disk.
+  """Loads the training and test data of users; examples stay on the disk.
 
-  Args:
-    load_data: TFF's function; it takes `cache_dir`.
-    file_name: The SQLite database that it opens.
-    data_dir: The folder with the database, or with the compressed database as
-      on TFF's server, whose name ends with `.lzma`; it is unpacked in the
-      folder. By default TFF's cache, to which TFF downloads the database when
-      it is first used.
-
-  Returns:
-    The training and the test data of the users.
-
-  Raises:
-    DataError: If the data set is missing (the message says how to get it) or
-      damaged (the message says where).
+  `load_data` is TFF's function, which takes `cache_dir` and opens the SQLite
+  database `file_name`. `data_dir` is the folder of the database, or of the
+  compressed one as on TFF's server, which is unpacked there. By default it is
+  TFF's cache, to which TFF downloads the database when it is first used.
   """
   folder = os.path.abspath(
     os.path.expanduser(_CACHE_DIR if data_dir is None else data_dir)

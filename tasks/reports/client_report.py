@@ -18,12 +18,7 @@ _MAX_BINS = 25
 def save(evaluation: per_client.Evaluation, folder: str) -> str:
   """Writes the files into a folder for the round, all at once.
 
-  Args:
-    evaluation: The results.
-    folder: The folder. Files of the same round that it holds are replaced.
-
-  Returns:
-    The summary, and where the files are.
+  Files of the same round are replaced. Gives the summary, and where they are.
   """
   target = os.path.join(folder, f'round_{evaluation.round_num:06d}')
   summary = _summary(evaluation)
@@ -100,16 +95,10 @@ def _column(
 
 
 def _bins(accuracies: np.ndarray, num_examples: int) -> np.ndarray:
-  """Edges between the accuracies that a device can have.
+  """Edges between the accuracies that a device can have, multiples of 1/n.
 
-  Args:
-    accuracies: The accuracies to count.
-    num_examples: The test examples of a device, so that its accuracy is a
-      multiple of one over their number.
-
-  Returns:
-    The edges. Each bin holds the same number of possible accuracies, and the
-    last one ends above 1.
+  Each bin holds the same number of possible accuracies, and the last one ends
+  above 1.
   """
   possible = round((1 - accuracies.min()) * num_examples) + 1
   per_bin = -(-possible // _MAX_BINS)

@@ -54,12 +54,7 @@ _LOSS = 'client_work/train/loss'
 
 
 def save(figure: plt.Figure, path: str) -> None:
-  """Writes a figure and closes it.
-
-  Args:
-    figure: The figure.
-    path: The PNG file; the PDF has the same name but for its ending.
-  """
+  """Writes a figure as PNG and beside it as PDF, and closes it."""
   # Without a date the same figure is the same file.
   figure.savefig(
     f'{os.path.splitext(path)[0]}.pdf', metadata={'CreationDate': None}
@@ -86,13 +81,7 @@ def add_legend(figure: plt.Figure, title: str | None = None) -> None:
 def save_convergence(
   rows: Sequence[Mapping[str, float]], title: str, path: str
 ) -> None:
-  """Draws a run: its accuracy, and beside it the training loss and the norms.
-
-  Args:
-    rows: The metrics of the rounds.
-    title: The title.
-    path: The PNG file to write; the PDF is beside it.
-  """
+  """Draws a run: accuracy, and beside it the training loss and the norms."""
   tests = folder_lib.evaluations(rows)
   figure, axes = plt.subplot_mosaic(
     [['accuracy', 'loss'], ['accuracy', 'norm']],
@@ -173,12 +162,8 @@ def save_comparison(
 ) -> None:
   """Draws personalized accuracy by method against rounds and models.
 
-  Args:
-    curves: The runs, smoothed or not. A line is the mean over the seeds of a
-      method, its band their range.
-    targets: The target accuracies, drawn as thin lines.
-    title: The title.
-    path: The PNG file to write; the PDF is beside it.
+  A line is the mean over the seeds of a method, its band their range. Targets
+  are thin lines.
   """
   groups = collections.defaultdict(lambda: collections.defaultdict(list))
   for curve in curves:

@@ -14,14 +14,11 @@ from tasks.runs import names
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """The origin of the figures of a comparison.
+  """The origin of the figures: how they are computed, of which code, when.
 
-  Attributes:
-    smoothing: The number of tests whose mean is an accuracy.
-    num_tests: The number of tests at a target that count as reaching it.
-    overrides: The settings that some methods had for themselves.
-    version: The version of the code.
-    date: The date.
+  An accuracy is the mean of `smoothing` tests, and `num_tests` tests at a
+  target count as reaching it. `overrides` are the settings that some methods
+  had for themselves.
   """
 
   smoothing: int
@@ -34,16 +31,7 @@ class Origin:
 def to_markdown(
   curves: Sequence[savings.Curve], targets: Sequence[float], origin: Origin
 ) -> str:
-  """The tables of a comparison, one for each personalization.
-
-  Args:
-    curves: The runs, smoothed.
-    targets: The target accuracies, which may be none.
-    origin: The origin of the figures.
-
-  Returns:
-    Markdown.
-  """
+  """The tables of a comparison in Markdown, one for each personalization."""
   parts = []
   for personalization in dict.fromkeys(c.personalization for c in curves):
     group = [c for c in curves if c.personalization == personalization]

@@ -29,17 +29,11 @@ Row = dict[str, Any]
 Results = dict[str, np.ndarray]
 
 
-class EvaluationError(ValueError):
-  """The evaluation cannot be made, and why."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
   """The results of all devices; a value that is missing or not finite is NaN.
 
   Attributes:
-    title: The run and the model.
-    round_num: The round of the model.
     trained_steps: The number of MAML steps in training; 0 without MAML.
     clients: A row for each device: its id `client`, its `group` (of `GROUPS`),
       its numbers of `train_examples` and `test_examples`, the number of the
@@ -72,26 +66,14 @@ def evaluate(
   few_shot: Sequence[int] | None = None,
   num_steps: int | None = None,
 ) -> Evaluation:
-  """Evaluates a meta-model device by device.
+  """Evaluates a meta-model, that of the given round, device by device.
 
-  Args:
-    experiment: The experiment.
-    weights: The meta-model, a `tff.learning.models.ModelWeights`.
-    round_num: The round of the model.
-    max_clients: The most devices to evaluate, chosen at random; by default all.
-    few_shot: Numbers of local examples; by default 1, 2, 5, 10, 20, 50, …
-    num_steps: The last step of the curve against MAML steps; by default twice
-      those of the experiment.
-
-  Returns:
-    The results.
-
-  Raises:
-    EvaluationError: If an argument does not suit the experiment, or the runtime
-      fails.
+  At most `max_clients` devices are evaluated, chosen at random. `few_shot` are
+  numbers of local examples, by default 1, 2, 5, 10, 20, 50, … The curve against
+  MAML steps ends at `num_steps`, by default twice those of the experiment.
   """
   if num_steps is not None and not _is_maml(experiment):
-    raise EvaluationError(
+    raise errors.UserError(
       f'--steps={num_steps} is for MAML, but the run has'
       f' --personalization={experiment.settings.personalization}.'
     )
@@ -101,7 +83,7 @@ def evaluate(
     few_shot = [n * 10**k for k in range(9) for n in (1, 2, 5)]
     few_shot = [n for n in few_shot if n < most]
   elif max(few_shot, default=0) > most:
-    raise EvaluationError(
+    raise errors.UserError(
       f'--few_shot has {max(few_shot)}, but no device has more than {most}'
       ' training examples.'
     )
@@ -113,9 +95,8 @@ def evaluate(
     ) as bar:
       return _evaluate(population, weights, few_shot, num_steps, bar)
   except runtime.ComputationError as e:
-    reason = errors.first_line(e)
-    raise EvaluationError(
-      f'The evaluation failed: {reason}. Nothing was written.'
+    raise errors.UserError(
+      f'The evaluation failed: {errors.first_line(e)}. Nothing was written.'
     ) from e
 
 
@@ -181,14 +162,7 @@ def _evaluate(
 
 
 class _Population:
-  """The devices that are evaluated: their groups, their data, their results.
-
-  Attributes:
-    experiment: The experiment.
-    round_num: The round of the model.
-    ids: Their ids.
-    train_examples: The number of training examples of each, `[clients]`.
-  """
+  """The devices that are evaluated: their groups, their data, their results."""
 
   def __init__(
     self,
@@ -199,10 +173,9 @@ class _Population:
     self.experiment = experiment
     self.round_num = round_num
     everyone = experiment.train_data.client_ids
-    self._places = np.arange(len(everyone))
-    if max_clients is not None and max_clients < len(everyone):
-      rng = np.random.default_rng([experiment.settings.seed, 4])
-      self._places = np.sort(rng.permutation(self._places)[:max_clients])
+    rng = np.random.default_rng([experiment.settings.seed, 4])
+    chosen = rng.permutation(len(everyone))[:max_clients]
+    self._places = np.sort(chosen)
     self.ids = [everyone[place] for place in self._places]
     held_out = set(experiment.held_out_clients)
     took_part = experiment.clients_until(round_num)
@@ -268,17 +241,9 @@ class _Population:
     for group in GROUPS:
       values = accuracy[(self._groups == group) & np.isfinite(accuracy)]
       if len(values):
+        row = {'group': group, name: place, 'clients': len(values)}
         low, high = quantile(values, (0.1, 0.9))
-        rows.append(
-          {
-            'group': group,
-            name: place,
-            'clients': len(values),
-            'mean': values.mean(),
-            'q10': low,
-            'q90': high,
-          }
-        )
+        rows.append(row | {'mean': values.mean(), 'q10': low, 'q90': high})
     return rows
 
   def rows(self, meta: Results, personalized: Results) -> list[Row]:
@@ -301,7 +266,7 @@ class _Population:
     ]
 
   def notes(self, personalized: Results, has_few_shot: bool) -> list[str]:
-    """See `Evaluation`."""
+    """The remarks on the results."""
     notes = []
     num_clients = len(self.experiment.train_data.client_ids)
     if len(self.ids) < num_clients:
@@ -314,11 +279,9 @@ class _Population:
         'Prototypes replace the last layer, which is therefore not trained. So'
         ' the meta-model has no accuracy of its own, and no gain is given.'
       )
-    lost = np.isnan(personalized['accuracy'])
-    if lost.any():
-      named = [
-        id_ for id_, is_lost in zip(self.ids, lost, strict=True) if is_lost
-      ]
+    lost = np.flatnonzero(np.isnan(personalized['accuracy']))
+    if len(lost):
+      named = [self.ids[i] for i in lost]
       notes.append(
         f'{len(named)} devices have no data to train or test on, or no finite'
         f' result. No mean includes them: {", ".join(named[:5])}'

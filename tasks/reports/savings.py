@@ -23,13 +23,8 @@ MAX_LOSS = 0.05
 class Curve:
   """The personalized tests of a run without that of the initial model.
 
-  Attributes:
-    method: The method.
-    personalization: The personalization.
-    seed: The seed.
-    rounds: The rounds with a test, int `[tests]`.
-    models: The models transmitted until then, down and up, `[tests]`.
-    accuracy: The mean accuracy over devices, `[tests]`.
+  The arrays have an element for each test: the round, the models transmitted
+  until then, down and up, and the mean accuracy over devices.
   """
 
   method: str
@@ -46,11 +41,7 @@ class Curve:
     return dataclasses.replace(self, accuracy=np.array(mean))
 
   def largest_loss(self) -> tuple[float, int]:
-    """By how much the accuracy fell below its best so far, and in which round.
-
-    Returns:
-      The largest such loss and its round.
-    """
+    """The most that the accuracy fell below its best so far, and the round."""
     losses = np.maximum.accumulate(self.accuracy) - self.accuracy
     worst = int(losses.argmax())
     return float(losses[worst]), int(self.rounds[worst])
@@ -59,15 +50,7 @@ class Curve:
 def curve(
   settings: settings_lib.Settings, tests: Sequence[Mapping[str, float]]
 ) -> Curve:
-  """The curve of a run.
-
-  Args:
-    settings: The settings of the run.
-    tests: Its tests, from `tasks.runs.folder.evaluations`.
-
-  Returns:
-    The curve.
-  """
+  """The curve of a run; `tests` are from `tasks.runs.folder.evaluations`."""
   return Curve(
     *settings.method_names,
     settings.seed,
@@ -80,13 +63,7 @@ def curve(
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-  """The cost of a target accuracy, or of a run that does not reach it.
-
-  Attributes:
-    is_reached: Whether it reaches the target.
-    rounds: The rounds until then. Those of the whole run if it does not.
-    models: The models transmitted until then, likewise.
-  """
+  """The cost of a target accuracy, or of a whole run that does not reach it."""
 
   is_reached: bool
   rounds: int
@@ -96,15 +73,9 @@ class Need:
 def need(curve: Curve, target: float, num_tests: int) -> Need:
   """The cost of reaching a target and staying there.
 
-  Args:
-    curve: The run.
-    target: The accuracy.
-    num_tests: The number of tests in a row that must be at or above the target,
-      of which the first counts. Towards the end of the run, where fewer are
-      left, all of those must be.
-
-  Returns:
-    The need.
+  `num_tests` tests in a row must be at or above the target, of which the first
+  counts. Towards the end of the run, where fewer are left, all of those must
+  be.
   """
   is_above = curve.accuracy >= target
   starts = [
@@ -120,10 +91,9 @@ def need(curve: Curve, target: float, num_tests: int) -> Need:
 class Saving:
   """By which factor fewer models suffice than without a correction.
 
-  Attributes:
-    ratio: The models of the uncorrected method over those of the method.
-    bound: `''` where the ratio is exact, `>` or `<` where the true one is above
-      or below it, and `?` where neither method reaches the target.
+  The ratio is the models of the uncorrected method over those of the method.
+  The bound is `''` where the ratio is exact, `>` or `<` where the true one is
+  above or below it, and `?` where neither method reaches the target.
   """
 
   ratio: float
@@ -153,14 +123,7 @@ def mean_saving(savings: Sequence[Saving]) -> Saving:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-  """The 95 % bootstrap interval of a mean over seeds.
-
-  Args:
-    values: The value of each seed.
-
-  Returns:
-    Its ends, the same each time; `None` for a single seed.
-  """
+  """The 95 % bootstrap interval of a mean over seeds, the same each time."""
   if len(values) < 2:
     return None
   rng = np.random.default_rng(0)

@@ -10,12 +10,7 @@ from typing import Any
 def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
   """A table whose columns are aligned in a terminal, too.
 
-  Args:
-    rows: The rows. All have the columns of the first; of these the first
-      column holds the names of the rows.
-
-  Returns:
-    Markdown, without a line break at its end.
+  All rows have the columns of the first; of these the first has their names.
   """
   table = [list(rows[0]), *(list(row.values()) for row in rows)]
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -30,12 +25,7 @@ def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str) -> None:
-  """Writes a table; a value that is `None` or NaN is left empty.
-
-  Args:
-    rows: The rows. All have the columns of the first.
-    path: The file.
-  """
+  """Writes a table; a value that is `None` or NaN is left empty."""
   with open(path, 'w', newline='') as file:
     writer = csv.DictWriter(file, rows[0])
     writer.writeheader()

@@ -19,46 +19,33 @@ from tasks.runs import state_manager
 import tff_debias
 
 
-class MetaModelError(ValueError):
-  """A meta-model is missing or cannot be read, and why."""
-
-
 def load(
   experiment: experiment_lib.Experiment,
   folder: folder_lib.RunFolder,
   round_num: int | None = None,
 ) -> tuple[tff.learning.models.ModelWeights, int]:
-  """The meta-model of a round: `evaluated_model` in the settings says which.
+  """The meta-model of a round, and the round.
 
-  Args:
-    experiment: The experiment of the run.
-    folder: The folder of the run.
-    round_num: The round; by default that of the newest checkpoint, or, where
-      only the final model is left, the last one.
-
-  Returns:
-    The `tff.learning.models.ModelWeights`, and the round.
-
-  Raises:
-    MetaModelError: If there is no such model, or it is damaged or another
-      network's.
+  `evaluated_model` in the settings says which model. The round is by default
+  that of the newest checkpoint, or, where only the final model is left, the
+  last one.
   """
   if _versions(folder):
     return _load_checkpoint(experiment, folder, round_num)
   if not os.path.exists(folder.meta_model):
-    raise MetaModelError(
+    raise errors.UserError(
       f'There is no checkpoint in {folder.path} yet. Wait until the run has'
       ' saved one, or train it: python -m tasks.train.'
     )
   rows = folder.read_metrics()
   if not rows:
-    raise MetaModelError(
+    raise errors.UserError(
       f'The round of {folder.meta_model} is not known: there is neither'
       f' {folder.metrics} nor a checkpoint. Put one of them back.'
     )
   last = int(rows[-1]['round'])
   if round_num not in (None, last):
-    raise MetaModelError(
+    raise errors.UserError(
       f'--round={round_num} must be {last}: only the final model is left in'
       f' {folder.path}.'
     )
@@ -68,18 +55,7 @@ def load(
 def load_final(
   experiment: experiment_lib.Experiment, folder: folder_lib.RunFolder
 ) -> tff.learning.models.ModelWeights:
-  """The model of a run that has finished.
-
-  Args:
-    experiment: The experiment of the run.
-    folder: The folder of the run, with its `meta_model.keras`.
-
-  Returns:
-    The `tff.learning.models.ModelWeights`.
-
-  Raises:
-    MetaModelError: If the file is damaged or another network's.
-  """
+  """The model of a run that has finished, from its `meta_model.keras`."""
   # Only the weights are read. Keras would call functions that a file names, for
   # some files also in its safe mode.
   keras_model = experiment.build_keras_model()
@@ -90,7 +66,7 @@ def load_final(
       raise ValueError('it is no Keras zip file')
     keras_model.load_weights(folder.meta_model)
   except Exception as e:
-    raise MetaModelError(
+    raise errors.UserError(
       f'{folder.meta_model} is damaged, or of another network:'
       f' {errors.first_line(e)}. The command of the run, given again, writes it'
       ' anew.'
@@ -116,7 +92,7 @@ def _load_checkpoint(
     chosen = versions[-1] if round_num is None else round_num
     if chosen not in versions:
       kept = ', '.join(map(str, versions))
-      raise MetaModelError(
+      raise errors.UserError(
         f'--round={chosen} is not among the checkpoints that are kept in'
         f' {folder.path}: {kept}.'
       )
@@ -129,7 +105,7 @@ def _load_checkpoint(
       if max(_versions(folder), default=0) > versions[-1]:
         continue
       others = [f'--round={v}' for v in versions if v != chosen]
-      raise MetaModelError(
+      raise errors.UserError(
         str(e) + (f' Another one is {others[-1]}.' if others else '')
       ) from e
   _check_shapes(state.global_model_weights, experiment, folder.checkpoints)
@@ -148,7 +124,7 @@ def _check_shapes(
     for w in (weights, experiment.model.initial_weights)
   )
   if found != wanted:
-    raise MetaModelError(
+    raise errors.UserError(
       f'{path} is of another network: its weights are of the shapes {found},'
       f' those of the run of {wanted}.'
     )

@@ -1,22 +1,20 @@
-"""Words the parts of error messages that several modules need."""
+"""The error of a program that its user can mend, and parts of its words."""
 
 from collections.abc import Iterable
 import difflib
 
 
+class UserError(ValueError):
+  """A message to the user: what is wrong, and what would be right."""
+
+
 def did_you_mean(
   value: str, choices: Iterable[str], form: str = '{}', others: Iterable = ()
 ) -> str:
-  """A hint to the choice that is most like a wrong value.
+  """A hint to the choice that is most like a wrong value, or ''.
 
-  Args:
-    value: The wrong value.
-    choices: The right ones.
-    form: How the choice is written, with `{}` in its place.
-    others: More hints, as they are to be written.
-
-  Returns:
-    A sentence with a space before it, or '' if there is no hint.
+  `form` is how the choice is written, with `{}` in its place; `others` are more
+  hints, as they are to be written. The sentence has a space before it.
   """
   nearest = difflib.get_close_matches(value, list(choices), 1, 0.5)
   hints = [form.format(choice) for choice in nearest] + list(others)
@@ -26,12 +24,7 @@ def did_you_mean(
 def first_line(error: BaseException | str) -> str:
   """The first line of an error; TensorFlow's later lines are about its code.
 
-  Args:
-    error: The error, or its message.
-
-  Returns:
-    The line without the period at its end, or the name of the error's class if
-    it has no message.
+  It has no period at its end. An error without a message gives its class.
   """
   line = str(error).strip().split('\n')[0].rstrip('.')
   return line or type(error).__name__

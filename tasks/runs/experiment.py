@@ -11,9 +11,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks.catalog import networks
 from tasks.catalog import task as task_lib
 from tasks.readers import files
 from tasks.runs import components
+from tasks.runs import errors
 from tasks.runs import names
 from tasks.runs import pipeline
 from tasks.runs import settings as settings_lib
@@ -36,38 +38,17 @@ def resolve(
 
 
 class Experiment:
-  """A task, split over clients, and a method, as the settings say.
-
-  Attributes:
-    settings: The settings, resolved.
-    task: The task.
-    default_rounds: The rounds that the task suggests.
-    correction: The correction R_i.
-    personalization: The personalization T_i.
-    train_data: The clients' training data.
-    test_data: The clients' test data.
-  """
+  """A task, split over clients, and a method, as the resolved settings say."""
 
   def __init__(self, settings: settings_lib.Settings):
-    """Loads the data and splits them.
-
-    Args:
-      settings: The settings; those that are `None` become the task's defaults.
-
-    Raises:
-      ValueError: If a setting is wrong for the task, or the data are not there.
-    """
+    """Loads the data and splits them; settings that are `None` get defaults."""
     module = importlib.import_module(f'tasks.catalog.{settings.task}')
     self.task = module.load(settings.data_dir)
     defaults = self.task.defaults(settings.correction, settings.personalization)
     self.default_rounds = defaults['rounds']
     self.settings = resolve(self.task, settings)
-    self.correction = components.build(
-      'correction', self.settings, tff_debias.Correction
-    )
-    self.personalization = components.build(
-      'personalization', self.settings, tff_debias.Personalization
-    )
+    self.correction = components.build('correction', self.settings)
+    self.personalization = components.build('personalization', self.settings)
     self._check_clients_per_round()
     self.train_data, self.test_data = self._split()
     if self.settings.partition in ('acid', 'dirichlet'):
@@ -125,7 +106,7 @@ class Experiment:
     s = self.settings
     if s.clients_per_round > s.num_clients - self._num_held_out:
       held_out = f' less the {self._num_held_out} of --held_out_share'
-      raise settings_lib.SettingsError(
+      raise errors.UserError(
         f'--clients_per_round={s.clients_per_round} must be at most'
         f' --num_clients={s.num_clients}{held_out * (s.held_out_share > 0)}.'
       )
@@ -155,14 +136,12 @@ class Experiment:
     if s.partition == 'natural':
       return self._choose_users()
     if self.task.train is None:
-      raise settings_lib.SettingsError(
+      raise errors.UserError(
         f'--partition={s.partition} does not go with --task={s.task}, whose'
         ' data are split over its own users: take --partition=natural.'
       )
     split = getattr(partitions, s.partition)
-    parameter = s.classes_per_client
-    if s.partition == 'dirichlet':
-      parameter = s.concentration
+    parameter = s.classes_per_client or s.concentration
     return split(
       self.task.train, self.task.test, s.num_clients, parameter, s.seed
     )
@@ -171,13 +150,13 @@ class Experiment:
     """Chooses `num_clients` of the data set's users at random."""
     s = self.settings
     if self.task.natural is None:
-      raise settings_lib.SettingsError(
+      raise errors.UserError(
         f'--partition=natural does not go with --task={s.task}, whose data have'
         ' no users: take --partition=acid, alid or dirichlet.'
       )
     users = set.intersection(*(set(d.client_ids) for d in self.task.natural))
     if s.num_clients > len(users):
-      raise settings_lib.SettingsError(
+      raise errors.UserError(
         f'--num_clients={s.num_clients} must be at most {len(users)}, the'
         f' number of users in {s.task}.'
       )
@@ -244,12 +223,7 @@ class Experiment:
     """The model with its loss and its metric, the accuracy."""
     client_id = self.train_data.client_ids[0]
     examples = self.train_data.create_tf_dataset_for_client(client_id)
-    return tff_debias.from_keras(
-      self.build_keras_model(),
-      tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      examples.batch(1).element_spec,
-      lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
-    )
+    return networks.to_model(self.build_keras_model(), examples)
 
   def build_process(
     self, storage: tff_debias.ClientStorage

@@ -38,51 +38,39 @@ class RunFolderError(ValueError):
   """The folder cannot be used for this run, and why."""
 
 
-def _file(name: str, doc: str) -> property:
-  return property(lambda self: os.path.join(self.path, name), doc=doc)
+def _file(name: str) -> property:
+  return property(lambda self: os.path.join(self.path, name))
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-  """The paths of a run's files; see `claim`.
-
-  Attributes:
-    path: The folder.
-  """
+  """The paths of a run's files in the folder `path`; see `claim`."""
 
   path: str
 
-  settings = _file('settings.json', 'The settings and the name of the run.')
-  checkpoints = _file(
-    'checkpoints', "The server's state, for `tff.program`'s state manager."
-  )
-  storage = _file(
-    'storage', "The clients' own states, for `tff_debias.ClientStorage`."
-  )
-  metrics = _file('metrics.csv', 'The metrics of every round.')
-  tensorboard = _file('tensorboard', 'The metrics of every round.')
-  picture = _file('convergence.png', 'The picture of the convergence.')
-  meta_model = _file('meta_model.keras', 'The Keras model of the last round.')
-  worker_log = _file('worker.log', "The messages of TFF's worker process.")
-  evaluation = _file(
-    'evaluation', 'The results of `tasks.evaluate`, a folder for each round.'
-  )
+  settings = _file('settings.json')
+  #: The server's state, for `tff.program`'s state manager.
+  checkpoints = _file('checkpoints')
+  #: The clients' own states, for `tff_debias.ClientStorage`.
+  storage = _file('storage')
+  metrics = _file('metrics.csv')
+  tensorboard = _file('tensorboard')
+  picture = _file('convergence.png')
+  #: The Keras model of the last round.
+  meta_model = _file('meta_model.keras')
+  worker_log = _file('worker.log')
+  #: The results of `tasks.evaluate`, a folder for each round.
+  evaluation = _file('evaluation')
 
   @contextlib.contextmanager
   def lock(self) -> Iterator[None]:
     """Keeps other processes out of the folder; makes it if it is not there.
 
-    The lock is of the operating system, which releases it when the process
-    ends in any way. It is on the folder itself, as a file could be deleted, and
-    on the file `lock`, which names the process: some network file systems have
-    no locks of folders. (The package filelock would empty the file before it
-    has the lock.)
-
-    Yields:
-      Nothing.
-
-    Raises:
-      RunFolderError: If another process has it, or it cannot be written.
+    The lock is of the operating system, which releases it when the process ends
+    in any way. It is on the folder itself, as a file could be deleted, and on
+    the file `lock`, which names the process: some network file systems have no
+    locks of folders. (The package filelock would empty the file before it has
+    the lock.)
     """
     with contextlib.ExitStack() as resources:
       try:
@@ -115,16 +103,10 @@ class RunFolder:
   def claim(self, settings: settings_lib.Settings) -> str:
     """Takes the folder for a run, or checks that it is the run's already.
 
-    Args:
-      settings: The resolved settings.
-
-    Returns:
-      The name of the run, new or as it was.
-
-    Raises:
-      RunFolderError: If the folder holds a run of other settings or of another
-        version, is damaged, or holds other files or symbolic links. Nothing
-        but what a killed process left is changed then.
+    A folder is refused that holds a run of other settings or of another
+    version, is damaged, or holds other files or symbolic links. Nothing but
+    what a killed process left is changed then. Gives the name of the run, new
+    or as it was.
     """
     self._refuse_links()
     self._remove_leftovers()
@@ -171,15 +153,7 @@ class RunFolder:
           shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
   def read(self) -> tuple[settings_lib.Settings, str]:
-    """The settings of the run and its name.
-
-    Returns:
-      The pair.
-
-    Raises:
-      RunFolderError: If there is no run in the folder, or the file is damaged
-        or of another version.
-    """
+    """The settings of the run and its name."""
     try:
       with _open(self.settings) as file:
         content = json.load(file)
@@ -189,15 +163,29 @@ class RunFolder:
     except RunFolderError:
       raise
     except FileNotFoundError as e:
-      raise RunFolderError(
-        f'{self.path} holds no run: there is no settings.json in it.'
-      ) from e
+      raise RunFolderError(self._why_no_run()) from e
     # Deeply nested JSON is a RecursionError.
     except (ValueError, LookupError, TypeError, OSError, RecursionError) as e:
       raise RunFolderError(
         f'{self.settings} is damaged ({errors.first_line(e)}). Put it back from'
         ' a copy, or name another folder.'
       ) from e
+
+  def _why_no_run(self) -> str:
+    """The reason for which there is no run, and the nearest path of one."""
+    reason = 'there is no settings.json in it'
+    if not os.path.isdir(self.path):
+      reason = 'there is no such folder'
+    elif not os.listdir(self.path):
+      reason = 'it is empty'
+    parent, name = os.path.split(self.path)
+    hint = errors.did_you_mean(
+      name,
+      _runs_in(parent),
+      os.path.join(parent, '{}'),
+      [os.path.join(self.path, run) for run in _runs_in(self.path)],
+    )
+    return f'{self.path} holds no run: {reason}.{hint}'
 
   def _check_version(self, settings: Mapping[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(settings_lib.Settings)}
@@ -216,12 +204,6 @@ class RunFolder:
 
     A last line without its end, which is being written or was when the process
     was killed, is left out.
-
-    Returns:
-      The metrics. A round has only those that were measured in it.
-
-    Raises:
-      RunFolderError: If the file is damaged.
     """
     try:
       with _open(self.metrics) as file:
@@ -247,13 +229,9 @@ class RunFolder:
 def evaluations(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
   """The results of the personalized tests, of the rounds that have one.
 
-  Args:
-    rows: The metrics of the rounds.
-
-  Returns:
-    For each test its `round`, `models` (transmitted so far, down and up),
-    `accuracy` (the mean over clients), and the 10 % and 90 % quantiles over
-    clients, `low` and `high`.
+  For each test its `round`, `models` (transmitted so far, down and up),
+  `accuracy` (the mean over clients), and the 10 % and 90 % quantiles over
+  clients, `low` and `high`.
   """
   return [
     {
@@ -269,47 +247,14 @@ def evaluations(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
 
 
 def find(path: str) -> RunFolder:
-  """The folder of an existing run.
-
-  Args:
-    path: The path.
-
-  Returns:
-    The folder. Its settings can be read.
-
-  Raises:
-    RunFolderError: If there is no run at the path, with the nearest path that
-      has one, or if its settings are damaged.
-  """
+  """The folder of a run that is there and whose settings can be read."""
   folder = RunFolder(path.rstrip(os.sep) or path)
-  if not os.path.exists(folder.settings):
-    if not os.path.isdir(path):
-      reason = 'there is no such folder'
-    elif os.listdir(path):
-      reason = 'there is no settings.json in it'
-    else:
-      reason = 'it is empty'
-    parent, name = os.path.split(folder.path)
-    hint = errors.did_you_mean(
-      name,
-      _runs_in(parent),
-      os.path.join(parent, '{}'),
-      [os.path.join(path, run) for run in _runs_in(path)],
-    )
-    raise RunFolderError(f'{path} holds no run: {reason}.{hint}')
   folder.read()
   return folder
 
 
 def check_output_dir(path: str | None) -> None:
-  """Checks the flag --output_dir, as far as its text can be wrong.
-
-  Args:
-    path: Its value; `None` if it is not given.
-
-  Raises:
-    RunFolderError: If it is empty or has a character that it must not have.
-  """
+  """Raises an error if the value of --output_dir can be no path of a folder."""
   if path is not None and (
     not path.strip() or not path.isprintable() or set(path) & set('*?[]\\')
   ):
@@ -320,12 +265,7 @@ def check_output_dir(path: str | None) -> None:
 
 
 def write(path: str, content: str) -> None:
-  """Writes a file as a whole, which is on the disk afterwards.
-
-  Args:
-    path: The file.
-    content: Its text.
-  """
+  """Writes a file as a whole, which is on the disk afterwards."""
   with open(f'{path}.new', 'w', newline='') as file:
     file.write(content)
     file.flush()
@@ -335,11 +275,7 @@ def write(path: str, content: str) -> None:
 
 
 def sync(path: str) -> None:
-  """Waits until a file or a folder is on the disk.
-
-  Args:
-    path: The file or the folder.
-  """
+  """Waits until a file or a folder is on the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

@@ -39,24 +39,10 @@ def training_dataset(
   (The authors' loader ends every epoch with a smaller batch instead. Static
   shapes are faster, and every example has the same weight.)
 
-  Args:
-    dataset: The client's examples, as in `tff_debias.partitions`: mappings with
-      `x` and `y`. It must be finite, small enough for memory and not empty.
-    batch_size: The number of examples in a batch.
-    num_batches: The number of batches. For personalized methods it is twice the
-      number of local steps: support and query by turns.
-    seed: Nonnegative integers: (run, round, client). A repeated round then has
-      the same batches; another client or round has others.
-    augment: As in `task.Task`.
-
-  Returns:
-    A data set of `num_batches` batches `OrderedDict(x=..., y=...)` of the
-    static shape `[batch_size, ...]`. It gives the same batches whenever it is
-    iterated.
-
-  Raises:
-    TypeError: If the examples are not mappings with `x` and `y`.
-    ValueError: If an argument is out of range, or there is no example.
+  The examples are as in `tff_debias.partitions`, finite, small enough for
+  memory and not none. Personalized methods need two batches a local step:
+  support and query by turns. The seed is nonnegative integers: (run, round,
+  client). `augment` is as in `task.Task`.
   """
   for name, value in (('batch_size', batch_size), ('num_batches', num_batches)):
     if value < 1:
@@ -91,15 +77,7 @@ def training_dataset(
 
 
 def test_dataset(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-  """Each example once, in batches.
-
-  Args:
-    dataset: As in `training_dataset`, of any size.
-    batch_size: The examples in a batch; the last may have fewer.
-
-  Returns:
-    A data set of batches `OrderedDict(x=..., y=...)`.
-  """
+  """Each example once, in batches, of which the last may be smaller."""
   batches = dataset.batch(batch_size)
   if not 0 < dataset.cardinality() <= batch_size:
     return batches

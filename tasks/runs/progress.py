@@ -11,16 +11,7 @@ _LINE = '{desc}{n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}{postfix}]'
 
 
 def progress(total: int, unit: str, **options: Any) -> tqdm.tqdm:
-  """A bar in a terminal, and a line every 30 seconds in a file.
-
-  Args:
-    total: The number of units to do.
-    unit: The name of one.
-    **options: Further ones of `tqdm.tqdm`.
-
-  Returns:
-    The bar, a context manager.
-  """
+  """A bar in a terminal, and a line every 30 seconds in a file."""
   if sys.stderr.isatty():
     return tqdm.tqdm(total=total, unit=unit, dynamic_ncols=True, **options)
   return _Lines(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -15,19 +16,12 @@ from tasks.runs import settings as settings_lib
 _SECONDS_BETWEEN_LOOKS = 1
 
 
-class RunsFailedError(ValueError):
-  """Some runs failed: which, and their last messages."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run of an experiment.
+  """A run of an experiment, with its settings as the user gave them.
 
-  Attributes:
-    settings: Its settings, as the user gave them.
-    folder: Its folder.
-    rounds: The rounds to train to.
-    options: Further flags of `tasks.train`.
+  `rounds` is the round to train to, `options` are further flags of
+  `tasks.train`.
   """
 
   settings: settings_lib.Settings
@@ -80,14 +74,8 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
   """Trains the runs that have not finished.
 
   The progress bar needs a look at all runs each second. So one loop both looks
-  and starts processes, and there is no pool of threads.
-
-  Args:
-    runs: The runs.
-    at_a_time: The largest number of runs at a time.
-
-  Raises:
-    RunsFailedError: If one fails, after the others have ended.
+  and starts processes, and there is no pool of threads. If a run fails, an
+  error says so after the others have ended.
   """
   # It imports TensorFlow, for which errors in flags should not wait.
   from tasks.runs import state_manager
@@ -112,7 +100,8 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
         for process in [p for p in running if p.poll() is not None]:
           run = running.pop(process)
           if process.returncode:
-            failed[run.folder.path] = _last_line(run.log)
+            said = pathlib.Path(run.log).read_text(errors='replace')
+            failed[run.folder.path] = errors.last_line(said)
         bar.set_postfix_str(
           ', '.join(os.path.basename(r.folder.path) for r in running.values())
         )
@@ -125,7 +114,7 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
       for process in running:
         process.wait()
   if failed:
-    raise RunsFailedError(
+    raise errors.UserError(
       '\n'.join(
         f'The run in {path} failed. {said}' for path, said in failed.items()
       )
@@ -147,8 +136,3 @@ def _start(run: Run) -> subprocess.Popen:
       stderr=subprocess.STDOUT,
       start_new_session=True,
     )
-
-
-def _last_line(path: str) -> str:
-  with open(path, errors='replace') as file:
-    return errors.last_line(file.read())

@@ -31,34 +31,22 @@ METHODS = types.MappingProxyType(
 )
 _DEFAULT_METHOD = 'pfl_dyn'
 
-_BOUNDS = types.MappingProxyType(
-  {
-    'above': operator.gt,
-    'at_least': operator.ge,
-    'below': operator.lt,
-    'at_most': operator.le,
-  }
+_BOUNDS = (
+  ('above', operator.gt),
+  ('at_least', operator.ge),
+  ('below', operator.lt),
+  ('at_most', operator.le),
 )
 # Their order is drawn at once, in memory. The published experiment has 5,000.
 _MAX_EXAMPLES_IN_A_ROUND = 10**7
 
 
-class SettingsError(ValueError):
-  """A setting is wrong: which, its value, and what would be right."""
+def _setting(help_text: str, default: Any = None, **metadata: Any) -> Any:
+  """A field with its default, its help text, and what is checked.
 
-
-def _setting(default: Any, help_text: str, **metadata: Any) -> Any:
-  """A field with its help text, and with what is checked.
-
-  Args:
-    default: The default.
-    help_text: The text.
-    **metadata: `choices` are the values allowed; `above`, `at_least`, `below`,
-      `at_most` are bounds; `may_be_infinite` allows infinity; `only_with` is
-      another setting and the values of it with which this one has an effect.
-
-  Returns:
-    The field.
+  `choices` are the values allowed; `above`, `at_least`, `below`, `at_most` are
+  bounds; `may_be_infinite` allows infinity; `only_with` is another setting and
+  the values of it with which this one has an effect.
   """
   return dataclasses.field(
     default=default, metadata={'help': help_text, **metadata}
@@ -75,134 +63,118 @@ class Settings:
   """
 
   task: str = _setting(
-    'digits', 'The data and the network.', choices=catalog.TASKS
+    'The data and the network.', 'digits', choices=catalog.TASKS
   )
   method: str | None = _setting(
-    None,
     'The published method; fed_avg, fed_dyn and scaffold do not personalize. By'
     f' default {_DEFAULT_METHOD}, or the one that --correction makes.',
     choices=tuple(METHODS),
   )
   correction: str | None = _setting(
-    None,
     'The correction. A method has one; --correction is for one of your own, and'
     ' takes the place of --method: a subclass of tff_debias.Correction in a'
     ' module that Python finds, such as'
     ' "--correction=my_module:MyCorrection(gamma=0.5)".',
   )
   personalization: str | None = _setting(
-    None,
     'How clients personalize. By default proto, or none for a method that does'
     ' not personalize. One of your own is a subclass of'
     ' tff_debias.Personalization, given as for --correction.',
   )
   partition: str | None = _setting(
-    None,
     'How the data are split: acid (true labels), alid (each client relabels'
     " its classes), dirichlet, or natural (the data set's own users). By"
     ' default natural where the data set has users, else acid.',
     choices=('acid', 'alid', 'dirichlet', 'natural'),
   )
-  num_clients: int | None = _setting(
-    None, 'The number m of clients.', at_least=1
-  )
+  num_clients: int | None = _setting('The number m of clients.', at_least=1)
   classes_per_client: int | None = _setting(
-    None,
     'The number of classes that a client holds.',
     at_least=1,
     only_with=('partition', ('acid', 'alid')),
   )
   concentration: float | None = _setting(
-    None,
     'The parameter of the Dirichlet distribution.',
     at_least=1e-6,
     at_most=10**6,
     only_with=('partition', ('dirichlet',)),
   )
   held_out_share: float = _setting(
-    0.0,
     'The share of the clients that never take part in training, for'
     ' tasks.evaluate to test on.',
+    0.0,
     at_least=0,
     below=1,
   )
   clients_per_round: int | None = _setting(
-    None, 'The number of clients that take part in a round.', at_least=1
+    'The number of clients that take part in a round.', at_least=1
   )
   local_steps: int | None = _setting(
-    None,
     'The number K of local steps of a client in a round.',
     at_least=1,
     at_most=10**6,
   )
   batch_size: int | None = _setting(
-    None,
     'The examples in a batch (support and query, each).',
     at_least=1,
     at_most=10**6,
   )
   learning_rate: float | None = _setting(
-    None, 'The learning rate β of the local steps in the first round.', above=0
+    'The learning rate β of the local steps in the first round.', above=0
   )
   learning_rate_decay: float | None = _setting(
-    None, 'The factor on the learning rate from round to round.', above=0
+    'The factor on the learning rate from round to round.', above=0
   )
   weight_decay: float | None = _setting(
-    None, 'The weight decay of the local steps.', at_least=0
+    'The weight decay of the local steps.', at_least=0
   )
   max_grad_norm: float | None = _setting(
-    None,
     'The bound on the norm of a gradient; inf for none. By default 10 for'
     ' methods that personalize, as published, and none for the others.',
     above=0,
     may_be_infinite=True,
   )
   alpha: float | None = _setting(
-    None,
     'The strength α of Dyn; its default depends on the personalization.',
     above=0,
     only_with=('correction', ('dyn',)),
   )
   maml_steps: int | None = _setting(
-    None,
     'The number s of steps of MAML.',
     at_least=1,
     at_most=1000,
     only_with=('personalization', ('maml',)),
   )
   maml_learning_rate: float | None = _setting(
-    None,
     'The size a of a step of MAML.',
     above=0,
     only_with=('personalization', ('maml',)),
   )
   maml_first_order: bool | None = _setting(
-    None,
     'Whether MAML leaves out the second derivatives. By default it does not.',
     only_with=('personalization', ('maml',)),
   )
   evaluated_model: str = _setting(
-    'selected',
     "The model that is evaluated: selected (the mean of a round's clients) or"
     ' all (the mean over all clients; each sends a second model).',
+    'selected',
     choices=('selected', 'all'),
   )
   evaluation_clients: int | None = _setting(
-    None,
     'The number of clients that are tested at each evaluation, the same each'
     ' time. By default the task decides; 0 for all.',
     at_least=0,
   )
   rounds_per_evaluation: int | None = _setting(
-    None, 'The number of rounds from one evaluation to the next.', at_least=1
+    'The number of rounds from one evaluation to the next.', at_least=1
   )
   data_dir: str | None = _setting(
-    None, 'The folder that holds the data of the task, where it needs one.'
+    'The folder that holds the data of the task, where it needs one.'
   )
   seed: int = _setting(
-    0,
     'Decides the initial weights, the partition, the clients of each round and'
     ' their batches.',
+    0,
     at_least=0,
     at_most=2**32 - 1,
   )
@@ -222,7 +194,7 @@ class Settings:
         found = f'--{other}={getattr(self, other)}'
         if other == 'correction' and self.method is not None:
           found = f'--method={self.method}'
-        raise SettingsError(
+        raise errors.UserError(
           f'--{field.name}={getattr(self, field.name)} has no effect with'
           f' {found}, only with --{other}={" or ".join(values)}. Leave it out.'
         )
@@ -231,7 +203,7 @@ class Settings:
     if self.local_steps and self.batch_size:
       examples = self.local_steps * self.batch_size
       if examples > _MAX_EXAMPLES_IN_A_ROUND:
-        raise SettingsError(
+        raise errors.UserError(
           f'--local_steps={self.local_steps} times'
           f' --batch_size={self.batch_size} must be at most'
           f' {_MAX_EXAMPLES_IN_A_ROUND}, the examples of a client in a round.'
@@ -253,7 +225,7 @@ class Settings:
       return
     correction, personalizes = METHODS[self.method]
     if self.correction not in (None, correction):
-      raise SettingsError(
+      raise errors.UserError(
         f'--method={self.method} and --correction={self.correction} do not go'
         f' together: the correction of {self.method} is {correction}. Leave out'
         ' one of the two.'
@@ -264,7 +236,7 @@ class Settings:
     if personalizes != (self.personalization != 'none'):
       pair = (correction, not personalizes)
       right = [name for name, parts in METHODS.items() if parts == pair]
-      raise SettingsError(
+      raise errors.UserError(
         f'--method={self.method} and --personalization={self.personalization}'
         f' do not go together: take --method={right[0]}, or'
         f' --personalization={"maml or proto" if personalizes else "none"}.'
@@ -282,14 +254,7 @@ class Settings:
     return tuple(name.partition(':')[2] or name for name in names)
 
   def resolve(self, defaults: Mapping[str, Any]) -> 'Settings':
-    """Replaces the settings that are `None` and have an effect.
-
-    Args:
-      defaults: Their values. Others in it are ignored.
-
-    Returns:
-      The resolved settings.
-    """
+    """Puts `defaults` for the settings that are `None` and have an effect."""
     known = dataclasses.replace(
       self, partition=self.partition or defaults.get('partition')
     )
@@ -306,11 +271,7 @@ class Settings:
 
 
 def define_flags(without: Collection[str] = ()) -> None:
-  """Defines a flag for every setting.
-
-  Args:
-    without: The settings that get no flag.
-  """
+  """Defines a flag for every setting but those in `without`."""
   define = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -318,32 +279,25 @@ def define_flags(without: Collection[str] = ()) -> None:
     str: flags.DEFINE_string,
   }
   for field in dataclasses.fields(Settings):
-    if field.name not in without:
-      choices = field.metadata.get('choices', ())
-      if field.name in components.BUILT_IN:
-        choices = (*components.BUILT_IN[field.name], 'MODULE:CLASS(NAME=VALUE)')
-      help_text = field.metadata['help']
-      if choices:
-        help_text = f'<{"|".join(choices)}>: {help_text}'
-      if 'only_with' in field.metadata:
-        other, values = field.metadata['only_with']
-        help_text += f' Only with --{other}={" or ".join(values)}.'
-      define[_type(field.name)](field.name, field.default, help_text)
+    if field.name in without:
+      continue
+    help_text = field.metadata['help']
+    choices = field.metadata.get('choices', ())
+    if field.name in components.BUILT_IN:
+      choices = (*components.BUILT_IN[field.name], 'MODULE:CLASS(NAME=VALUE)')
+    if choices:
+      help_text = f'<{"|".join(choices)}>: {help_text}'
+    if 'only_with' in field.metadata:
+      other, values = field.metadata['only_with']
+      help_text += f' Only with --{other}={" or ".join(values)}.'
+    define[_type(field.name)](field.name, field.default, help_text)
 
 
 def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
-  """The settings that the parsed flags give.
+  """The settings that the parsed flags give, and those `given` without a flag.
 
-  Args:
-    only_with_effect: Whether a flag without effect is ignored, and not an
-      error: where the same flags are for several methods.
-    **given: Settings that have no flag.
-
-  Returns:
-    The settings.
-
-  Raises:
-    SettingsError: If a flag is wrong.
+  With `only_with_effect` a flag without effect is ignored, and not an error:
+  for programs in which the same flags are for several methods.
   """
   values = {
     field.name: flags.FLAGS[field.name].value
@@ -360,21 +314,10 @@ def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
 
 
 def parse(name: str, text: str) -> Any:
-  """The value of a setting that is given as text.
-
-  Args:
-    name: The setting.
-    text: Its value, as a flag has it.
-
-  Returns:
-    The value, of the setting's type.
-
-  Raises:
-    SettingsError: If there is no such setting, or its type is another one.
-  """
+  """The value, of the setting's type, of a setting given as text."""
   names = [field.name for field in dataclasses.fields(Settings)]
   if name not in names:
-    raise SettingsError(
+    raise errors.UserError(
       f'There is no setting {name!r}.{errors.did_you_mean(name, names)}'
     )
   kind = _type(name)
@@ -383,7 +326,9 @@ def parse(name: str, text: str) -> Any:
       return {'true': True, 'false': False}[text.lower()]
     return kind(text)
   except (ValueError, KeyError) as e:
-    raise SettingsError(f'--{name}={text} must be of {kind.__name__}.') from e
+    raise errors.UserError(
+      f'--{name}={text} must be of {kind.__name__}.'
+    ) from e
 
 
 def _type(name: str) -> type:
@@ -396,15 +341,17 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     return
   choices = field.metadata.get('choices')
   if choices and value not in choices:
-    raise SettingsError(
+    raise errors.UserError(
       f'--{field.name}={value} is not one of {", ".join(choices)}.'
       + errors.did_you_mean(value, choices)
     )
   if isinstance(value, float) and not math.isfinite(value):
     if value != math.inf or 'may_be_infinite' not in field.metadata:
-      raise SettingsError(f'--{field.name}={value} must be a finite number.')
-  for bound, is_right in _BOUNDS.items():
+      raise errors.UserError(f'--{field.name}={value} must be a finite number.')
+  for bound, is_right in _BOUNDS:
     limit = field.metadata.get(bound)
     if limit is not None and not is_right(value, limit):
       wording = bound.replace('_', ' ')
-      raise SettingsError(f'--{field.name}={value} must be {wording} {limit}.')
+      raise errors.UserError(
+        f'--{field.name}={value} must be {wording} {limit}.'
+      )

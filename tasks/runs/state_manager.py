@@ -57,18 +57,7 @@ class StateManager(tff.program.ProgramStateManager):
     return self._versions() or None
 
   async def load(self, version: int, structure: Any) -> Any:
-    """See base class.
-
-    Args:
-      version: See base class.
-      structure: See base class.
-
-    Returns:
-      See base class.
-
-    Raises:
-      CheckpointError: If the checkpoint is damaged or of another task.
-    """
+    """See base class; raises a `CheckpointError` if it is damaged."""
     path = self._path(version)
     files = self._read_record(version)['files']
     for name, digest in files.items():
@@ -108,21 +97,12 @@ class StateManager(tff.program.ProgramStateManager):
     self._remove_after(-1)
 
   def prepare(self, from_round: int | None = None) -> int:
-    """Makes the folder ready to go on from a checkpoint.
+    """Makes the folder ready to go on from a checkpoint, and gives its round.
 
     What a killed process left is removed, and the metrics become those of the
-    checkpoint, whatever has happened to them.
-
-    Args:
-      from_round: The round of the checkpoint; later ones are removed. By
-        default the last one.
-
-    Returns:
-      The round of the checkpoint, 0 if there is none.
-
-    Raises:
-      CheckpointError: If there is no such checkpoint, or the checkpoints are
-        lost.
+    checkpoint, whatever has happened to them. With `from_round` it is the
+    checkpoint of that round, and later ones are removed. Without a checkpoint
+    the round is 0; an error is raised if there was one, which is lost.
     """
     versions = self._versions()
     if from_round is not None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import collections
-from collections.abc import Sequence
 import contextlib
 import os
 import re
@@ -11,20 +10,16 @@ from typing import Any
 
 import numpy as np
 import tensorflow_federated as tff
+import tqdm
 
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
 from tasks.runs import progress as progress_lib
-from tasks.runs import settings as settings_lib
 from tasks.runs import state_manager
 import tff_debias
 from tff_debias import runtime
 from tff_debias import storage as storage_lib
-
-
-class RoundFailedError(ValueError):
-  """The runtime could not finish a round: its message, and what to do."""
 
 
 def run(
@@ -35,19 +30,11 @@ def run(
   from_round: int | None = None,
   worker_network: str = 'private',
 ) -> None:
-  """Trains to the given round, from a checkpoint of the folder.
+  """Trains to the given round, in a locked folder, from its checkpoint.
 
-  Args:
-    experiment: The experiment.
-    folder: The folder of the run, locked.
-    rounds: The round to train to.
-    rounds_per_checkpoint: The rounds from one checkpoint to the next.
-    from_round: The round of the checkpoint; what came later is removed. By
-      default the last one.
-    worker_network: As in `runtime.local_context`.
-
-  Raises:
-    ValueError: If the folder holds something else, or a round fails.
+  With `from_round` it goes on from the checkpoint of that round, and what came
+  later is removed; by default from the last one. `worker_network` is as in
+  `runtime.local_context`.
   """
   folder.claim(experiment.settings)
   files = state_manager.StateManager(folder)
@@ -68,13 +55,13 @@ def run(
   asyncio.set_event_loop(asyncio.new_event_loop())
   done = files.prepare(from_round)
   if done > rounds:
-    raise settings_lib.SettingsError(
+    raise errors.UserError(
       f'--rounds={rounds} must be at least {done}, the number of rounds that'
       f' are done in {folder.path}.'
     )
   tensorboard = _restored_tensorboard(folder)
   with runtime.local_context(None, folder.worker_log, worker_network):
-    with _Progress(rounds, done) as progress:
+    with progress_lib.progress(rounds, 'round', initial=done) as bar:
       try:
         state = tff.simulation.run_training_process(
           process,
@@ -89,22 +76,29 @@ def run(
               folder.metrics, key_fieldname='round'
             ),
             tensorboard,
-            progress,
+            _Progress(bar),
           ],
         )
       except (runtime.ComputationError, runtime.WorkerError) as e:
-        versions = _wait(files.get_versions()) or []
-        raise RoundFailedError(
-          f'A round failed: {errors.first_line(e)}.'
-          f' {_remedy(e, folder, versions)}'
+        remedy = (
+          'Nothing is lost: the same command goes on from the last checkpoint.'
+        )
+        if state := _damaged_state(e, folder):
+          remedy = (
+            f'The client state {state[0]} is damaged. Put its files back from a'
+            f' copy. {_way_back(checkpoints, process, before=int(state[1]))}'
+          )
+        raise errors.UserError(
+          f'A round failed: {errors.first_line(e)}. {remedy}'
         ) from e
       except (
         state_manager.CheckpointError,
         storage_lib.ClientStorageError,
       ) as e:
-        way_back = _way_back(checkpoints, process)
-        raise RoundFailedError(f'{e} {way_back}') from e
-    if _last_version(checkpoints) < rounds:
+        last = max(_wait(checkpoints.get_versions()) or [0])
+        way_back = _way_back(checkpoints, process, before=last)
+        raise errors.UserError(f'{e} {way_back}') from e
+    if max(_wait(checkpoints.get_versions()) or [0]) < rounds:
       _wait(checkpoints.save(state, rounds))
     weights = experiment.evaluated_weights(process, state)
   model = experiment.build_keras_model()
@@ -117,16 +111,10 @@ def run(
 def _restored_tensorboard(
   folder: folder_lib.RunFolder,
 ) -> tff.program.TensorBoardReleaseManager:
-  """TensorBoard's files with the rounds in the metrics, and no others.
+  """The manager of TensorBoard's files, with just the rounds in the metrics.
 
   A killed process has written rounds that are run again, and has not written
   the last ones before.
-
-  Args:
-    folder: The folder of the run.
-
-  Returns:
-    The manager that writes the rounds to come.
   """
   with contextlib.suppress(FileNotFoundError):
     shutil.rmtree(folder.tensorboard)
@@ -136,39 +124,28 @@ def _restored_tensorboard(
   return manager
 
 
-def _remedy(
-  error: Exception, folder: folder_lib.RunFolder, versions: Sequence[int]
-) -> str:
-  """What helps after a round has failed."""
+def _damaged_state(
+  error: Exception, folder: folder_lib.RunFolder
+) -> re.Match | None:
+  """The path of the client state that an error names, and its round."""
   storage = re.escape(os.path.abspath(folder.storage))
-  state = re.search(
+  return re.search(
     storage + r'/\d+/clients/\d+/\d+_\d+/(\d{9})-\d{19}', str(error)
-  )
-  if state is None:
-    return 'Nothing is lost: the same command goes on from the last checkpoint.'
-  before = [version for version in versions if version < int(state[1])]
-  return (
-    f'The client state {state[0]} is damaged. Put its files back from a copy,'
-    + (
-      f' or go on from round {before[-1]} with --from_round={before[-1]},'
-      ' before it was written.'
-      if before
-      else ' or begin a new run in another --output_dir.'
-    )
   )
 
 
 def _way_back(
   checkpoints: tff.program.ProgramStateManager,
   process: tff.learning.templates.LearningProcess,
+  before: int,
 ) -> str:
-  """Names the newest older checkpoint with which a run can go on."""
-  *older, _ = _wait(checkpoints.get_versions()) or [0]
+  """Names the newest checkpoint before a round with which a run can go on."""
   structure = process.initialize()
-  for version in reversed(older):
+  for version in reversed(_wait(checkpoints.get_versions()) or []):
     with contextlib.suppress(ValueError):
-      _wait(checkpoints.load(version, structure))
-      return f'Or go on from round {version}: --from_round={version}.'
+      if version < before:
+        _wait(checkpoints.load(version, structure))
+        return f'Or go on from round {version}: --from_round={version}.'
   return 'Or begin a new run in another --output_dir.'
 
 
@@ -176,21 +153,11 @@ def _wait(coroutine: Any) -> Any:
   return asyncio.get_event_loop().run_until_complete(coroutine)
 
 
-def _last_version(manager: tff.program.ProgramStateManager) -> int:
-  return max(_wait(manager.get_versions()) or [0])
-
-
 class _Progress(tff.program.ReleaseManager):
   """Shows the progress in a bar, from the metrics of every round."""
 
-  def __init__(self, rounds: int, done: int):
-    self._bar = progress_lib.progress(rounds, 'round', initial=done)
-
-  def __enter__(self) -> '_Progress':
-    return self
-
-  def __exit__(self, *unused_exception: Any) -> None:
-    self._bar.close()
+  def __init__(self, bar: tqdm.tqdm):
+    self._bar = bar
 
   async def release(self, value: Any, key: int) -> None:
     """See base class."""

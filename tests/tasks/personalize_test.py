@@ -122,11 +122,6 @@ def test_wrong_flags_and_files_are_named(tmp_path):
     assert message in result.stderr, (flags, result.stderr)
     assert 'Traceback' not in result.stderr
   assert sorted(os.listdir(run)) == before
-  path = run / 'meta_model.keras'
-  content = path.read_bytes()
-  path.write_bytes(content[: len(content) // 2])
-  result = personalize(here, '--client=client_0001')
-  assert result.returncode == 2 and 'is damaged' in result.stderr
-  path.unlink()
+  (run / 'meta_model.keras').unlink()
   result = personalize(here, '--client=client_0001')
   assert result.returncode == 2 and 'no meta_model.keras yet' in result.stderr

@@ -59,7 +59,7 @@ def test_local_training_is_the_same(network, personalization, runtime):
   state = process.next(process.initialize(), [client]).state
   expected = process.get_model_weights(state).trainable
   start = model.initial_weights.trainable
-  found = bare.build_training(forward, personalization, 2, 0.05)(
+  found = bare.build_training(forward, _PERSONALIZATIONS[personalization])(
     [tf.constant(w) for w in start], batches
   )
   for own, new in zip(found, expected, strict=True):
@@ -78,7 +78,7 @@ def test_the_personalized_test_is_the_same(personalization, runtime):
   expected = evaluate(
     model.initial_weights, [collections.OrderedDict(train=train, test=test)]
   )['by_client']['accuracy']['mean']
-  found = bare.build_test(forward, personalization, 2, 0.05)(
+  found = bare.build_test(forward, _PERSONALIZATIONS[personalization])(
     [tf.constant(w) for w in model.initial_weights.trainable],
     next(iter(train)),
     next(iter(test)),

@@ -1,20 +1,21 @@
 import csv
 import subprocess
 import sys
+import types
 
 import pytest
 
 from tasks import benchmark
 from tasks.benchmarks import sections
 
-SIZE = sections.Size(
-  clients=1,
+SIZE = types.SimpleNamespace(
+  clients_per_round=1,
   local_steps=10,
   maml_local_steps=1,
   maml_steps=1,
   batch_size=50,
   repetitions=1,
-  pfl_python=['python'],
+  pfl_python='python',
 )
 
 

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from tasks.runs import components
+from tasks.runs import errors
 from tasks.runs import settings as settings_lib
 import tff_debias
 
@@ -46,7 +47,7 @@ def module(tmp_path, monkeypatch):
 
 def build(text):
   settings = settings_lib.Settings(correction=text)
-  return components.build('correction', settings, tff_debias.Correction)
+  return components.build('correction', settings)
 
 
 def test_makes_ones_own(module):
@@ -73,7 +74,7 @@ def test_makes_ones_own(module):
   ],
 )
 def test_says_why_it_cannot_make_it(module, text, message):
-  with pytest.raises(components.ComponentError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     build(text.format(module))
 
 
@@ -85,9 +86,6 @@ def test_built_in_ones_take_their_settings():
     maml_learning_rate=0.5,
     maml_first_order=True,
   )
-  assert components.build(
-    'correction', settings, tff_debias.Correction
-  ) == tff_debias.Dyn(0.3)
-  assert components.build(
-    'personalization', settings, tff_debias.Personalization
-  ) == tff_debias.Maml(2, 0.5, True)
+  assert components.build('correction', settings) == tff_debias.Dyn(0.3)
+  personalization = components.build('personalization', settings)
+  assert personalization == tff_debias.Maml(2, 0.5, True)

@@ -12,8 +12,10 @@ from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
 from tasks.readers import files
+from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
+from tests.tasks import small_runs
 
 
 def users(names, num_examples):
@@ -89,12 +91,12 @@ def test_some_users_are_drawn(natural_task):
   ],
 )
 def test_what_users_cannot_do_is_an_error(natural_task, given, said):
-  with pytest.raises(settings_lib.SettingsError, match=said):
+  with pytest.raises(errors.UserError, match=said):
     experiment_lib.Experiment(settings_lib.Settings(**given))
 
 
 def test_data_without_users_have_no_natural_partition():
-  with pytest.raises(settings_lib.SettingsError, match='acid, alid or dirich'):
+  with pytest.raises(errors.UserError, match='acid, alid or dirich'):
     experiment_lib.Experiment(settings_lib.Settings(partition='natural'))
 
 
@@ -222,3 +224,49 @@ def test_no_client_is_twice_in_a_round(natural_task):
   for round_num in range(1, 20):
     ids = [d['client_id'] for d in experiment.training_data(round_num)]
     assert sorted(ids) == list('abcefg')
+
+
+def test_held_out_clients_never_train():
+  some = small_runs.experiment(held_out_share=0.3)
+  held_out = set(some.held_out_clients)
+  assert len(held_out) == 4
+  trained = {
+    client['client_id']
+    for r in range(1, 60)
+    for client in some.training_data(r)
+  }
+  assert trained == set(some.train_data.client_ids) - held_out
+  assert len(some.evaluation_data) == 8
+  assert (
+    set(small_runs.experiment(held_out_share=0.3).held_out_clients) == held_out
+  )
+  assert (
+    set(small_runs.experiment(held_out_share=0.3, seed=1).held_out_clients)
+    != held_out
+  )
+
+
+def test_with_none_held_out_the_participants_are_as_ever():
+  everyone = small_runs.experiment(held_out_share=0.0)
+  ids = [f'client_{i:04d}' for i in range(12)]
+  assert everyone.training_clients == ids
+  sample = tff.simulation.build_uniform_sampling_fn(ids, random_seed=0)
+  for r in (1, 7):
+    participants = [d['client_id'] for d in everyone.training_data(r)]
+    assert participants == sample(r, 2)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (
+      {'clients_per_round': 10},
+      'clients_per_round=10 must be .* less the 3 of --held',
+    ),
+    ({'held_out_share': 1.0}, 'held_out_share=1.0 must be below 1'),
+    ({'held_out_share': -0.1}, 'held_out_share=-0.1 must be at least 0'),
+  ],
+)
+def test_wrong_shares_say_what_would_be_right(options, message):
+  with pytest.raises(errors.UserError, match=message):
+    small_runs.experiment(**options)

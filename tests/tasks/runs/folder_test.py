@@ -171,3 +171,21 @@ def test_evaluations_are_the_rounds_with_a_test(tmp_path):
     {'round': 0, 'models': 0, 'accuracy': 0.1, 'low': 0, 'high': 0.2},
     {'round': 2, 'models': 14, 'accuracy': 0.5, 'low': 0.25, 'high': 0.75},
   ]
+
+
+def test_names_the_run_that_may_be_meant(tmp_path):
+  for name in ('digits_maml', 'digits_proto'):
+    os.mkdir(tmp_path / name)
+    folder_lib.RunFolder(str(tmp_path / name)).claim(settings_lib.Settings())
+  os.mkdir(tmp_path / 'empty')
+  os.mkdir(tmp_path / 'cut')
+  (tmp_path / 'cut' / 'settings.json').write_text('{"run": "a", "sett')
+  assert folder_lib.find(f'{tmp_path}/digits_maml/').path.endswith('maml')
+  for name, message in (
+    ('digits_mamml', 'no such folder. Did you mean .*/digits_maml'),
+    ('', 'no settings.json in it. Did you mean .*/digits_maml'),
+    ('empty', 'it is empty.$'),
+    ('cut', 'settings.json is damaged'),
+  ):
+    with pytest.raises(folder_lib.RunFolderError, match=message):
+      folder_lib.find(str(tmp_path / name))

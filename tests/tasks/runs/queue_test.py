@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import queue
 from tasks.runs import settings as settings_lib
@@ -106,7 +107,7 @@ def test_what_is_finished_does_not_run_again(tmp_path):
 def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path):
   bad = fake(tmp_path / 'bad', "print('Error: no data'); raise SystemExit(2)")
   good = fake(tmp_path / 'good')
-  with pytest.raises(queue.RunsFailedError, match='bad.*Error: no data'):
+  with pytest.raises(errors.UserError, match='bad.*Error: no data'):
     queue.run_all([bad, good], 1)
   assert good.done == 3
 

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from tasks.runs import errors
 from tasks.runs import settings as settings_lib
 
 
@@ -63,7 +64,7 @@ def test_defaults_are_pfl_dyn_with_prototypes_on_digits():
   ],
 )
 def test_wrong_settings_say_what_would_be_right(options, message):
-  with pytest.raises(settings_lib.SettingsError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     settings_lib.Settings(**options)
 
 
@@ -90,7 +91,7 @@ def test_resolve_fills_in_only_what_has_an_effect():
   assert (resolved.alpha, resolved.maml_steps) == (None, 4)
   assert (resolved.classes_per_client, resolved.concentration) == (None, 0.3)
   # What is given and turns out to have no effect is an error here.
-  with pytest.raises(settings_lib.SettingsError, match='--partition=acid'):
+  with pytest.raises(errors.UserError, match='--partition=acid'):
     settings_lib.Settings(concentration=0.5).resolve(defaults)
 
 
@@ -156,7 +157,7 @@ def test_parse_gives_the_type_of_the_setting():
   ],
 )
 def test_parse_says_what_is_wrong(name, text, message):
-  with pytest.raises(settings_lib.SettingsError, match=re.escape(message)):
+  with pytest.raises(errors.UserError, match=re.escape(message)):
     settings_lib.parse(name, text)
 
 
@@ -165,7 +166,7 @@ def test_parse_says_what_is_wrong(name, text, message):
   [
     ('--help', 1, '--maml_learning_rate'),
     ('--method=x', 2, 'Error: --method=x is not one of'),
-    ('--rounds=0', 1, 'rounds'),
+    ('--rounds=0', 2, 'rounds'),
     ('surplus', 2, "unexpected argument 'surplus'"),
     ('--correction=module', 2, 'nor of the form MODULE:CLASS'),
   ],
@@ -204,5 +205,5 @@ def test_help_and_wrong_flags_do_not_wait_for_tensorflow(flag, status, said):
   ],
 )
 def test_absurd_numbers_are_refused(given, message):
-  with pytest.raises(settings_lib.SettingsError, match=message):
+  with pytest.raises(errors.UserError, match=message):
     settings_lib.Settings(**given)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
@@ -106,7 +107,7 @@ def advised(error):
 def test_a_lost_client_state_and_the_way_back(copy, run):
   path = states(copy, 5)[0]
   os.remove(path)
-  with pytest.raises(training.RoundFailedError, match='lost or damaged') as e:
+  with pytest.raises(errors.UserError, match='lost or damaged') as e:
     train(copy, 8)
   assert path[: path.index('.data-')] in str(e.value)
   # The advice is true.
@@ -122,9 +123,10 @@ def test_a_flipped_bit_in_a_client_state_and_the_way_back(copy, run):
       content[len(content) // 2] ^= 1
       file.seek(0)
       file.write(content)
-  with pytest.raises(training.RoundFailedError) as e:
+  with pytest.raises(errors.UserError) as e:
     train(copy, 30)
   assert any(path[: path.index('.data-')] in str(e.value) for path in paths)
+  assert f'The client state {copy.storage}' in str(e.value)
   assert 'the same command goes on' not in str(e.value)
   assert advised(e.value) == 3
   train(copy, 6, 3)
@@ -135,9 +137,7 @@ def test_a_damaged_checkpoint_and_the_way_back(copy, run):
   path = 'program_state_6/variables/variables.data-00000-of-00001'
   path = os.path.join(copy.checkpoints, path)
   os.truncate(path, 0)
-  with pytest.raises(
-    training.RoundFailedError, match=f'{path} is not .*--from_round=3'
-  ):
+  with pytest.raises(errors.UserError, match=f'{path} is not .*--from_round=3'):
     train(copy, 8)
   train(copy, 6, 3)
   assert without_times(copy.read_metrics()) == without_times(run.read_metrics())
@@ -151,7 +151,7 @@ def test_no_way_back_is_promised_where_there_is_none(copy):
       ),
       0,
     )
-  with pytest.raises(training.RoundFailedError) as e:
+  with pytest.raises(errors.UserError) as e:
     train(copy, 8)
   assert 'from_round' not in str(e.value)
   assert 'Or begin a new run in another --output_dir.' in str(e.value)
@@ -159,8 +159,6 @@ def test_no_way_back_is_promised_where_there_is_none(copy):
 
 def test_fewer_rounds_than_are_done_change_nothing(copy):
   before = copy.read_metrics()
-  with pytest.raises(
-    settings_lib.SettingsError, match='--rounds=5 must be at least 6'
-  ):
+  with pytest.raises(errors.UserError, match='--rounds=5 must be at least 6'):
     train(copy, 5)
   assert copy.read_metrics() == before

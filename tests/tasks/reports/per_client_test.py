@@ -1,0 +1,206 @@
+import csv
+import dataclasses
+import os
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow as tf
+
+from tasks.reports import client_report
+from tasks.reports import per_client
+from tasks.runs import checkpoint
+from tasks.runs import errors
+from tasks.runs import experiment as experiment_lib
+from tests.tasks import small_runs
+import tff_debias
+
+
+def read(path):
+  with open(path, newline='') as file:
+    return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope='module')
+def evaluated(runs, runtime):
+  """The folders that `tasks.evaluate` writes."""
+  written = {}
+  for name, folder in runs.items():
+    settings, _ = folder.read()
+    evaluated_experiment = experiment_lib.Experiment(settings)
+    result = per_client.evaluate(
+      evaluated_experiment,
+      *checkpoint.load(evaluated_experiment, folder),
+      few_shot=[3, 40],
+    )
+    client_report.save(result, folder.evaluation)
+    written[name] = os.path.join(
+      folder.evaluation, f'round_{small_runs.ROUNDS:06d}'
+    )
+  return written
+
+
+@pytest.mark.parametrize('name', ['proto', 'maml'])
+def test_agrees_with_the_metrics_of_the_run(runs, evaluated, name):
+  rows = read(os.path.join(evaluated[name], 'clients.csv'))
+  assert len(rows) == 12
+  trainable = [row for row in rows if row['group'] != 'held out']
+  metrics = runs[name].read_metrics()[-1]
+  for value in ('accuracy', 'loss'):
+    values = [float(row[value]) for row in trainable]
+    found = {
+      'mean': np.mean(values),
+      'q10': sorted(values)[0],
+      'max': max(values),
+    }
+    for statistic, expected in found.items():
+      metric = metrics[f'evaluation/by_client/{value}/{statistic}']
+      assert metric == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('name', ['proto', 'maml'])
+def test_groups_are_those_of_the_devices_own_storage(runs, evaluated, name):
+  took_part = set()
+  for root, _, files in os.walk(runs[name].storage):
+    if 'client_id' in files:
+      with open(os.path.join(root, 'client_id')) as file:
+        took_part.add(file.read())
+  settings, _ = runs[name].read()
+  assert len(experiment_lib.Experiment(settings).training_clients) == 9
+  rows = read(os.path.join(evaluated[name], 'clients.csv'))
+  groups = {
+    group: {row['client'] for row in rows if row['group'] == group}
+    for group in per_client.GROUPS
+  }
+  assert groups['took part'] == took_part
+  assert len(groups['held out']) == 3
+  assert len(groups['not yet']) == 9 - len(took_part) > 0
+
+
+def arrays(data, client_id):
+  batch = data.create_tf_dataset_for_client(client_id).batch(1000)
+  examples = batch.get_single_element()
+  return examples['x'].numpy(), examples['y'].numpy()
+
+
+def test_few_shot_is_the_nearest_mean_of_so_many_features(runs, evaluated):
+  some = small_runs.experiment()
+  network = tf.keras.models.load_model(runs['proto'].meta_model, compile=False)
+  features = tf.keras.Model(network.input, network.layers[-2].output)
+  groups = {
+    row['client']: row['group']
+    for row in read(os.path.join(evaluated['proto'], 'clients.csv'))
+  }
+  accuracies = {}
+  for place, client_id in enumerate(some.train_data.client_ids):
+    x, y = arrays(some.train_data, client_id)
+    order = np.random.default_rng([0, 5, place]).permutation(len(y))
+    test_x, test_y = arrays(some.test_data, client_id)
+    tested = features(test_x).numpy()
+    for size in (3, 40, len(y)):
+      chosen = order[:size]
+      known = np.unique(y[chosen])
+      trained = features(x[chosen]).numpy()
+      centers = np.array([trained[y[chosen] == c].mean(0) for c in known])
+      distances = ((tested[:, None] - centers) ** 2).sum(-1)
+      accuracy = (known[distances.argmin(1)] == test_y).mean()
+      name = 'all' if size == len(y) else str(size)
+      accuracies.setdefault((groups[client_id], name), []).append(accuracy)
+  rows = read(os.path.join(evaluated['proto'], 'few_shot.csv'))
+  assert len(rows) == len(accuracies) == 9
+  for row in rows:
+    expected = accuracies[row['group'], row['examples']]
+    assert int(row['clients']) == len(expected)
+    assert float(row['mean']) == pytest.approx(np.mean(expected), abs=1e-6)
+
+
+def test_steps_are_steps_of_gradient_descent(runs, evaluated):
+  some = small_runs.experiment()
+  network = tf.keras.models.load_model(runs['maml'].meta_model, compile=False)
+  start = network.get_weights()
+  loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  by_step = []
+  for client_id in some.held_out_clients:
+    network.set_weights(start)
+    x, y = arrays(some.train_data, client_id)
+    test_x, test_y = arrays(some.test_data, client_id)
+    by_step.append([])
+    for _ in range(11):
+      by_step[-1].append((network(test_x).numpy().argmax(1) == test_y).mean())
+      with tf.GradientTape() as tape:
+        value = loss(y, network(x))
+      gradients = tape.gradient(value, network.trainable_variables)
+      gradients, _ = tf.clip_by_global_norm(gradients, 10.0)
+      for variable, g in zip(
+        network.trainable_variables, gradients, strict=True
+      ):
+        variable.assign_sub(0.1 * g)
+  rows = [
+    row
+    for row in read(os.path.join(evaluated['maml'], 'steps.csv'))
+    if row['group'] == 'held out'
+  ]
+  assert [int(row['steps']) for row in rows] == list(range(11))
+  means = [float(row['mean']) for row in rows]
+  np.testing.assert_allclose(means, np.mean(by_step, axis=0), atol=1e-6)
+  devices = read(os.path.join(evaluated['maml'], 'clients.csv'))
+  gains = [float(d['gain']) for d in devices if d['group'] == 'held out']
+  assert np.mean(gains) == pytest.approx(means[5] - means[0], abs=1e-6)
+  few_shot = read(os.path.join(evaluated['maml'], 'few_shot.csv'))
+  ends = [
+    float(row['mean'])
+    for row in few_shot
+    if row['group'] == 'held out' and row['examples'] in ('0', 'all')
+  ]
+  np.testing.assert_allclose(ends, [means[0], means[5]], atol=1e-6)
+
+
+def test_prototypes_have_no_gain_and_that_is_said(evaluated):
+  rows = read(os.path.join(evaluated['proto'], 'clients.csv'))
+  assert {row['meta_accuracy'] + row['gain'] for row in rows} == {''}
+  with open(os.path.join(evaluated['proto'], 'summary.md')) as file:
+    summary = file.read()
+  assert 'n/a' in summary and 'Prototypes replace the last layer' in summary
+
+
+def test_a_personalization_of_ones_own_has_figures_of_the_meta_model(
+  runs, evaluated, runtime
+):
+  class OwnMaml(tff_debias.Maml):
+    """The same in a class that the program does not know."""
+
+  settings, _ = runs['maml'].read()
+  some = experiment_lib.Experiment(settings)
+  given = dataclasses.asdict(some.personalization)
+  some.personalization = OwnMaml(**given)
+  result = per_client.evaluate(
+    some, *checkpoint.load(some, runs['maml']), few_shot=[]
+  )
+  assert not result.steps
+  expected = read(os.path.join(evaluated['maml'], 'clients.csv'))
+  for row, own in zip(expected, result.clients, strict=True):
+    for name in ('meta_accuracy', 'meta_loss', 'accuracy', 'loss', 'gain'):
+      assert own[name] == pytest.approx(float(row[name]), abs=1e-5)
+  assert any(own['gain'] > 0.1 for own in result.clients)
+
+
+def test_the_pictures_show_something(evaluated):
+  for folder, names in (
+    (evaluated['proto'], ('histogram', 'few_shot')),
+    (evaluated['maml'], ('histogram', 'few_shot', 'steps')),
+  ):
+    for name in names:
+      with Image.open(os.path.join(folder, f'{name}.png')) as image:
+        assert np.asarray(image.convert('L')).std() > 10
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'num_steps': 3}, '--steps=3 is for MAML, .*--personalization=proto'),
+    ({'few_shot': [5, 5000]}, 'has 5000, but no device has more than 100'),
+  ],
+)
+def test_refuses_what_does_not_suit_the_run(options, message):
+  with pytest.raises(errors.UserError, match=message):
+    per_client.evaluate(small_runs.experiment(), None, 1, **options)
