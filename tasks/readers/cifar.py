@@ -53,16 +53,11 @@ def load(
   if data_dir is None:
     return tfds.load(variant.tfds_name, _how_to_get(variant))
   contents = _contents(variant, data_dir)
-  return [
-    tuple(
-      np.concatenate(parts)
-      for parts in zip(
-        *(_decode(variant, size, *contents[name]) for name, size in files),
-        strict=True,
-      )
-    )
-    for files in (variant.train.items(), variant.test.items())
-  ]
+  sets = []
+  for sizes in (variant.train, variant.test):
+    parts = [_decode(variant, n, *contents[name]) for name, n in sizes.items()]
+    sets.append(tuple(map(np.concatenate, zip(*parts, strict=True))))
+  return sets
 
 
 def _contents(variant: Variant, data_dir: str) -> dict[str, tuple[str, bytes]]:

@@ -121,9 +121,7 @@ def _with_interval(mean: str, values: Sequence[float], form: str) -> str:
   return f'{mean} [{ends[0]:{form}}, {ends[1]:{form}}]' if ends else mean
 
 
-def _gap(
-  pairs: Sequence[tuple[savings.Curve, savings.Curve | None]],
-) -> str:
+def _gap(pairs: Sequence[tuple[savings.Curve, savings.Curve | None]]) -> str:
   gaps = [
     own.accuracy[-1] - other.accuracy[-1] for own, other in pairs if other
   ]

@@ -132,9 +132,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
   return float(low), float(high)
 
 
-def uncorrected_of(
-  curves: Sequence[Curve],
-) -> Mapping[tuple[str, int], Curve]:
+def uncorrected_of(curves: Sequence[Curve]) -> Mapping[tuple[str, int], Curve]:
   """The runs of uncorrected methods by personalization and seed."""
   return {
     (curve.personalization, curve.seed): curve
