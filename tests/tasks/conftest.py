@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope='session')
 def runs(tmp_path_factory):
-  """A finished run of each personalization. Tests leave them as they are."""
+  """A finished run of each personalization, to which tests only add files."""
   from tests.tasks import small_runs
 
   return {
