@@ -99,6 +99,8 @@ def find_faults(
   for i, cell in enumerate(code):
     if any(o.output_type == 'error' for o in cell.outputs):
       faults.append(f'Code cell {i} failed.')
+    if any(o.get('name') == 'stderr' for o in cell.outputs):
+      faults.append(f'Code cell {i} shows warnings.')
   return faults + find_picture_faults(notebook, notebook)
 
 
