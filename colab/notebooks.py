@@ -75,6 +75,7 @@ def run(
     notebook,
     timeout=1200,
     record_timing=False,
+    coalesce_streams=True,  # Of a progress bar only its last state is kept.
     resources={'metadata': {'path': str(folder)}},
     **options,
   ).execute()
@@ -99,6 +100,8 @@ def find_faults(
   for i, cell in enumerate(code):
     if any(o.output_type == 'error' for o in cell.outputs):
       faults.append(f'Code cell {i} failed.')
+    if any(o.get('name') == 'stderr' for o in cell.outputs):
+      faults.append(f'Code cell {i} shows warnings.')
   return faults + find_picture_faults(notebook, notebook)
 
 
@@ -143,9 +146,9 @@ def main(paths: Sequence[str]) -> None:
   for path in map(pathlib.Path, paths or sorted(FOLDER.glob('*.md'))):
     notebook = read(path)
     run(notebook, path.parent)
+    nbformat.write(notebook, path.with_suffix('.ipynb'))
     if faults := find_faults(notebook, read(path)):
       sys.exit(f'{path}: {" ".join(faults)}')
-    nbformat.write(notebook, path.with_suffix('.ipynb'))
 
 
 if __name__ == '__main__':

@@ -36,3 +36,42 @@ from tff_debias.privacy import privacy_spent
 from tff_debias.privacy import secure_aggregator
 from tff_debias.storage import ClientStorage
 from tff_debias.storage import StorageStateManager
+
+# In the order of the API reference.
+__all__ = [
+  'build_fed_avg',
+  'build_per_fed_avg',
+  'build_fed_dyn',
+  'build_pfl_dyn',
+  'build_scaffold',
+  'build_pfl_scaf',
+  'build_learning_process',
+  'Personalization',
+  'NoPersonalization',
+  'Maml',
+  'Proto',
+  'Correction',
+  'NoCorrection',
+  'Dyn',
+  'Scaf',
+  'exponential_decay',
+  'get_all_model_weights',
+  'Model',
+  'from_keras',
+  'from_functional',
+  'partitions',
+  'compose_with_client_data',
+  'compose_evaluation_with_client_data',
+  'build_personalized_evaluation',
+  'build_client_evaluation',
+  'build_step_evaluation',
+  'build_personalize_fn',
+  'export_personalized_model',
+  'personalized_keras_model',
+  'dp_aggregator',
+  'secure_aggregator',
+  'privacy_spent',
+  'ClientStorage',
+  'StorageStateManager',
+  'runtime',
+]

@@ -84,10 +84,12 @@ def _replaced(path, old, new):
 
 
 @pytest.mark.parametrize('path', PATHS, ids=lambda path: path.name)
-def test_stored_notebooks_are_up_to_date(path):
+def test_stored_notebooks_are_up_to_date(path, first_cell):
   stored = nbformat.read(path.with_suffix('.ipynb'), as_version=4)
   text = notebooks.read(path.with_suffix('.md'))
   assert not notebooks.find_faults(stored, text)
+  code = [cell.source for cell in stored.cells if cell.cell_type == 'code']
+  assert code[0] == first_cell
 
 
 @pytest.mark.slow
@@ -131,6 +133,11 @@ def test_a_right_notebook_runs_in_colab_and_here(run_in_colab, example):
       nbformat.v4.new_output('error', ename='E', evalue='', traceback=[])
     )
 
+  def warn(notebook):
+    notebook.cells[3].outputs.append(
+      nbformat.v4.new_output('stream', name='stderr', text='WARNING')
+    )
+
   def rerun(notebook):
     notebook.cells[3].execution_count = 7
 
@@ -139,6 +146,7 @@ def test_a_right_notebook_runs_in_colab_and_here(run_in_colab, example):
     'Its outputs are of other cells.',
   ]
   assert faults_after(change_outputs) == ['Code cell 2 failed.']
+  assert faults_after(warn) == ['Code cell 2 shows warnings.']
   assert 'from top to bottom' in faults_after(rerun)[0]
   # As jupytext --sync leaves it.
   text = _replaced(example, "'slow'", "'slower'")

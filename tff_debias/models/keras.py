@@ -252,6 +252,8 @@ def _record_calls(
   return taps
 
 
+# Autograph cannot convert the thread, and says so at each network.
+@tf.autograph.experimental.do_not_convert
 def _make_network(
   build: Callable[[], tf.keras.Model],
   creator: Callable[..., Any],
