@@ -54,6 +54,7 @@ __all__ = [
   'NoCorrection',
   'Dyn',
   'Scaf',
+  'Prox',
   'exponential_decay',
   'get_all_model_weights',
   'Model',

@@ -1,14 +1,19 @@
 """Which version of the code made a result, and when."""
 
 import datetime
-import importlib.metadata
 import os
+import pathlib
 import subprocess
+import tomllib
+
+_PROJECT = pathlib.Path(__file__).parents[2] / 'pyproject.toml'
 
 
 def version() -> str:
   """The version of the package and, in a checkout, the commit."""
-  number = f'tff_debias {importlib.metadata.version("tff_debias")}'
+  # In Colab the package is not installed: Python finds it in the checkout.
+  project = tomllib.loads(_PROJECT.read_text())['project']
+  number = f'{project["name"]} {project["version"]}'
   try:
     # A commit followed by `-dirty` has changes that are not committed.
     result = subprocess.run(

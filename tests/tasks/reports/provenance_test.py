@@ -1,4 +1,5 @@
 import datetime
+import importlib.metadata
 import os
 import subprocess
 
@@ -11,7 +12,8 @@ def test_names_the_commit_that_git_names():
     ['git', 'rev-parse', 'HEAD'], cwd=here, text=True
   )
   assert f'commit {commit[:10]}' in provenance.version()
-  assert provenance.version().startswith('tff_debias 0.')
+  number = importlib.metadata.version('tff_debias')
+  assert provenance.version().startswith(f'tff_debias {number}, commit')
 
 
 def test_without_a_checkout_there_is_no_commit(monkeypatch, tmp_path):
