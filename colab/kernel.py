@@ -21,6 +21,7 @@ The first cell of each notebook gets the code and runs this program:
 """
 
 import asyncio
+import contextlib
 import fcntl
 import functools
 import importlib.util
@@ -164,27 +165,38 @@ class _Cells:
       await self._start()
     self._client.execute(f'get_ipython().execution_count={count}', silent=True)
     request = self._client.execute(code, allow_stdin=False, stop_on_error=False)
+    reply = None
     while True:
       try:
         message = await self._client.get_iopub_msg(timeout=0.5)
       except queue.Empty:
+        # The message that the cell has ended is lost now and then; its reply
+        # is not.
+        if reply is not None:
+          return reply
+        with contextlib.suppress(queue.Empty):
+          reply = await self._reply(request, timeout=0)
+          continue
         if await self._manager.is_alive():
           continue
         self._log.seek(0)
         log = self._log.read().decode(errors='replace')
-        start = max(log.rfind('Fatal Python error'), 0) or -2000
+        start = log.rfind('Fatal Python error')
+        words = log[start:] if start >= 0 else log[-2000:]
         raise RuntimeError(
           'The kernel died, and its variables with it. The next cell starts'
-          f' another. Its last words:\n{log[start:][:2000]}'
+          f' another. Its last words:\n{words[:2000]}'
         ) from None
       kind, content = message['msg_type'], message['content']
       if kind not in ('status', 'execute_input', 'iopub_welcome'):
         self._kernel.send_response(self._kernel.iopub_socket, kind, content)
       elif content.get('execution_state') == 'idle':
         if message['parent_header']['msg_id'] == request:
-          break
+          return reply or await self._reply(request, timeout=10)
+
+  async def _reply(self, request: str, timeout: float) -> dict[str, Any]:
     while True:
-      reply = await self._client.get_shell_msg(timeout=10)
+      reply = await self._client.get_shell_msg(timeout=timeout)
       if reply['parent_header']['msg_id'] == request:
         return reply['content']
 
