@@ -1,5 +1,6 @@
 """The tables of a comparison of methods, and the words that explain them."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import statistics
@@ -29,9 +30,14 @@ class Origin:
 
 
 def to_markdown(
-  curves: Sequence[savings.Curve], targets: Sequence[float], origin: Origin
+  curves: Sequence[savings.Curve],
+  targets: Mapping[str, Sequence[float]],
+  origin: Origin,
 ) -> str:
-  """The tables of a comparison in Markdown, one for each personalization."""
+  """The tables of a comparison in Markdown, one for each personalization.
+
+  `targets` are accuracies by personalization.
+  """
   parts = []
   for personalization in dict.fromkeys(c.personalization for c in curves):
     group = [c for c in curves if c.personalization == personalization]
@@ -46,7 +52,7 @@ def to_markdown(
         'final accuracy': _mean_and_deviation([c.accuracy[-1] for c in runs]),
         'gap': _gap(pairs),
       }
-      for target in targets:
+      for target in targets[personalization]:
         row |= _target_cells(pairs, target, origin.num_tests)
       rows.append(row)
     parts.append(tables.to_markdown(rows))
@@ -55,7 +61,9 @@ def to_markdown(
 
 
 def to_rows(
-  curves: Sequence[savings.Curve], targets: Sequence[float], origin: Origin
+  curves: Sequence[savings.Curve],
+  targets: Mapping[str, Sequence[float]],
+  origin: Origin,
 ) -> list[dict[str, Any]]:
   """A row for each run and target; without targets one for each run."""
   uncorrected = savings.uncorrected_of(curves)
@@ -73,7 +81,7 @@ def to_rows(
       'largest_loss': loss,
       'largest_loss_round': loss_round,
     }
-    for target in targets or [None]:
+    for target in targets[curve.personalization] or [None]:
       rows.append(
         row
         | _target_columns(curve, other, target, origin.num_tests)
@@ -125,7 +133,7 @@ def _gap(pairs: Sequence[tuple[savings.Curve, savings.Curve | None]]) -> str:
   gaps = [
     own.accuracy[-1] - other.accuracy[-1] for own, other in pairs if other
   ]
-  if not gaps or pairs[0][0].method in savings.UNCORRECTED:
+  if not gaps or pairs[0][0].is_uncorrected:
     return ''
   return _with_interval(f'{statistics.mean(gaps):+.3f}', gaps, '+.3f')
 
@@ -151,7 +159,7 @@ def _target_cells(
     if other
   ]
   saving = ''
-  if saved and pairs[0][0].method not in savings.UNCORRECTED:
+  if saved and not pairs[0][0].is_uncorrected:
     saving = _saving_cell(saved) + _mark([own for own, _ in pairs])
   return {
     f'rounds to {target:g}': rounds,
@@ -183,6 +191,14 @@ def _notes(curves: Sequence[savings.Curve], origin: Origin) -> list[str]:
     f'Accuracy: personalized, the mean over devices{mean_of}. Gap: the final'
     ' accuracy less that of the uncorrected method, in pairs of the same seed.',
   ]
+  untrained = dict.fromkeys(
+    names.name(c.method) for c in curves if not c.is_tested_as_trained
+  )
+  if untrained:
+    notes.append(
+      f'{", ".join(untrained)}: trained without personalization, and tested'
+      ' with it.'
+    )
   if len(seeds) < 5:
     notes.append(
       'With fewer than five seeds the intervals are narrower than the truth.'
