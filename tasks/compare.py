@@ -38,6 +38,15 @@ _TESTS_AT_TARGET = flags.DEFINE_integer(
   ' row is at or above it.',
   lower_bound=1,
 )
+_LOCAL_TRAINING = flags.DEFINE_integer(
+  'local_training',
+  0,
+  'Tests local training alone besides: this number of steps, of the size'
+  ' --learning_rate, on all training examples of a device, from the initial'
+  ' model. 0 for none: a step takes a pass over the data of all devices.',
+  lower_bound=0,
+  upper_bound=1000,
+)
 flags.adopt_module_key_flags(comparison_lib)
 
 
@@ -124,6 +133,13 @@ def main() -> None:
       savings.curve(*run).smoothed(comparison_lib.SMOOTHING.value)
       for run in comparison.tests()
     ]
+    local = None
+    if num_steps := _LOCAL_TRAINING.value:
+      local = method_report.Local(
+        num_steps,
+        comparison.experiment.settings.learning_rate,
+        comparison.train_locally(num_steps),
+      )
     targets = comparison.targets(_targets())
     origin = method_report.Origin(
       comparison_lib.SMOOTHING.value,
@@ -133,7 +149,7 @@ def main() -> None:
       provenance.today(),
     )
     title = comparison.title
-    markdown = method_report.to_markdown(curves, targets, origin)
+    markdown = method_report.to_markdown(curves, targets, origin, local)
     text = f'{title}\n\n{markdown}\n'
     path = os.path.join(comparison.path, 'comparison')
     pathlib.Path(f'{path}.md').write_text(text)

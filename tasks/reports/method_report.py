@@ -29,10 +29,20 @@ class Origin:
   date: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Local:
+  """The accuracy of each seed after local steps from the initial model."""
+
+  num_steps: int
+  step_size: float
+  accuracy: Sequence[float]
+
+
 def to_markdown(
   curves: Sequence[savings.Curve],
   targets: Mapping[str, Sequence[float]],
   origin: Origin,
+  local: Local | None = None,
 ) -> str:
   """The tables of a comparison in Markdown, one for each personalization.
 
@@ -56,7 +66,7 @@ def to_markdown(
         row |= _target_cells(pairs, target, origin.num_tests)
       rows.append(row)
     parts.append(tables.to_markdown(rows))
-  parts.append('\n'.join(f'* {note}' for note in _notes(curves, origin)))
+  parts.append('\n'.join(f'* {note}' for note in _notes(curves, origin, local)))
   return '\n\n'.join(parts)
 
 
@@ -181,7 +191,9 @@ def _saving_cell(saved: Sequence[savings.Saving]) -> str:
   return factor
 
 
-def _notes(curves: Sequence[savings.Curve], origin: Origin) -> list[str]:
+def _notes(
+  curves: Sequence[savings.Curve], origin: Origin, local: Local | None
+) -> list[str]:
   seeds = sorted({c.seed for c in curves})
   mean_of = f' over the last {origin.smoothing} tests' * (origin.smoothing > 1)
   notes = [
@@ -198,6 +210,13 @@ def _notes(curves: Sequence[savings.Curve], origin: Origin) -> list[str]:
     notes.append(
       f'{", ".join(untrained)}: trained without personalization, and tested'
       ' with it.'
+    )
+  if local:
+    notes.append(
+      'Local training alone, without communication:'
+      f' {_mean_and_deviation(local.accuracy)} after {local.num_steps} steps of'
+      f' size {local.step_size:g} on all training examples of a device, from'
+      ' the initial model.'
     )
   if len(seeds) < 5:
     notes.append(

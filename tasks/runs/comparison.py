@@ -126,11 +126,16 @@ class Comparison:
         ' counts.'
       )
     self.title = f'{experiment.data_title}, {self.rounds} rounds'
-    self._runs = [
+    self._runs = self._queue(runs, self.rounds)
+
+  def _queue(
+    self, runs: Mapping[str, settings_lib.Settings], rounds: int
+  ) -> list[queue.Run]:
+    return [
       queue.Run(
         settings,
         folder_lib.RunFolder(os.path.join(self.path, name)),
-        self.rounds,
+        rounds,
         (f'--worker_network={_WORKER_NETWORK.value}',),
       )
       for name, settings in runs.items()
@@ -138,16 +143,43 @@ class Comparison:
 
   def train(self) -> None:
     """Trains the runs that are not finished, in a locked folder."""
+    self._train(self._runs)
+
+  def _train(self, runs: Sequence[queue.Run]) -> None:
     from tasks.runs import experiment as experiment_lib
 
-    for run in self._runs:
+    for run in runs:
       if os.path.exists(run.folder.settings):
         run.folder.claim(
           experiment_lib.resolve(self.experiment.task, run.settings)
         )
     queue.run_all(
-      self._runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
+      runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
     )
+
+  def train_locally(self, num_steps: int) -> list[float]:
+    """The accuracy of local training alone, for each seed.
+
+    MAML's steps from the initial model are local training. So it is the test of
+    the initial model in a run, of which the rounds do not matter.
+    """
+    partition = self.experiment.settings.partition
+    runs = {
+      f'local_seed{seed}': settings_lib.from_flags(
+        only_with_effect=True,
+        method='fed_avg',
+        tested_personalization='maml',
+        maml_steps=num_steps,
+        maml_learning_rate=self.experiment.settings.learning_rate,
+        partition=partition,
+        seed=seed,
+      )
+      for seed in dict.fromkeys(run.settings.seed for run in self._runs)
+    }
+    queued = self._queue(runs, 1)
+    self._train(queued)
+    first = [folder_lib.evaluations(r.folder.read_metrics())[0] for r in queued]
+    return [test['accuracy'] for test in first]
 
   def targets(
     self, given: Sequence[float] | None

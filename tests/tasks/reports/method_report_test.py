@@ -78,6 +78,10 @@ def test_the_notes_say_what_the_figures_are_made_of():
   for part in ('n = 2: the seeds 0, 1', 'a/b:c=1', 'version 7', '2026-01-31'):
     assert part in notes
   assert '2 tests in a row' in notes and 'over the last' not in notes
+  assert 'Local training' not in notes
+  local = method_report.Local(7, 0.1, [0.8, 0.9])
+  text = method_report.to_markdown(CURVES, {'maml': []}, ORIGIN, local)
+  assert 'communication: 0.850 ± 0.071 after 7 steps of size 0.1' in text
 
 
 def test_methods_tested_otherwise_than_trained_are_named_and_no_reference():
