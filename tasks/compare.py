@@ -6,43 +6,25 @@ folder of its own; the same command again goes on, and trains nothing twice.
 """
 
 import dataclasses
-import itertools
 import os
 import pathlib
 
 from absl import flags
 
 from tasks import cli
+from tasks.runs import comparison as comparison_lib
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import queue
 from tasks.runs import settings as settings_lib
+from tasks.runs import tuned as tuned_lib
 
-_METHODS = flags.DEFINE_list(
-  'methods',
-  ['per_fed_avg', 'pfl_dyn', 'pfl_scaf'],
-  f'The methods: {", ".join(settings_lib.METHODS)}.',
-)
-_PERSONALIZATIONS = flags.DEFINE_list(
-  'personalizations',
-  ['maml', 'proto'],
-  'The personalizations of the methods that personalize: maml, proto.',
-)
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'The seeds.')
 _OVERRIDES = flags.DEFINE_multi_string(
   'override',
   [],
   'A setting for some runs only, METHOD/PERSONALIZATION:NAME=VALUE, for'
   ' example --override=pfl_dyn/maml:alpha=0.03; can be given several times.',
 )
-_ROUNDS = flags.DEFINE_integer(
-  'rounds', None, "The rounds; by default the task's.", lower_bound=1
-)
-# The settings that belong to a method. The others are the same for all.
-_OVERRIDABLE = (
-  *('alpha', 'learning_rate', 'learning_rate_decay', 'maml_first_order'),
-  *('maml_learning_rate', 'maml_steps', 'max_grad_norm', 'weight_decay'),
-)
+_TUNED = tuned_lib.define_flag()
 _TARGETS = flags.DEFINE_list(
   'targets',
   None,
@@ -56,78 +38,48 @@ _TESTS_AT_TARGET = flags.DEFINE_integer(
   ' row is at or above it.',
   lower_bound=1,
 )
-_SMOOTHING = flags.DEFINE_integer(
-  'smoothing',
-  1,
-  'The number of tests whose mean is the accuracy: each test and those before'
-  ' it.',
-  lower_bound=1,
+_LOCAL_TRAINING = flags.DEFINE_integer(
+  'local_training',
+  0,
+  'Tests local training alone besides: this number of steps, of the size'
+  ' --learning_rate, on all training examples of a device, from the initial'
+  ' model. 0 for none: a step takes a pass over the data of all devices.',
+  lower_bound=0,
+  upper_bound=1000,
 )
-_RUNS_AT_A_TIME = flags.DEFINE_integer(
-  'runs_at_a_time',
-  None,
-  'How many runs at a time. By default one for two cores.',
-  lower_bound=1,
-)
-_OUTPUT_DIR = flags.DEFINE_string(
-  'output_dir',
-  None,
-  'The folder of the runs and results. By default a folder in runs/ with the'
-  ' names of task and partition.',
-)
-_WORKER_NETWORK = cli.define_worker_network()
-settings_lib.define_flags(
-  without=('method', 'correction', 'personalization', 'seed')
-)
-flags.adopt_module_key_flags(settings_lib)
+flags.adopt_module_key_flags(comparison_lib)
 
 
 def _settings() -> list[settings_lib.Settings]:
-  """The settings of every run."""
+  """The settings of every run; overrides go before what was tuned."""
   overrides = {text: _parse_override(text) for text in _OVERRIDES.value}
+  tuned = tuned_lib.load(_TUNED.value) if _TUNED.value else None
   unused = set(overrides)
-  results = {}
-  for seed, method in itertools.product(_SEEDS.value, _METHODS.value):
-    _, personalizes = settings_lib.METHODS.get(method, (None, False))
-    for personalization in _PERSONALIZATIONS.value if personalizes else [None]:
-      settings = settings_lib.from_flags(
-        only_with_effect=True,
-        method=method,
-        personalization=personalization,
-        seed=settings_lib.parse('seed', seed),
-      )
-      run = (method, settings.personalization)
-      chosen = [text for text in overrides if overrides[text][0] == run]
-      unused.difference_update(chosen)
-      changes = dict(overrides[text][1] for text in chosen)
-      results[dataclasses.replace(settings, **changes)] = None
-  if not results:
-    raise errors.UserError(
-      '--methods, --personalizations and --seeds must not be empty.'
-    )
+  results = []
+  for settings in comparison_lib.settings_from_flags():
+    key = tuned_lib.key(settings)
+    chosen = [text for text in overrides if overrides[text][0] == key]
+    unused.difference_update(chosen)
+    changes = dict(overrides[text][1] for text in chosen)
+    settings = dataclasses.replace(settings, **changes)
+    results.append(tuned.apply(settings) if tuned else settings)
   if unused:
     raise errors.UserError(f'--override={min(unused)} is for none of the runs.')
-  return list(results)
+  return results
 
 
-def _parse_override(text: str) -> tuple[tuple[str, str], tuple[str, object]]:
-  """The method and personalization, and the setting and its value."""
+def _parse_override(text: str) -> tuple[str, tuple[str, object]]:
+  """The method with its personalization, and the setting and its value."""
   run, _, setting = text.partition(':')
-  method, _, personalization = run.partition('/')
   name, equals, value = setting.partition('=')
-  if not (personalization and equals):
+  if not (run.partition('/')[2] and equals):
     raise errors.UserError(
       f'--override={text} must be METHOD/PERSONALIZATION:NAME=VALUE, for'
       ' example pfl_dyn/maml:alpha=0.03.'
     )
   value = settings_lib.parse(name, value)
-  if name not in _OVERRIDABLE:
-    raise errors.UserError(
-      f'--override={text} would make the runs unequal: {name} must be the'
-      ' same for all. The settings that may differ between methods are'
-      f' {", ".join(_OVERRIDABLE)}.'
-    )
-  return (method, personalization), (name, value)
+  comparison_lib.check_overridable(f'--override={text}', name)
+  return run, (name, value)
 
 
 def _targets() -> list[float] | None:
@@ -144,8 +96,21 @@ def _targets() -> list[float] | None:
   return targets
 
 
+def _describe_overrides() -> str:
+  """The settings that some methods have for themselves, for the tables."""
+  parts = list(_OVERRIDES.value)
+  if _TUNED.value:
+    tuned = tuned_lib.load(_TUNED.value)
+    choices = ', '.join(
+      f'{run}:{name}={value}'
+      for run, chosen in tuned.chosen.items()
+      for name, value in chosen.items()
+    )
+    parts.append(f'by {_TUNED.value}: {choices}')
+  return ' '.join(parts)
+
+
 def _check_flags() -> None:
-  folder_lib.check_output_dir(_OUTPUT_DIR.value)
   _settings()
   _targets()
 
@@ -157,70 +122,42 @@ def main() -> None:
   from tasks.reports import provenance
   from tasks.reports import savings
   from tasks.reports import tables
-  from tasks.runs import experiment as experiment_lib
 
-  all_settings = _settings()
-  # Loads the data first: an error about them comes before a process starts.
-  experiment = experiment_lib.Experiment(all_settings[0])
-  parent = _OUTPUT_DIR.value or os.path.join(
-    'runs',
-    f'compare_{experiment.settings.task}_{experiment.settings.partition}',
+  comparison = comparison_lib.Comparison(
+    'compare',
+    {'_'.join((*s.method_names, f'seed{s.seed}')): s for s in _settings()},
   )
-  rounds = _ROUNDS.value or experiment.default_rounds
-  step = experiment.settings.rounds_per_evaluation
-  if rounds % step:
-    raise errors.UserError(
-      f'--rounds={rounds} must be a multiple of --rounds_per_evaluation={step}:'
-      ' the last test counts.'
-    )
-  runs = [
-    queue.Run(
-      s,
-      folder_lib.RunFolder(
-        os.path.join(parent, '_'.join((*s.method_names, f'seed{s.seed}')))
-      ),
-      rounds,
-      (f'--worker_network={_WORKER_NETWORK.value}',),
-    )
-    for s in all_settings
-  ]
-  with folder_lib.RunFolder(parent).lock():
-    for run in runs:
-      if os.path.exists(run.folder.settings):
-        run.folder.claim(experiment_lib.resolve(experiment.task, run.settings))
-    queue.run_all(
-      runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
-    )
-    curves = []
-    for run in runs:
-      # The tests that all runs have.
-      tests = [
-        test
-        for test in folder_lib.evaluations(run.folder.read_metrics())
-        if 0 < test['round'] <= rounds and not test['round'] % step
-      ]
-      curve = savings.curve(run.settings, tests)
-      curves.append(curve.smoothed(_SMOOTHING.value))
-    targets = _targets()
-    if targets is None:
-      targets = sorted(getattr(experiment.task, 'targets', ()))
+  with folder_lib.RunFolder(comparison.path).lock():
+    comparison.train()
+    curves = [
+      savings.curve(*run).smoothed(comparison_lib.SMOOTHING.value)
+      for run in comparison.tests()
+    ]
+    local = None
+    if num_steps := _LOCAL_TRAINING.value:
+      local = method_report.Local(
+        num_steps,
+        comparison.experiment.settings.learning_rate,
+        comparison.train_locally(num_steps),
+      )
+    targets = comparison.targets(_targets())
     origin = method_report.Origin(
-      _SMOOTHING.value,
+      comparison_lib.SMOOTHING.value,
       _TESTS_AT_TARGET.value,
-      ' '.join(_OVERRIDES.value),
+      _describe_overrides(),
       provenance.version(),
       provenance.today(),
     )
-    title = f'{experiment.data_title}, {rounds} rounds'
-    markdown = method_report.to_markdown(curves, targets, origin)
+    title = comparison.title
+    markdown = method_report.to_markdown(curves, targets, origin, local)
     text = f'{title}\n\n{markdown}\n'
-    path = os.path.join(parent, 'comparison')
+    path = os.path.join(comparison.path, 'comparison')
     pathlib.Path(f'{path}.md').write_text(text)
     rows = method_report.to_rows(curves, targets, origin)
     tables.write_csv(rows, f'{path}.csv')
     figures.save_comparison(curves, targets, title, f'{path}.png')
     print(text)
-    print(f'results in {parent}: comparison.md, .csv, .png and .pdf')
+    print(f'results in {comparison.path}: comparison.md, .csv, .png and .pdf')
 
 
 if __name__ == '__main__':

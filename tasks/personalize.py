@@ -74,10 +74,10 @@ def main() -> None:
   exported = export.export_personalized_model(
     keras_model,
     experiment.model,
-    experiment.personalization,
+    experiment.personalization_in_tests,
     examples,
     _OUTPUT_DIR.value or os.path.join(folder.path, 'personalized', client_id),
-    max_grad_norm=experiment.settings.max_grad_norm,
+    max_grad_norm=experiment.max_grad_norm_in_tests,
   )
   print(experiment.title)
   print(

@@ -13,6 +13,7 @@ from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
+from tasks.runs import tuned as tuned_lib
 
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
@@ -41,6 +42,13 @@ _FROM_ROUND = flags.DEFINE_integer(
   lower_bound=0,
 )
 _WORKER_NETWORK = cli.define_worker_network()
+_TUNED = tuned_lib.define_flag()
+_SHOW_SETTINGS = flags.DEFINE_boolean(
+  'show_settings',
+  False,
+  'Prints all settings of the run, with the defaults of its task and method,'
+  ' and trains nothing.',
+)
 settings_lib.define_flags()
 flags.adopt_module_key_flags(settings_lib)
 
@@ -51,7 +59,11 @@ def main() -> None:
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import training
 
-  experiment = experiment_lib.Experiment(settings_lib.from_flags())
+  experiment = experiment_lib.Experiment(_settings())
+  rounds = _ROUNDS.value or experiment.default_rounds
+  if _SHOW_SETTINGS.value:
+    print(_settings_table(experiment.settings, rounds))
+    return
   folder = folder_lib.RunFolder(
     _OUTPUT_DIR.value or os.path.join('runs', experiment.name)
   )
@@ -59,7 +71,7 @@ def main() -> None:
     training.run(
       experiment,
       folder,
-      _ROUNDS.value or experiment.default_rounds,
+      rounds,
       _ROUNDS_PER_CHECKPOINT.value,
       _FROM_ROUND.value,
       _WORKER_NETWORK.value,
@@ -71,6 +83,25 @@ def main() -> None:
   print(
     f'results in {folder.path}: {os.path.basename(folder.picture)},'
     ' metrics.csv, meta_model.keras, tensorboard/'
+  )
+
+
+def _settings() -> settings_lib.Settings:
+  settings = settings_lib.from_flags()
+  return (
+    tuned_lib.load(_TUNED.value).apply(settings) if _TUNED.value else settings
+  )
+
+
+def _settings_table(settings: settings_lib.Settings, rounds: int) -> str:
+  """The settings that have an effect, as flags that can be given again."""
+  given = {'rounds': rounds, **vars(settings)}
+  # A method has its correction.
+  hidden = 'correction' if settings.method else 'method'
+  return '\n'.join(
+    f'--{name}={value}'
+    for name, value in given.items()
+    if value is not None and name != hidden
   )
 
 
@@ -96,7 +127,7 @@ def _check_flags() -> None:
       f' --rounds={_ROUNDS.value}.'
     )
   folder_lib.check_output_dir(_OUTPUT_DIR.value)
-  settings_lib.from_flags()
+  _settings()
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ def defaults(correction: str, personalization: str) -> dict[str, Any]:
     'weight_decay': 1e-3,
     'max_grad_norm': math.inf if personalization == 'none' else 10.0,
     'alpha': 1e-1 if personalization == 'proto' else 1e-2,
+    'mu': 1e-2,
     'maml_steps': 1 if is_scaf else 5,
     'maml_learning_rate': 1e-1 if is_scaf else 1e-2,
     'maml_first_order': False,

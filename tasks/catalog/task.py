@@ -31,6 +31,8 @@ class Task:
     test: The test set likewise.
     augment: `None`, or a pure TensorFlow function of training inputs `[b, ...]`
       and an int32 seed `[2]`. It gives inputs of the same shape and dtype.
+    targets: Accuracies for comparisons, fixed beforehand, by the partition and
+      the personalization, such as `('acid', 'maml')`.
     natural: `None`, or the training and the test data by the users of the data
       set, examples as in `tff_debias.partitions`.
   """
@@ -42,3 +44,6 @@ class Task:
   test: tuple[np.ndarray, np.ndarray] | None = None
   augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
   natural: tuple[ClientData, ClientData] | None = None
+  targets: Mapping[tuple[str, str], tuple[float, ...]] = dataclasses.field(
+    default_factory=dict
+  )

@@ -156,14 +156,14 @@ def _draw_metric(
 
 def save_comparison(
   curves: Sequence[savings.Curve],
-  targets: Sequence[float],
+  targets: Mapping[str, Sequence[float]],
   title: str,
   path: str,
 ) -> None:
   """Draws personalized accuracy by method against rounds and models.
 
-  A line is the mean over the seeds of a method, its band their range. Targets
-  are thin lines.
+  A line is the mean over the seeds of a method, its band their range. Targets,
+  by personalization, are thin lines.
   """
   groups = collections.defaultdict(lambda: collections.defaultdict(list))
   for curve in curves:
@@ -191,7 +191,7 @@ def save_comparison(
           alpha=0.15,
           linewidth=0,
         )
-      for target in targets:
+      for target in targets[personalization]:
         axis.axhline(
           target, color='0.4', linewidth=0.6, zorder=1, label='target'
         )

@@ -1,5 +1,6 @@
 """The tables of a comparison of methods, and the words that explain them."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import statistics
@@ -28,10 +29,25 @@ class Origin:
   date: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Local:
+  """The accuracy of each seed after local steps from the initial model."""
+
+  num_steps: int
+  step_size: float
+  accuracy: Sequence[float]
+
+
 def to_markdown(
-  curves: Sequence[savings.Curve], targets: Sequence[float], origin: Origin
+  curves: Sequence[savings.Curve],
+  targets: Mapping[str, Sequence[float]],
+  origin: Origin,
+  local: Local | None = None,
 ) -> str:
-  """The tables of a comparison in Markdown, one for each personalization."""
+  """The tables of a comparison in Markdown, one for each personalization.
+
+  `targets` are accuracies by personalization.
+  """
   parts = []
   for personalization in dict.fromkeys(c.personalization for c in curves):
     group = [c for c in curves if c.personalization == personalization]
@@ -46,16 +62,18 @@ def to_markdown(
         'final accuracy': _mean_and_deviation([c.accuracy[-1] for c in runs]),
         'gap': _gap(pairs),
       }
-      for target in targets:
+      for target in targets[personalization]:
         row |= _target_cells(pairs, target, origin.num_tests)
       rows.append(row)
     parts.append(tables.to_markdown(rows))
-  parts.append('\n'.join(f'* {note}' for note in _notes(curves, origin)))
+  parts.append('\n'.join(f'* {note}' for note in _notes(curves, origin, local)))
   return '\n\n'.join(parts)
 
 
 def to_rows(
-  curves: Sequence[savings.Curve], targets: Sequence[float], origin: Origin
+  curves: Sequence[savings.Curve],
+  targets: Mapping[str, Sequence[float]],
+  origin: Origin,
 ) -> list[dict[str, Any]]:
   """A row for each run and target; without targets one for each run."""
   uncorrected = savings.uncorrected_of(curves)
@@ -73,7 +91,7 @@ def to_rows(
       'largest_loss': loss,
       'largest_loss_round': loss_round,
     }
-    for target in targets or [None]:
+    for target in targets[curve.personalization] or [None]:
       rows.append(
         row
         | _target_columns(curve, other, target, origin.num_tests)
@@ -125,7 +143,7 @@ def _gap(pairs: Sequence[tuple[savings.Curve, savings.Curve | None]]) -> str:
   gaps = [
     own.accuracy[-1] - other.accuracy[-1] for own, other in pairs if other
   ]
-  if not gaps or pairs[0][0].method in savings.UNCORRECTED:
+  if not gaps or pairs[0][0].is_uncorrected:
     return ''
   return _with_interval(f'{statistics.mean(gaps):+.3f}', gaps, '+.3f')
 
@@ -151,7 +169,7 @@ def _target_cells(
     if other
   ]
   saving = ''
-  if saved and pairs[0][0].method not in savings.UNCORRECTED:
+  if saved and not pairs[0][0].is_uncorrected:
     saving = _saving_cell(saved) + _mark([own for own, _ in pairs])
   return {
     f'rounds to {target:g}': rounds,
@@ -173,7 +191,9 @@ def _saving_cell(saved: Sequence[savings.Saving]) -> str:
   return factor
 
 
-def _notes(curves: Sequence[savings.Curve], origin: Origin) -> list[str]:
+def _notes(
+  curves: Sequence[savings.Curve], origin: Origin, local: Local | None
+) -> list[str]:
   seeds = sorted({c.seed for c in curves})
   mean_of = f' over the last {origin.smoothing} tests' * (origin.smoothing > 1)
   notes = [
@@ -183,6 +203,21 @@ def _notes(curves: Sequence[savings.Curve], origin: Origin) -> list[str]:
     f'Accuracy: personalized, the mean over devices{mean_of}. Gap: the final'
     ' accuracy less that of the uncorrected method, in pairs of the same seed.',
   ]
+  untrained = dict.fromkeys(
+    names.name(c.method) for c in curves if not c.is_tested_as_trained
+  )
+  if untrained:
+    notes.append(
+      f'{", ".join(untrained)}: trained without personalization, and tested'
+      ' with it.'
+    )
+  if local:
+    notes.append(
+      'Local training alone, without communication:'
+      f' {_mean_and_deviation(local.accuracy)} after {local.num_steps} steps of'
+      f' size {local.step_size:g} on all training examples of a device, from'
+      ' the initial model.'
+    )
   if len(seeds) < 5:
     notes.append(
       'With fewer than five seeds the intervals are narrower than the truth.'

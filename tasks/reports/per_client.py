@@ -75,7 +75,7 @@ def evaluate(
   if num_steps is not None and not _is_maml(experiment):
     raise errors.UserError(
       f'--steps={num_steps} is for MAML, but the run has'
-      f' --personalization={experiment.settings.personalization}.'
+      f' --personalization={experiment.settings.personalization_in_tests}.'
     )
   population = _Population(experiment, round_num, max_clients)
   most = population.train_examples.max()
@@ -87,7 +87,7 @@ def evaluate(
       f'--few_shot has {max(few_shot)}, but no device has more than {most}'
       ' training examples.'
     )
-  if type(experiment.personalization) is tff_debias.NoPersonalization:
+  if type(experiment.personalization_in_tests) is tff_debias.NoPersonalization:
     few_shot = []
   try:
     with progress.progress(
@@ -102,7 +102,7 @@ def evaluate(
 
 def _is_maml(experiment: experiment_lib.Experiment) -> bool:
   # The steps of a class that is derived from it can be others.
-  return type(experiment.personalization) is tff_debias.Maml
+  return type(experiment.personalization_in_tests) is tff_debias.Maml
 
 
 def _evaluate(
@@ -113,9 +113,9 @@ def _evaluate(
   bar: tqdm.tqdm,
 ) -> Evaluation:
   experiment = population.experiment
-  personalization = experiment.personalization
+  personalization = experiment.personalization_in_tests
   arguments = (experiment.model, personalization)
-  options = {'max_grad_norm': experiment.settings.max_grad_norm}
+  options = {'max_grad_norm': experiment.max_grad_norm_in_tests}
   test = tff_debias.build_client_evaluation(*arguments, **options)
   steps, shots, trained = [], [], 0
   if _is_maml(experiment):
@@ -133,7 +133,7 @@ def _evaluate(
       steps += population.curve('steps', step, table['accuracy'][:, step])
   else:
     personalized = meta = population.run(test, weights, bar)
-    if isinstance(personalization, tff_debias.Proto):
+    if isinstance(experiment.personalization, tff_debias.Proto):
       meta = {name: v * np.nan for name, v in personalized.items()}
     elif type(personalization) is not tff_debias.NoPersonalization:
       as_it_is = tff_debias.build_client_evaluation(
@@ -141,7 +141,7 @@ def _evaluate(
       )
       bar.total += len(population.ids)
       meta = population.run(as_it_is, weights, bar)
-  if few_shot and not isinstance(personalization, tff_debias.Proto):
+  if few_shot and not isinstance(experiment.personalization, tff_debias.Proto):
     shots += population.curve('examples', 0, population.right_share(meta))
   for size in few_shot:
     results = population.run(test, weights, bar, size)
@@ -271,10 +271,10 @@ class _Population:
     num_clients = len(self.experiment.train_data.client_ids)
     if len(self.ids) < num_clients:
       notes.append(f'{len(self.ids)} of {num_clients} devices, chosen by seed.')
-    personalization = self.experiment.personalization
+    personalization = self.experiment.personalization_in_tests
     if type(personalization) is tff_debias.NoPersonalization:
       notes.append('The method does not personalize: there is no gain.')
-    if isinstance(personalization, tff_debias.Proto):
+    if isinstance(self.experiment.personalization, tff_debias.Proto):
       notes.append(
         'Prototypes replace the last layer, which is therefore not trained. So'
         ' the meta-model has no accuracy of its own, and no gain is given.'

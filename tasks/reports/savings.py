@@ -1,7 +1,7 @@
 """The models that a method transmits to reach an accuracy, and its saving.
 
-A method is compared with the uncorrected one of the same personalization, seed
-by seed: both start from the same model, with the same devices each round.
+A method is compared with the uncorrected one that personalizes as it is tested,
+seed by seed: both start from the same model, with the same devices each round.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,7 @@ import numpy as np
 
 from tasks.runs import settings as settings_lib
 
-#: The methods without a correction, with which the others are compared.
-UNCORRECTED = ('fed_avg', 'per_fed_avg')
+_UNCORRECTED = ('fed_avg', 'per_fed_avg')
 
 #: A run whose accuracy falls by more than this is flagged.
 MAX_LOSS = 0.05
@@ -39,6 +38,20 @@ class Curve:
     ends = range(1, len(self.accuracy) + 1)
     mean = [self.accuracy[max(end - window, 0) : end].mean() for end in ends]
     return dataclasses.replace(self, accuracy=np.array(mean))
+
+  @property
+  def is_uncorrected(self) -> bool:
+    """Whether it is the one with which others are compared.
+
+    It has no correction, and personalizes in training as it does in tests.
+    """
+    return self.is_tested_as_trained and self.method in _UNCORRECTED
+
+  @property
+  def is_tested_as_trained(self) -> bool:
+    """Whether training has the personalization of the tests."""
+    _, personalizes = settings_lib.METHODS.get(self.method, (None, True))
+    return personalizes or self.personalization == 'none'
 
   def largest_loss(self) -> tuple[float, int]:
     """The most that the accuracy fell below its best so far, and the round."""
@@ -137,5 +150,5 @@ def uncorrected_of(curves: Sequence[Curve]) -> Mapping[tuple[str, int], Curve]:
   return {
     (curve.personalization, curve.seed): curve
     for curve in curves
-    if curve.method in UNCORRECTED
+    if curve.is_uncorrected
   }

@@ -21,8 +21,9 @@ _FORM = 'MODULE:CLASS or MODULE:CLASS(NAME=VALUE, ...)'
 #: The names of what the package has, by the setting that names one.
 BUILT_IN = types.MappingProxyType(
   {
-    'correction': ('none', 'dyn', 'scaf'),
+    'correction': ('none', 'dyn', 'scaf', 'prox'),
     'personalization': ('none', 'maml', 'proto'),
+    'tested_personalization': ('maml', 'proto'),
   }
 )
 
@@ -88,6 +89,7 @@ def build(setting: str, settings: Any) -> Any:
       'dyn': lambda: tff_debias.Dyn(settings.alpha),
       # Every client takes all of its K steps.
       'scaf': lambda: tff_debias.Scaf(equal_steps=True),
+      'prox': lambda: tff_debias.Prox(settings.mu),
     }
   else:
     base = tff_debias.Personalization

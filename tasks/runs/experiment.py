@@ -4,6 +4,7 @@ import collections
 import functools
 import hashlib
 import importlib
+import math
 import re
 from typing import Any
 
@@ -33,8 +34,42 @@ def resolve(
 ) -> settings_lib.Settings:
   """The settings, with the task's defaults for those that are `None`."""
   partition = 'acid' if task.natural is None else 'natural'
-  defaults = task.defaults(settings.correction, settings.personalization)
-  return settings.resolve({'partition': partition, **defaults})
+  return settings.resolve({'partition': partition, **_defaults(task, settings)})
+
+
+def _defaults(
+  task: task_lib.Task, settings: settings_lib.Settings
+) -> dict[str, Any]:
+  """The task's defaults; those of MAML's steps are for the tests, too."""
+  training, tests = (
+    task.defaults(settings.correction, personalization)
+    for personalization in (
+      settings.personalization,
+      settings.personalization_in_tests,
+    )
+  )
+  return {
+    name: (tests if name.startswith('maml_') else training)[name]
+    for name in training
+  }
+
+
+def _validation(data: ClientData, period: int) -> tuple[ClientData, ClientData]:
+  """Splits training data: each `period`-th example is for validation."""
+  shards = tf.data.Dataset.shard
+
+  def training(client_id: str) -> tf.data.Dataset:
+    examples = data.serializable_dataset_fn(client_id)
+    parts = [shards(examples, period, i) for i in range(period - 1)]
+    return functools.reduce(tf.data.Dataset.concatenate, parts)
+
+  def validation(client_id: str) -> tf.data.Dataset:
+    return shards(data.serializable_dataset_fn(client_id), period, period - 1)
+
+  return tuple(
+    ClientData.from_clients_and_tf_fn(data.client_ids, examples_of)
+    for examples_of in (training, validation)
+  )
 
 
 class Experiment:
@@ -44,13 +79,21 @@ class Experiment:
     """Loads the data and splits them; settings that are `None` get defaults."""
     module = importlib.import_module(f'tasks.catalog.{settings.task}')
     self.task = module.load(settings.data_dir)
-    defaults = self.task.defaults(settings.correction, settings.personalization)
-    self.default_rounds = defaults['rounds']
+    self.default_rounds = _defaults(self.task, settings)['rounds']
     self.settings = resolve(self.task, settings)
     self.correction = components.build('correction', self.settings)
     self.personalization = components.build('personalization', self.settings)
+    self.personalization_in_tests = self.personalization
+    if self.settings.tested_personalization is not None:
+      self.personalization_in_tests = components.build(
+        'tested_personalization', self.settings
+      )
     self._check_clients_per_round()
     self.train_data, self.test_data = self._split()
+    if self._validation_period:
+      self.train_data, self.test_data = _validation(
+        self.train_data, self._validation_period
+      )
     if self.settings.partition in ('acid', 'dirichlet'):
       self._check_arrays()
 
@@ -59,6 +102,7 @@ class Experiment:
     """A name of the run, which tells it from runs with other settings."""
     s = self.settings
     main = ('task', 'partition', 'method', 'correction', 'personalization')
+    main += ('tested_personalization',)
     plain = resolve(
       self.task, settings_lib.Settings(**{k: getattr(s, k) for k in main})
     )
@@ -78,8 +122,10 @@ class Experiment:
   @property
   def title(self) -> str:
     """The method and the task, for people."""
-    method = ', '.join(map(names.name, self.settings.method_names))
-    return f'{method} on {self.data_title}'
+    method, personalization = map(names.name, self.settings.method_names)
+    if self.settings.tested_personalization is not None:
+      personalization = f'tested with {personalization}'
+    return f'{method}, {personalization} on {self.data_title}'
 
   @property
   def data_title(self) -> str:
@@ -95,7 +141,14 @@ class Experiment:
       f'{s.task}: {split}, {s.clients_per_round} of'
       f' {s.num_clients - self._num_held_out} devices a round'
       + (f', {self._num_held_out} held out' * (s.held_out_share > 0))
+      + ', tested on validation examples' * (s.validation_share > 0)
     )
+
+  @property
+  def _validation_period(self) -> int:
+    """The n of which each n-th example is for validation; 0 for none."""
+    share = self.settings.validation_share
+    return round(1 / share) if share else 0
 
   @property
   def _num_held_out(self) -> int:
@@ -179,10 +232,11 @@ class Experiment:
 
   def _check_arrays(self) -> None:
     """Finds a label out of range now; the users' are checked when read."""
-    for examples, data in (
-      (self.task.train, self.train_data),
-      (self.task.test, self.test_data),
-    ):
+    sources = (self.task.train, self.task.test)
+    if self._validation_period:
+      sources = (self.task.train, self.task.train)
+    data_sets = (self.train_data, self.test_data)
+    for examples, data in zip(sources, data_sets, strict=True):
       if examples[1].max() >= self.num_outputs:
         for client_id in data.client_ids:
           self._check_labels(
@@ -286,7 +340,16 @@ class Experiment:
     if 0 < s.evaluation_clients < len(ids):
       rng = np.random.default_rng([s.seed, 1])
       chosen = rng.choice(len(ids), s.evaluation_clients, replace=False)
-    return [self.client_data(ids[i]) for i in sorted(chosen)]
+    clients = [self.client_data(ids[i]) for i in sorted(chosen)]
+    if self._validation_period and all(
+      client['test'].cardinality() == 0 for client in clients
+    ):
+      raise errors.UserError(
+        f'No client has {self._validation_period} examples, of which one would'
+        f' be for validation: --validation_share={s.validation_share} must be'
+        ' larger.'
+      )
+    return clients
 
   def client_data(
     self, client_id: str
@@ -306,9 +369,18 @@ class Experiment:
     """The personalized test."""
     return tff_debias.build_personalized_evaluation(
       self.model,
-      self.personalization,
-      max_grad_norm=self.settings.max_grad_norm,
+      self.personalization_in_tests,
+      max_grad_norm=self.max_grad_norm_in_tests,
     )
+
+  @property
+  def max_grad_norm_in_tests(self) -> float:
+    """The bound of training or, without one, that of the personalization."""
+    s = self.settings
+    if s.tested_personalization is None or s.max_grad_norm < math.inf:
+      return s.max_grad_norm
+    defaults = self.task.defaults(s.correction, s.tested_personalization)
+    return defaults['max_grad_norm']
 
   def evaluated_weights(self, process: Any, state: Any) -> Any:
     """The weights of the model that the settings say is evaluated."""

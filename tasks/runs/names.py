@@ -2,6 +2,7 @@
 
 _NAMES = {
   'fed_avg': 'FedAvg',
+  'fed_prox': 'FedProx',
   'fed_dyn': 'FedDyn',
   'scaffold': 'SCAFFOLD',
   'per_fed_avg': 'Per-FedAvg',

@@ -23,6 +23,7 @@ METHODS = types.MappingProxyType(
   {
     'fed_avg': ('none', False),
     'per_fed_avg': ('none', True),
+    'fed_prox': ('prox', False),
     'fed_dyn': ('dyn', False),
     'pfl_dyn': ('dyn', True),
     'scaffold': ('scaf', False),
@@ -66,8 +67,9 @@ class Settings:
     'The data and the network.', 'digits', choices=catalog.TASKS
   )
   method: str | None = _setting(
-    'The published method; fed_avg, fed_dyn and scaffold do not personalize. By'
-    f' default {_DEFAULT_METHOD}, or the one that --correction makes.',
+    'The published method; fed_avg, fed_prox, fed_dyn and scaffold do not'
+    f' personalize. By default {_DEFAULT_METHOD}, or the one that --correction'
+    ' makes.',
     choices=tuple(METHODS),
   )
   correction: str | None = _setting(
@@ -80,6 +82,10 @@ class Settings:
     'How clients personalize. By default proto, or none for a method that does'
     ' not personalize. One of your own is a subclass of'
     ' tff_debias.Personalization, given as for --correction.',
+  )
+  tested_personalization: str | None = _setting(
+    'How clients personalize in tests, where the training does not personalize.'
+    ' By default the tests do not either.',
   )
   partition: str | None = _setting(
     'How the data are split: acid (true labels), alid (each client relabels'
@@ -106,6 +112,14 @@ class Settings:
     at_least=0,
     below=1,
   )
+  validation_share: float = _setting(
+    "The share of each client's training examples that are kept for validation:"
+    ' all tests are then on them, and not on the test examples. It is rounded'
+    ' to one of 2, 3, 4, …',
+    0.0,
+    at_least=0,
+    at_most=0.5,
+  )
   clients_per_round: int | None = _setting(
     'The number of clients that take part in a round.', at_least=1
   )
@@ -130,7 +144,8 @@ class Settings:
   )
   max_grad_norm: float | None = _setting(
     'The bound on the norm of a gradient; inf for none. By default 10 for'
-    ' methods that personalize, as published, and none for the others.',
+    ' methods that personalize, as published, and none for the others. Without'
+    ' a bound, those are tested with --tested_personalization by its default.',
     above=0,
     may_be_infinite=True,
   )
@@ -138,6 +153,11 @@ class Settings:
     'The strength α of Dyn; its default depends on the personalization.',
     above=0,
     only_with=('correction', ('dyn',)),
+  )
+  mu: float | None = _setting(
+    'The strength μ of FedProx.',
+    above=0,
+    only_with=('correction', ('prox',)),
   )
   maml_steps: int | None = _setting(
     'The number s of steps of MAML.',
@@ -188,8 +208,16 @@ class Settings:
         self._set(name, str(components.parse(name, value)))
     self._check_size_of_round()
     self._complete_method()
+    if self.tested_personalization and self.personalization != 'none':
+      raise errors.UserError(
+        f'--tested_personalization={self.tested_personalization} is for methods'
+        ' that train without personalization, as fed_avg, but here'
+        f' --personalization={self.personalization}.'
+      )
     for field in dataclasses.fields(self):
-      if getattr(self, field.name) is not None and not self._has_effect(field):
+      if getattr(self, field.name) is not None and not self.has_effect(
+        field.name
+      ):
         other, values = field.metadata['only_with']
         found = f'--{other}={getattr(self, other)}'
         if other == 'correction' and self.method is not None:
@@ -235,22 +263,34 @@ class Settings:
     self._set('personalization', self.personalization or default)
     if personalizes != (self.personalization != 'none'):
       pair = (correction, not personalizes)
-      right = [name for name, parts in METHODS.items() if parts == pair]
+      right = [f'--method={n}' for n, parts in METHODS.items() if parts == pair]
+      if personalizes:
+        right.append('--personalization=maml or proto')
+      else:
+        right.append('--personalization=none')
+        right.append(f'--tested_personalization={self.personalization}')
       raise errors.UserError(
         f'--method={self.method} and --personalization={self.personalization}'
-        f' do not go together: take --method={right[0]}, or'
-        f' --personalization={"maml or proto" if personalizes else "none"}.'
+        f' do not go together: take {", or ".join(right)}.'
       )
 
-  def _has_effect(self, field: dataclasses.Field) -> bool:
+  def has_effect(self, name: str) -> bool:
     """Whether a setting has an effect, as far as that is known already."""
-    other, values = field.metadata.get('only_with', (None, ()))
+    fields = {field.name: field for field in dataclasses.fields(self)}
+    other, values = fields[name].metadata.get('only_with', (None, ()))
+    if other == 'personalization':
+      return self.personalization_in_tests in (None, *values)
     return other is None or getattr(self, other) in (None, *values)
 
   @property
+  def personalization_in_tests(self) -> str | None:
+    """The personalization of the tests, by default that of training."""
+    return self.tested_personalization or self.personalization
+
+  @property
   def method_names(self) -> tuple[str, str]:
-    """The method and the personalization, for people: without modules."""
-    names = (self.method or self.correction, self.personalization)
+    """The method and the tests' personalization, for people: no modules."""
+    names = (self.method or self.correction, self.personalization_in_tests)
     return tuple(name.partition(':')[2] or name for name in names)
 
   def resolve(self, defaults: Mapping[str, Any]) -> 'Settings':
@@ -265,7 +305,7 @@ class Settings:
         for field in dataclasses.fields(known)
         if getattr(known, field.name) is None
         and field.name in defaults
-        and known._has_effect(field)
+        and known.has_effect(field.name)
       },
     )
 
@@ -308,7 +348,7 @@ def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
     fields = dataclasses.fields(Settings)
     decisive = {f.name for f in fields if 'only_with' not in f.metadata}
     known = Settings(**{k: v for k, v in values.items() if k in decisive})
-    effective = {f.name for f in fields if known._has_effect(f)}
+    effective = {f.name for f in fields if known.has_effect(f.name)}
     values = {k: v for k, v in values.items() if k in effective}
   return Settings(**values)
 

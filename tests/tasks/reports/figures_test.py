@@ -67,7 +67,12 @@ def test_the_comparison_shows_starts_targets_and_both_axes(tmp_path, drawn):
     for personalization in ('maml', 'proto')
     for seed in (0, 1)
   ]
-  figures.save_comparison(curves, [0.85], 'A title', str(tmp_path / 'a.png'))
+  figures.save_comparison(
+    curves,
+    {'maml': [0.85], 'proto': [0.85]},
+    'A title',
+    str(tmp_path / 'a.png'),
+  )
   assert len(drawn[0].axes) == 4
   for axis, place in zip(drawn[0].axes, (4, 160) * 2, strict=True):
     fed_avg, scaf, target = axis.lines

@@ -30,7 +30,7 @@ CURVES = [
 
 def table(curves, targets, origin=ORIGIN):
   """The cells by method and column, and the notes."""
-  markdown = method_report.to_markdown(curves, targets, origin)
+  markdown = method_report.to_markdown(curves, {'maml': targets}, origin)
   lines, notes = markdown.split('\n\n')
   header, _, *rows = (
     [cell.strip() for cell in line.strip('|').split('|')]
@@ -78,11 +78,26 @@ def test_the_notes_say_what_the_figures_are_made_of():
   for part in ('n = 2: the seeds 0, 1', 'a/b:c=1', 'version 7', '2026-01-31'):
     assert part in notes
   assert '2 tests in a row' in notes and 'over the last' not in notes
+  assert 'Local training' not in notes
+  local = method_report.Local(7, 0.1, [0.8, 0.9])
+  text = method_report.to_markdown(CURVES, {'maml': []}, ORIGIN, local)
+  assert 'communication: 0.850 ± 0.071 after 7 steps of size 0.1' in text
+
+
+def test_methods_tested_otherwise_than_trained_are_named_and_no_reference():
+  curves = [*CURVES, curve('fed_avg', 0, [0.4, 0.7, 0.8, 0.85])]
+  rows, notes = table(curves, [0.8])
+  # Against Per-FedAvg, whose seed 0 ends at 0.9 and needs 60 models.
+  assert rows['FedAvg']['gap'] == '-0.050'
+  assert rows['FedAvg']['saving to 0.8'] == '1.00 ×'
+  assert 'FedAvg: trained without personalization' in notes
+  assert rows['PFLDyn'] == table(CURVES, [0.8])[0]['PFLDyn']
 
 
 def test_the_csv_has_a_row_for_each_run_and_target(tmp_path):
   path = tmp_path / 'comparison.csv'
-  tables.write_csv(method_report.to_rows(CURVES, [0.8, 0.9], ORIGIN), str(path))
+  rows = method_report.to_rows(CURVES, {'maml': [0.8, 0.9]}, ORIGIN)
+  tables.write_csv(rows, str(path))
   with open(path, newline='') as file:
     rows = list(csv.DictReader(file))
   assert len(rows) == 12

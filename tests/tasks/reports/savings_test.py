@@ -91,3 +91,13 @@ def test_the_largest_loss_is_against_the_best_before():
   some = curve('pfl_dyn', 0, [0.2, 0.9, 0.7, 0.95, 0.8, 0.99])
   assert some.largest_loss() == (pytest.approx(0.2), 3)
   assert curve('pfl_dyn', 0, [0.1, 0.2]).largest_loss()[0] == 0
+
+
+def test_methods_are_compared_with_the_one_that_trains_as_it_is_tested():
+  tuned, trained, plain = (
+    curve('fed_avg', 0, [0.5]),
+    curve('per_fed_avg', 0, [0.5]),
+    curve('fed_avg', 0, [0.5], personalization='none'),
+  )
+  found = savings.uncorrected_of([trained, plain, tuned])
+  assert found == {('maml', 0): trained, ('none', 0): plain}

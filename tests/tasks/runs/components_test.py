@@ -87,5 +87,7 @@ def test_built_in_ones_take_their_settings():
     maml_first_order=True,
   )
   assert components.build('correction', settings) == tff_debias.Dyn(0.3)
+  prox = settings_lib.Settings(method='fed_prox', mu=0.2)
+  assert components.build('correction', prox) == tff_debias.Prox(0.2)
   personalization = components.build('personalization', settings)
   assert personalization == tff_debias.Maml(2, 0.5, True)

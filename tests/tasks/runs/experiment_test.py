@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import math
 import string
 
 import numpy as np
@@ -16,6 +17,7 @@ from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 from tests.tasks import small_runs
+import tff_debias
 
 
 def users(names, num_examples):
@@ -144,6 +146,61 @@ def test_defaults_follow_the_method():
   assert (resolved.partition, resolved.num_clients) == ('acid', 40)
 
 
+@pytest.mark.parametrize(
+  ('options', 'tested', 'bound'),
+  [
+    ({'method': 'fed_avg'}, tff_debias.Maml(5, 0.01), 10),
+    ({'method': 'scaffold'}, tff_debias.Maml(1, 0.1), 10),
+    ({'method': 'fed_avg', 'maml_steps': 2}, tff_debias.Maml(2, 0.01), 10),
+    ({'method': 'fed_prox', 'max_grad_norm': 3.0}, tff_debias.Maml(5, 0.01), 3),
+  ],
+)
+def test_training_without_personalization_is_tested_with_one(
+  options, tested, bound
+):
+  experiment = small_runs.experiment(tested_personalization='maml', **options)
+  assert experiment.personalization == tff_debias.NoPersonalization()
+  assert experiment.personalization_in_tests == tested
+  assert experiment.max_grad_norm_in_tests == bound
+  assert experiment.settings.max_grad_norm == options.get(
+    'max_grad_norm', math.inf
+  )
+  assert 'tested with MAML' in experiment.title
+
+
+def examples_of(data, client_id):
+  return [
+    (*e['x'].ravel(), e['y'])
+    for e in data.create_tf_dataset_for_client(client_id).as_numpy_iterator()
+  ]
+
+
+def test_the_validation_examples_are_a_share_of_the_training_examples():
+  everything = small_runs.experiment()
+  split = small_runs.experiment(validation_share=0.2)
+  for client_id in everything.train_data.client_ids:
+    examples = examples_of(everything.train_data, client_id)
+    assert examples_of(split.test_data, client_id) == examples[4::5]
+    rest = [e for i, e in enumerate(examples) if i % 5 != 4]
+    assert sorted(examples_of(split.train_data, client_id)) == sorted(rest)
+    data = split.test_data.create_tf_dataset_for_client(client_id)
+    assert data.cardinality() == len(examples) // 5
+  assert 'validation' in split.title and 'validation' not in everything.title
+
+
+def test_a_small_user_keeps_its_examples_for_training(natural_task):
+  def experiment(share):
+    return experiment_lib.Experiment(
+      settings_lib.Settings(validation_share=share)
+    )
+
+  (client_id, *_) = experiment(0.2).test_data.client_ids
+  assert len(examples_of(experiment(0.2).test_data, client_id)) == 1
+  assert len(examples_of(experiment(0.15).train_data, client_id)) == 5
+  with pytest.raises(errors.UserError, match='No client has 7 examples'):
+    experiment(0.15).evaluation_data  # noqa: B018
+
+
 def test_runs_with_other_settings_have_other_names():
   given = [
     {},
@@ -265,6 +322,7 @@ def test_with_none_held_out_the_participants_are_as_ever():
     ),
     ({'held_out_share': 1.0}, 'held_out_share=1.0 must be below 1'),
     ({'held_out_share': -0.1}, 'held_out_share=-0.1 must be at least 0'),
+    ({'validation_share': 0.6}, 'validation_share=0.6 must be at most 0.5'),
   ],
 )
 def test_wrong_shares_say_what_would_be_right(options, message):

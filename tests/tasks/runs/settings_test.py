@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import subprocess
 import sys
@@ -58,6 +59,20 @@ def test_defaults_are_pfl_dyn_with_prototypes_on_digits():
     ),
     ({'maml_first_order': False}, '--maml_first_order=False has no effect'),
     (
+      {'method': 'fed_prox', 'personalization': 'proto'},
+      'take --personalization=none, or --tested_personalization=proto',
+    ),
+    (
+      {'tested_personalization': 'maml'},
+      'for methods that train without personalization, as fed_avg, but here'
+      ' --personalization=proto',
+    ),
+    (
+      {'method': 'fed_avg', 'mu': 0.1},
+      '--mu=0.1 has no effect with --method=fed_avg, only with'
+      ' --correction=prox',
+    ),
+    (
       {'partition': 'alid', 'concentration': 0.3},
       '--concentration=0.3 has no effect with --partition=alid',
     ),
@@ -107,6 +122,15 @@ def test_a_correction_and_a_personalization_make_a_method(method):
   assert made.method_names == (method, made.personalization)
 
 
+def test_the_tests_personalization_decides_what_has_an_effect():
+  settings = settings_lib.Settings(
+    method='fed_avg', tested_personalization='maml', maml_steps=3
+  )
+  assert settings.method_names == ('fed_avg', 'maml')
+  with pytest.raises(errors.UserError, match='--maml_steps=3 has no effect'):
+    dataclasses.replace(settings, tested_personalization='proto')
+
+
 def test_ones_own_correction_is_written_in_one_way():
   settings = settings_lib.Settings(
     correction='a.b:Mine( gamma = .5,name="x" )', personalization='c:Other()'
@@ -120,7 +144,7 @@ def test_ones_own_correction_is_written_in_one_way():
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('dynn', 'is not one of none, dyn, scaf, nor of .* mean dyn'),
+    ('dynn', 'is not one of none, dyn, scaf, prox, nor of .* mean dyn'),
     ('a:B(0.5)', 'each NAME once and each VALUE a literal'),
     ('a:B(gamma=x)', 'must be of the form'),
     ('a:B(gamma=__import__("os").getcwd())', 'must be of the form'),

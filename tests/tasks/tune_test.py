@@ -1,0 +1,74 @@
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def run(program, *flags):
+  return subprocess.run(
+    [sys.executable, '-m', f'tasks.{program}', *flags],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    ((), 'Give the values to choose from: --grid=NAME=V1,V2'),
+    (('--grid=alfa=1',), "no setting 'alfa'. Did you mean alpha?"),
+    (('--grid=alpha=',), '--grid=alpha= must be NAME=VALUE,VALUE'),
+    (('--grid=alpha=1,x',), '--alpha=x must be of float'),
+    (('--grid=seed=1',), 'seed must be the same for all'),
+    (('--grid=alpha=1', '--alpha=2'), 'gives alpha a second time'),
+    (
+      ('--grid=mu=1,2', '--methods=pfl_dyn'),
+      '--grid: mu has no effect on any method',
+    ),
+    (
+      ('--grid=alpha=1', '--validation_share=0'),
+      'the test examples are not for tuning',
+    ),
+  ],
+)
+def test_wrong_flags_say_what_would_be_right(flags, message):
+  result = run('tune', *flags)
+  assert result.returncode == 2
+  assert message in result.stderr and 'Traceback' not in result.stderr
+
+
+@pytest.mark.slow
+def test_tunes_and_the_choice_can_be_trained(tmp_path):
+  result = run(
+    'tune',
+    '--grid=alpha=0.01,0.1',
+    *('--methods=pfl_dyn', '--personalizations=proto', '--seeds=3'),
+    *('--rounds=2', '--num_clients=8', '--clients_per_round=2'),
+    *('--local_steps=2', f'--output_dir={tmp_path}', '--runs_at_a_time=2'),
+  )
+  assert result.returncode == 0, result.stderr
+  with open(tmp_path / 'tuned.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  for row in rows:
+    folder = tmp_path / f'pfl_dyn_proto_alpha={row["alpha"]}_seed3'
+    with open(folder / 'settings.json') as file:
+      settings = json.load(file)['settings']
+    assert settings['alpha'] == float(row['alpha'])
+    assert settings['validation_share'] == 0.2
+    with open(folder / 'metrics.csv', newline='') as file:
+      *_, last = csv.DictReader(file)
+    # Each n-th of 1,198 training examples of 8 clients, of 149 or 150 each.
+    assert last['evaluation/num_examples'] == str(8 * 29 + 6)
+    found = float(last['evaluation/by_client/accuracy/mean'])
+    assert found == pytest.approx(float(row['accuracy']))
+  best = max(rows, key=lambda row: float(row['accuracy']))
+  path = tmp_path / 'tuned.json'
+  result = run('train', f'--tuned={path}', '--show_settings')
+  assert result.returncode == 0, result.stderr
+  assert f'--alpha={best["alpha"]}\n' in result.stdout
+  # The tuned run is tested on the test examples.
+  assert '--validation_share=0.0\n' in result.stdout
+  assert '--num_clients=40\n' in result.stdout
