@@ -36,8 +36,11 @@ def load(data_dir: str | None = None) -> task.Task:
     test=(test_x, test_y),
     num_classes=10,
     build_model=_build_model,
-    defaults=lambda *method: {
-      **published.defaults(*method),
+    defaults=lambda correction, personalization: {
+      **published.defaults(correction, personalization),
+      # With a smaller α, h/α grows faster than λ_i follow, and training with
+      # MAML collapses: see colab/alpha_figure.py.
+      'alpha': 1.0 if personalization == 'maml' else 0.1,
       'rounds': 100,
       'num_clients': 40,
       'clients_per_round': 4,

@@ -59,7 +59,9 @@ def test_defaults_complete_the_settings(method):
     without_effect |= {'maml_first_order', 'maml_learning_rate', 'maml_steps'}
   if not method.endswith('dyn'):
     without_effect.add('alpha')
-  assert unset == {'data_dir', *without_effect}
+  if method != 'fed_prox':
+    without_effect.add('mu')
+  assert unset == {'data_dir', 'tested_personalization', *without_effect}
 
 
 def test_a_folder_is_refused():

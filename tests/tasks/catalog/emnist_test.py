@@ -31,7 +31,10 @@ def test_a_device_is_a_writer(tmp_path, module, num_classes):
   resolved = experiment_lib.resolve(loaded, settings)
   assert resolved.num_clients == 4
   unset = {k for k, v in vars(resolved).items() if v is None}
-  assert unset == {'data_dir', 'classes_per_client', 'concentration'}
+  assert unset == {
+    *('data_dir', 'classes_per_client', 'concentration', 'mu'),
+    'tested_personalization',
+  }
   assert loaded.build_model(3).output_shape == (None, 3)
 
 

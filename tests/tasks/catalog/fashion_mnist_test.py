@@ -176,4 +176,6 @@ def test_network_and_defaults(files):
   settings = settings_lib.Settings(personalization='maml')
   resolved = vars(experiment_lib.resolve(loaded, settings))
   unset = {k for k, v in resolved.items() if v is None}
-  assert unset == {'data_dir', 'concentration'}
+  assert unset == {
+    *('data_dir', 'concentration', 'mu', 'tested_personalization'),
+  }

@@ -64,7 +64,10 @@ def test_takes_tffs_own_examples():
   resolved = experiment_lib.resolve(made, settings)
   assert resolved.num_clients == 3
   unset = {k for k, v in vars(resolved).items() if v is None}
-  assert unset == {'data_dir', 'classes_per_client', 'concentration'}
+  assert unset == {
+    *('data_dir', 'classes_per_client', 'concentration', 'mu'),
+    'tested_personalization',
+  }
 
 
 @pytest.mark.parametrize('personalization', ['maml', 'proto'])
