@@ -172,7 +172,7 @@ def test_a_personalization_of_ones_own_has_figures_of_the_meta_model(
   settings, _ = runs['maml'].read()
   some = experiment_lib.Experiment(settings)
   given = dataclasses.asdict(some.personalization)
-  some.personalization = OwnMaml(**given)
+  some.personalization_in_tests = OwnMaml(**given)
   result = per_client.evaluate(
     some, *checkpoint.load(some, runs['maml']), few_shot=[]
   )
