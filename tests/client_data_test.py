@@ -3,8 +3,6 @@ import collections
 import numpy as np
 import pytest
 import small_models
-import tensorflow as tf
-import tensorflow_federated as tff
 
 import tff_debias
 
@@ -14,16 +12,7 @@ IDS = ['a', 'b', 'c']
 
 
 def client_data(batch_size=4, repeat=2):
-  devices = small_models.linear_data(len(IDS))
-  x, y = (np.stack(parts) for parts in zip(*devices, strict=True))
-
-  def make(client_id):
-    place = tf.where(tf.equal(IDS, client_id))[0, 0]
-    return tf.data.Dataset.from_tensor_slices(
-      (tf.gather(x, place), tf.gather(y, place))
-    )
-
-  data = tff.simulation.datasets.ClientData.from_clients_and_tf_fn(IDS, make)
+  data = small_models.linear_client_data(IDS)
   return data.preprocess(lambda d: d.batch(batch_size).repeat(repeat))
 
 

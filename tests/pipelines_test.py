@@ -8,28 +8,18 @@ import collections
 import contextlib
 
 import numpy as np
+import programs
 import pytest
 import small_models
-import tensorflow as tf
 import tensorflow_federated as tff
 
 import tff_debias
 
 IDS = ['a', 'b', 'c', 'd']
 ROUNDS = [['a', 'b'], ['c', 'a'], ['b', 'd'], ['d', 'c'], ['a', 'd']]
-X, Y = (np.stack(p) for p in zip(*small_models.linear_data(4), strict=True))
-
-
-def read(client_id):
-  place = tf.where(tf.equal(IDS, client_id))[0, 0]
-  return tf.data.Dataset.from_tensor_slices(
-    (tf.gather(X, place), tf.gather(Y, place))
-  )
-
-
-CLIENT_DATA = tff.simulation.datasets.ClientData.from_clients_and_tf_fn(
-  IDS, read
-).preprocess(lambda data: data.batch(4).repeat(2))
+CLIENT_DATA = small_models.linear_client_data(IDS).preprocess(
+  lambda data: data.batch(4).repeat(2)
+)
 
 
 def client(client_id):
@@ -77,72 +67,29 @@ def test_run_training_process(expected, tmp_path):
   assert_same(process.get_model_weights(state), expected)
 
 
-class Chosen(tff.program.FederatedDataSourceIterator):
-  """Gives the ids of `ROUNDS`.
-
-  `tff.program.ClientIdDataSource(IDS)` chooses ids at random.
-  """
-
-  federated_type = tff.FederatedType(np.str_, tff.CLIENTS)
-
-  def __init__(self, num_selected=0):
-    self.num_selected = num_selected
-
-  def select(self, k=None):
-    self.num_selected += 1
-    return ROUNDS[self.num_selected - 1]
-
-  def to_bytes(self):
-    return str(self.num_selected).encode()
-
-  @classmethod
-  def from_bytes(cls, buffer):
-    return cls(int(buffer))
-
-
-class ChosenSource(tff.program.FederatedDataSource):
-  federated_type = Chosen.federated_type
-
-  def iterator(self):
-    return Chosen()
-
-
-def train_model(process, data_source, num_rounds, folder):
-  released = tff.program.MemoryReleaseManager()
-  program = tff.learning.programs.train_model(
-    train_process=process,
-    train_data_source=data_source,
-    train_per_round_clients=2,
-    train_total_rounds=num_rounds,
-    program_state_manager=tff_debias.StorageStateManager(
-      tff.program.FileProgramStateManager(folder / 'state'),
-      tff_debias.ClientStorage(folder / 'clients'),
-    ),
-    model_output_manager=released,
-    evaluation_manager=None,
-    evaluation_periodicity=1,
+def state_manager(folder):
+  return tff_debias.StorageStateManager(
+    tff.program.FileProgramStateManager(folder / 'state'),
+    tff_debias.ClientStorage(folder / 'clients'),
   )
-  context = tff_debias.runtime.ProgramContext()
-  with (
-    tff.framework.get_context_stack().install(context),
-    asyncio.Runner() as runner,
-  ):
-    runner.run(program)
-  return released.values()[f'training_checkpoint_round_{num_rounds}']
 
 
 def test_train_model_goes_on_from_a_checkpoint(expected, tmp_path):
+  source = programs.data_source(ROUNDS, tff.FederatedType(np.str_, tff.CLIENTS))
   for num_rounds in 3, len(ROUNDS):
     _, process = build(tmp_path)
-    state = train_model(process, ChosenSource(), num_rounds, tmp_path)
+    state = programs.train_model(
+      process, source, state_manager(tmp_path), num_rounds
+    )
   assert_same(process.get_model_weights(state), expected)
 
 
 def test_train_model_with_ids_chosen_at_random(runtime, tmp_path):
   _, process = build(tmp_path)
-  source = tff.program.ClientIdDataSource(IDS)
-  weights = process.get_model_weights(train_model(process, source, 3, tmp_path))
-  assert np.abs(weights.trainable[0]).max() > 0.1
+  state = programs.train_model(
+    process, tff.program.ClientIdDataSource(IDS), state_manager(tmp_path), 3
+  )
+  assert np.abs(process.get_model_weights(state).trainable[0]).max() > 0.1
 
 
 def test_the_steps_of_a_map_reduce_form(expected, tmp_path):

@@ -7,6 +7,7 @@ import signal
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_federated as tff
 
 from tff_debias import learning_process
 from tff_debias import models
@@ -85,6 +86,19 @@ def linear_data(num_clients, num_examples=8, num_inputs=3, seed=0):
     truth = random.normal(size=(num_inputs, 1)) + 1
     clients.append((x, (x @ truth).astype(np.float32)))
   return clients
+
+
+def linear_client_data(ids):
+  """The same as a `ClientData`, which is read inside of a graph."""
+  x, y = (np.stack(part) for part in zip(*linear_data(len(ids)), strict=True))
+
+  def read(client_id):
+    place = tf.where(tf.equal(ids, client_id))[0, 0]
+    return tf.data.Dataset.from_tensor_slices(
+      (tf.gather(x, place), tf.gather(y, place))
+    )
+
+  return tff.simulation.datasets.ClientData.from_clients_and_tf_fn(ids, read)
 
 
 def client(client_id, x, y, num_batches, batch_size=None):

@@ -1,10 +1,10 @@
 import asyncio
-import collections
 import os
 import pathlib
 import shutil
 
 import numpy as np
+import programs
 import pytest
 import small_models
 import storage_runs
@@ -13,7 +13,6 @@ import tensorflow_federated as tff
 from tensorflow_federated.python.learning.programs import training_program_logic
 
 import tff_debias
-from tff_debias import runtime as runtime_lib
 from tff_debias import storage as storage_lib
 
 pytestmark = pytest.mark.usefixtures('runtime')
@@ -43,59 +42,23 @@ def train(process, manager, num_rounds, rounds_per_saving=1):
   )
 
 
-class _Iterator(tff.program.FederatedDataSourceIterator):
+def data_source(process):
   """Gives the participants of `ROUNDS`."""
-
-  def __init__(self, round_num=0):
-    self._round_num = round_num
-
-  @property
-  def federated_type(self):
-    return _Source().federated_type
-
-  def select(self, k=None):
-    self._round_num += 1
-    return storage_runs.clients(*ROUNDS[self._round_num - 1])
-
-  def to_bytes(self):
-    return str(self._round_num).encode()
-
-  @classmethod
-  def from_bytes(cls, buffer):
-    return cls(int(buffer))
-
-
-class _Source(tff.program.FederatedDataSource):
-  @property
-  def federated_type(self):
-    batch = tff.types.tensorflow_to_type(small_models.LINEAR_SPEC)
-    client = collections.OrderedDict(
-      client_id=np.str_, data=tff.SequenceType(batch)
-    )
-    return tff.FederatedType(tff.to_type(client), tff.CLIENTS)
-
-  def iterator(self):
-    return _Iterator()
+  return programs.data_source(
+    [storage_runs.clients(*participants) for participants in ROUNDS],
+    process.next.type_signature.parameter[1],
+  )
 
 
 def train_model(process, manager, num_rounds, should_discard_round=None):
   """By `tff.learning.programs.train_model`."""
-  released = tff.program.MemoryReleaseManager()
-  program = tff.learning.programs.train_model(
-    train_process=process,
-    train_data_source=_Source(),
-    train_per_round_clients=2,
-    train_total_rounds=num_rounds,
+  return programs.train_model(
+    process,
+    data_source(process),
+    manager,
+    num_rounds,
     should_discard_round=should_discard_round,
-    program_state_manager=manager,
-    model_output_manager=released,
-    evaluation_manager=None,
-    evaluation_periodicity=1,
   )
-  stack = tff.framework.get_context_stack()
-  with stack.install(runtime_lib.ProgramContext()), asyncio.Runner() as runner:
-    runner.run(program)
-  return released.values()[f'training_checkpoint_round_{num_rounds}']
 
 
 def num_states(folder):
@@ -144,7 +107,7 @@ def test_train_model_of_tff_resumes_and_discards(tmp_path):
   # A round that is not saved, and a kill.
   process, manager = make(tmp_path, keep_total=2)
   structure = training_program_logic.ProgramState(
-    process.initialize(), 0, 0, _Iterator()
+    process.initialize(), 0, 0, data_source(process).iterator()
   )
   loaded, _ = asyncio.run(manager.load_latest(structure))
   process.next(loaded.state, storage_runs.clients(0, 1, 2, 3, 4))
