@@ -16,6 +16,7 @@ import tff_debias
 
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 LOCAL_STEPS = (3, 10, 30)
+LEARNING_RATE = 0.1
 NUM_ROUNDS, ROUNDS_PER_TEST = 100, 10
 # None of the seeds for which results are reported.
 SEED = 100
@@ -41,6 +42,7 @@ def accuracies(
         method=method,
         personalization=personalization,
         local_steps=local_steps,
+        learning_rate=LEARNING_RATE,
         seed=SEED,
       )
     )
@@ -89,7 +91,7 @@ def draw(
     ):
       alphas = [alpha for alpha in by_alpha if alpha]
       axes.plot(
-        [0.1 * steps * alpha for alpha in alphas],
+        [alpha * steps * LEARNING_RATE for alpha in alphas],
         [by_alpha[alpha][0] for alpha in alphas],
         style,
         color=color,
@@ -100,7 +102,9 @@ def draw(
     axes.set_xlabel('α K β')
     axes.set_title(titles[personalization])
     axes.grid(alpha=0.3)
-  panels[0].set_ylabel(f'accuracy, rounds {NUM_ROUNDS - 20} to {NUM_ROUNDS}')
+  panels[0].set_ylabel(
+    f'accuracy, rounds {NUM_ROUNDS - 2 * ROUNDS_PER_TEST} to {NUM_ROUNDS}'
+  )
   panels[0].legend(title='PFLDyn; dotted:\nPer-FedAvg')
   figure.savefig(path, dpi=100)
 

@@ -72,7 +72,7 @@ def _reason(details: str, argument: Any) -> str:
       if _has_integer(dataset, label)
     )
     return (
-      f'A label (or the index of an embedding) must be from 0 to'
+      'A label (or the index of an embedding) must be from 0 to'
       f' {num_classes - 1}, got {label}.{whose}'
     )
   return details
@@ -88,8 +88,6 @@ def _clients(argument: Any) -> Iterator[tuple[Any, Any]]:
 
 def _has_integer(dataset: Any, value: int) -> bool:
   """Whether a batch of the data has the integer in a vector, its labels."""
-  if not isinstance(dataset, tf.data.Dataset):
-    dataset = list(dataset)
   return any(
     bool(tf.reduce_any(tf.equal(tensor, tf.cast(value, tensor.dtype))))
     for batch in dataset
