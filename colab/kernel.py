@@ -21,7 +21,6 @@ The first cell of each notebook gets the code and runs this program:
 """
 
 import asyncio
-import contextlib
 import fcntl
 import functools
 import importlib.util
@@ -165,18 +164,10 @@ class _Cells:
       await self._start()
     self._client.execute(f'get_ipython().execution_count={count}', silent=True)
     request = self._client.execute(code, allow_stdin=False, stop_on_error=False)
-    reply = None
     while True:
       try:
         message = await self._client.get_iopub_msg(timeout=0.5)
       except queue.Empty:
-        # The message that the cell has ended is lost now and then; its reply
-        # is not.
-        if reply is not None:
-          return reply
-        with contextlib.suppress(queue.Empty):
-          reply = await self._reply(request, timeout=0)
-          continue
         if await self._manager.is_alive():
           continue
         self._log.seek(0)
@@ -192,11 +183,9 @@ class _Cells:
         self._kernel.send_response(self._kernel.iopub_socket, kind, content)
       elif content.get('execution_state') == 'idle':
         if message['parent_header']['msg_id'] == request:
-          return reply or await self._reply(request, timeout=10)
-
-  async def _reply(self, request: str, timeout: float) -> dict[str, Any]:
+          break
     while True:
-      reply = await self._client.get_shell_msg(timeout=timeout)
+      reply = await self._client.get_shell_msg(timeout=10)
       if reply['parent_header']['msg_id'] == request:
         return reply['content']
 
