@@ -128,7 +128,7 @@ def main() -> None:
     {'_'.join((*s.method_names, f'seed{s.seed}')): s for s in _settings()},
   )
   with folder_lib.RunFolder(comparison.path).lock():
-    comparison.train()
+    comparison.train(figures.save_convergence)
     curves = [
       savings.curve(*run).smoothed(comparison_lib.SMOOTHING.value)
       for run in comparison.tests()
@@ -138,7 +138,7 @@ def main() -> None:
       local = method_report.Local(
         num_steps,
         comparison.experiment.settings.learning_rate,
-        comparison.train_locally(num_steps),
+        comparison.train_locally(num_steps, figures.save_convergence),
       )
     targets = comparison.targets(_targets())
     origin = method_report.Origin(

@@ -75,6 +75,7 @@ def _runs() -> dict[str, tuple[settings_lib.Settings, Any]]:
 
 def main() -> None:
   """Trains what is not finished, and writes the table and the choice."""
+  from tasks.reports import figures
   from tasks.reports import provenance
   from tasks.reports import savings
   from tasks.reports import tables
@@ -85,7 +86,7 @@ def main() -> None:
     'tune', {name: settings for name, (settings, _) in runs.items()}
   )
   with folder_lib.RunFolder(comparison.path).lock():
-    comparison.train()
+    comparison.train(figures.save_convergence)
     accuracy = collections.defaultdict(list)
     for (settings, tests), (_, point) in zip(
       comparison.tests(), runs.values(), strict=True

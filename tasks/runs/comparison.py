@@ -1,7 +1,7 @@
 """Defines the runs that a comparison of methods consists of, and trains them.
 
-Each is a run of `tasks.train` in a folder of its own. Its flags are those that
-`tasks.compare` and `tasks.tune` share.
+Each is as a run of `tasks.train`, in a folder of its own. The flags here are
+those that `tasks.compare` and `tasks.tune` share.
 """
 
 from collections.abc import Iterator
@@ -136,16 +136,16 @@ class Comparison:
         settings,
         folder_lib.RunFolder(os.path.join(self.path, name)),
         rounds,
-        (f'--worker_network={_WORKER_NETWORK.value}',),
+        _WORKER_NETWORK.value,
       )
       for name, settings in runs.items()
     ]
 
-  def train(self) -> None:
+  def train(self, draw: queue.Draw) -> None:
     """Trains the runs that are not finished, in a locked folder."""
-    self._train(self._runs)
+    self._train(self._runs, draw)
 
-  def _train(self, runs: Sequence[queue.Run]) -> None:
+  def _train(self, runs: Sequence[queue.Run], draw: queue.Draw) -> None:
     from tasks.runs import experiment as experiment_lib
 
     for run in runs:
@@ -153,11 +153,10 @@ class Comparison:
         run.folder.claim(
           experiment_lib.resolve(self.experiment.task, run.settings)
         )
-    queue.run_all(
-      runs, _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
-    )
+    at_a_time = _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
+    queue.run_all(runs, at_a_time, draw)
 
-  def train_locally(self, num_steps: int) -> list[float]:
+  def train_locally(self, num_steps: int, draw: queue.Draw) -> list[float]:
     """The accuracy of local training alone, for each seed.
 
     MAML's steps from the initial model are local training. So it is the test of
@@ -177,7 +176,7 @@ class Comparison:
       for seed in dict.fromkeys(run.settings.seed for run in self._runs)
     }
     queued = self._queue(runs, 1)
-    self._train(queued)
+    self._train(queued, draw)
     first = [folder_lib.evaluations(r.folder.read_metrics())[0] for r in queued]
     return [test['accuracy'] for test in first]
 

@@ -1,12 +1,17 @@
-"""Runs `tasks.train` in processes of their own, several at a time."""
+"""Trains runs in other processes, several at a time."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
+import concurrent.futures
+from concurrent.futures import process as process_pool
 import dataclasses
+import multiprocessing
 import os
-import pathlib
-import subprocess
+import runpy
+import signal
 import sys
-import time
+import traceback
+from typing import Any
 
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
@@ -14,36 +19,42 @@ from tasks.runs import progress
 from tasks.runs import settings as settings_lib
 
 _SECONDS_BETWEEN_LOOKS = 1
+#: Draws a run's picture, from its metrics, a title and the file's path.
+Draw = Callable[[list[dict[str, Any]], str, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
   """A run of an experiment, with its settings as the user gave them.
 
-  `rounds` is the round to train to, `options` are further flags of
-  `tasks.train`.
+  `rounds` is the round to train to, `worker_network` is as in
+  `runtime.local_context`.
   """
 
   settings: settings_lib.Settings
   folder: folder_lib.RunFolder
   rounds: int
-  options: tuple[str, ...] = ()
+  worker_network: str = 'private'
 
-  @property
-  def command(self) -> list[str]:
-    """The command that starts the run or goes on with it."""
-    given = dataclasses.asdict(self.settings)
-    return [
-      *(sys.executable, '-m', 'tasks.train'),
-      *(
-        f'--{name}={value}'
-        for name, value in given.items()
-        if value is not None
-      ),
-      f'--rounds={self.rounds}',
-      f'--output_dir={self.folder.path}',
-      *self.options,
-    ]
+  def train(self, draw: Draw) -> None:
+    """Trains in this process, as `tasks.train` does."""
+    import tensorflow as tf
+
+    from tasks.runs import experiment as experiment_lib
+    from tasks.runs import training
+
+    # Keras counts the layers of a process, and names them so.
+    tf.keras.backend.clear_session()
+    experiment = experiment_lib.Experiment(self.settings)
+    with self.folder.lock():
+      training.run(
+        experiment,
+        self.folder,
+        self.rounds,
+        worker_network=self.worker_network,
+      )
+      rows = self.folder.read_metrics()
+      draw(rows, experiment.title, self.folder.picture)
 
   @property
   def log(self) -> str:
@@ -70,12 +81,11 @@ class Run:
       return False
 
 
-def run_all(runs: Sequence[Run], at_a_time: int) -> None:
+def run_all(runs: Sequence[Run], at_a_time: int, draw: Draw) -> None:
   """Trains the runs that have not finished.
 
-  The progress bar needs a look at all runs each second. So one loop both looks
-  and starts processes, and there is no pool of threads. If a run fails, an
-  error says so after the others have ended.
+  A process trains one run after the other, because it takes many seconds to
+  start. If a run fails, an error says so after the others have ended.
   """
   # It imports TensorFlow, for which errors in flags should not wait.
   from tasks.runs import state_manager
@@ -86,53 +96,77 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
     if run.done < run.rounds
     or not state_manager.StateManager(run.folder).has_metrics()
   ]
-  running: dict[subprocess.Popen, Run] = {}
+  free = [_new_process() for _ in range(at_a_time)]
+  running: dict[concurrent.futures.Future, tuple[Run, Any]] = {}
   failed: dict[str, str] = {}
   total = sum(run.rounds for run in runs)
   with progress.progress(total, 'round') as bar:
     bar.initial = bar.n = sum(run.done for run in runs)
     try:
       while waiting or running:
-        while waiting and len(running) < at_a_time:
-          run = waiting.pop(0)
-          running[_start(run)] = run
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-        for process in [p for p in running if p.poll() is not None]:
-          run = running.pop(process)
-          if process.returncode:
-            said = pathlib.Path(run.log).read_text(errors='replace')
-            failed[run.folder.path] = errors.last_line(said)
+        while waiting and free:
+          run, process = waiting.pop(0), free.pop()
+          running[process.submit(_train, run, draw)] = run, process
+        ended, _ = concurrent.futures.wait(running, _SECONDS_BETWEEN_LOOKS)
+        for future in ended:
+          run, process = running.pop(future)
+          try:
+            error = future.result()
+          except process_pool.BrokenProcessPool:
+            error = 'Its process was killed; the same command goes on.'
+            process = _new_process()
+          if error:
+            failed[run.folder.path] = error
+          free.append(process)
+        under_way = [run for run, _ in running.values()]
         bar.set_postfix_str(
-          ', '.join(os.path.basename(r.folder.path) for r in running.values())
+          ', '.join(os.path.basename(run.folder.path) for run in under_way)
         )
-        under_way = [*waiting, *running.values()]
-        remaining = sum(run.rounds - run.done for run in under_way)
+        remaining = sum(run.rounds - run.done for run in waiting + under_way)
         bar.update(bar.total - remaining - bar.n)
     finally:
-      for process in running:
-        process.terminate()
-      for process in running:
-        process.wait()
+      for child in multiprocessing.active_children():
+        child.terminate()
+      for process in [*free, *(process for _, process in running.values())]:
+        process.shutdown()
   if failed:
     raise errors.UserError(
       '\n'.join(
-        f'The run in {path} failed. {said}' for path, said in failed.items()
+        f'The run in {path} failed. {error}' for path, error in failed.items()
       )
     )
 
 
-def _start(run: Run) -> subprocess.Popen:
-  # It imports TensorFlow, for which errors in flags should not wait.
-  from tff_debias import runtime
+def _new_process() -> concurrent.futures.ProcessPoolExecutor:
+  """A process, which starts with its first run."""
+  from tff_debias.runtime import launcher
 
+  return concurrent.futures.ProcessPoolExecutor(
+    1,
+    multiprocessing.get_context('spawn'),
+    _begin,
+    (launcher.__file__, os.getpid()),
+  )
+
+
+def _begin(launcher: str, parent: int) -> None:
+  """Has this process end with its parent, before TensorFlow is imported."""
+  # In a session of its own the process does not get the terminal's Ctrl-C: the
+  # parent gets it, and then ends the process.
+  os.setsid()
+  runpy.run_path(launcher)['end_with'](parent, signal.SIGKILL)
+
+
+def _train(run: Run, draw: Draw) -> str | None:
+  """Trains with all messages in the run's log; returns that of an error."""
   os.makedirs(os.path.dirname(run.log) or '.', exist_ok=True)
   with open(run.log, 'w') as log:
-    # In a session of its own the process does not get the terminal's Ctrl-C:
-    # this program gets it, and then ends the process.
-    return subprocess.Popen(
-      runtime.dies_with_parent(run.command),
-      stdin=subprocess.DEVNULL,
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      start_new_session=True,
-    )
+    for stream in (sys.stdout, sys.stderr):
+      stream.flush()
+      os.dup2(log.fileno(), stream.fileno())
+  try:
+    run.train(draw)
+  except Exception as e:  # pylint: disable=broad-exception-caught
+    traceback.print_exc()
+    return str(e) if isinstance(e, errors.UserError) else errors.first_line(e)
+  return None

@@ -26,7 +26,7 @@ def run(
   experiment: experiment_lib.Experiment,
   folder: folder_lib.RunFolder,
   rounds: int,
-  rounds_per_checkpoint: int,
+  rounds_per_checkpoint: int = 10,
   from_round: int | None = None,
   worker_network: str = 'private',
 ) -> None:

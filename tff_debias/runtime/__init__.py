@@ -7,4 +7,3 @@ from tff_debias.runtime.contexts import start_local_context
 from tff_debias.runtime.errors import ComputationError
 from tff_debias.runtime.worker import Worker
 from tff_debias.runtime.worker import WorkerError
-from tff_debias.runtime.worker import dies_with_parent

@@ -51,14 +51,14 @@ def main(parent: str, *command: str) -> None:
     folder, listener, status, port = command[1:5]
     _enter_private_network(int(listener), int(status), int(port), folder)
     command = command[5:]
-  _end_with(int(parent), signal.SIGKILL)
+  end_with(int(parent), signal.SIGKILL)
   try:
     os.execv(command[0], command)
   except OSError as e:
     sys.exit(str(e))
 
 
-def _end_with(parent: int, signal_number: int) -> None:
+def end_with(parent: int, signal_number: int) -> None:
   """Has this process signalled when the thread that started it ends."""
   if sys.platform == 'linux':
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)
@@ -82,7 +82,7 @@ def _enter_private_network(
     try:
       # A handler in Python would only run once `accept` returns.
       signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-      _end_with(command, signal.SIGTERM)
+      end_with(command, signal.SIGTERM)
       os.write(status, b'\n')
       server = socket.socket(fileno=listener)
       threading.Thread(target=_forward, args=(server, port)).start()

@@ -130,7 +130,7 @@ class Worker:
     self._resources.close()
 
 
-def dies_with_parent(command: Sequence[str]) -> list[str]:
+def _dies_with_parent(command: Sequence[str]) -> list[str]:
   """The command of a process that does not outlive this one.
 
   Args:
@@ -216,7 +216,7 @@ def _start(
   def run() -> None:
     try:
       process = subprocess.Popen(
-        dies_with_parent(arguments),
+        _dies_with_parent(arguments),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,87 +14,90 @@ from tasks.runs import queue
 from tasks.runs import settings as settings_lib
 
 
+@dataclasses.dataclass(frozen=True)
 class Fake(queue.Run):
-  """A run whose process is some Python."""
+  """A run that writes when and where it was trained."""
 
-  program = ''
+  def train(self, draw):
+    self._write('started')
+    time.sleep(0.3)
+    os.makedirs(self.folder.path, exist_ok=True)
+    with open(self.folder.metrics, 'w') as file:
+      file.write('round,x\n0,1\n1,1\n2,1\n3,1\n')
+    draw([], '', self.folder.picture)
+    self._write('ended')
 
-  @property
-  def command(self):
-    return [sys.executable, '-c', self.program, self.folder.path]
+  def _write(self, name):
+    with open(f'{self.folder.path}.{name}', 'w') as file:
+      file.write(f'{time.time()} {os.getpid()}')
 
-
-FINISHES = """
-import os, sys, time
-open(sys.argv[1] + '.started', 'w').write(str(time.time()))
-time.sleep(0.3)
-os.makedirs(sys.argv[1], exist_ok=True)
-rows = 'round,x\\n0,1\\n1,1\\n2,1\\n3,1\\n'
-open(sys.argv[1] + '/metrics.csv', 'w').write(rows)
-open(sys.argv[1] + '/convergence.png', 'w').close()
-open(sys.argv[1] + '.ended', 'w').write(str(time.time()))
-"""
-
-
-def fake(path, program=FINISHES, rounds=3):
-  run = Fake(settings_lib.Settings(), folder_lib.RunFolder(str(path)), rounds)
-  object.__setattr__(run, 'program', program)
-  return run
+  def read(self, name):
+    with open(f'{self.folder.path}.{name}') as file:
+      seconds, pid = file.read().split()
+    return float(seconds), int(pid)
 
 
-def test_the_command_gives_the_same_settings():
-  settings = settings_lib.Settings(
-    alpha=0.03, maml_first_order=True, method='pfl_dyn', personalization='maml'
-  )
-  run = queue.Run(
-    settings, folder_lib.RunFolder('/tmp/x'), 7, ('--worker_network=shared',)
-  )
-  program = """
-import sys
-from absl import flags
-from tasks import cli
-from tasks.runs import settings
-settings.define_flags()
-flags.DEFINE_integer('rounds', None, '')
-flags.DEFINE_string('output_dir', None, '')
-cli.define_worker_network()
-flags.FLAGS(sys.argv)
-print(settings.from_flags(), flags.FLAGS.rounds, flags.FLAGS.output_dir)
-print(flags.FLAGS.worker_network)
-"""
-  result = subprocess.run(
-    [sys.executable, '-c', program, *run.command[3:]],
-    capture_output=True,
-    text=True,
-  )
-  assert result.stdout == f'{settings} 7 /tmp/x\nshared\n', result.stderr
+class Failing(Fake):
+  def train(self, draw):
+    print('some words')
+    raise errors.UserError('no data\nat all')
 
 
-def test_all_run_two_at_a_time(tmp_path):
-  runs = [fake(tmp_path / str(i)) for i in range(4)]
-  queue.run_all(runs, 2)
-  assert [run.done for run in runs] == [3] * 4
-  spans = [
-    [
-      float((tmp_path / f'{i}.{what}').read_text())
-      for what in ('started', 'ended')
+class Dying(Fake):
+  def train(self, draw):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Waiting(Fake):
+  def train(self, draw):
+    self._write('new')
+    os.replace(f'{self.folder.path}.new', f'{self.folder.path}.started')
+    time.sleep(60)
+
+
+def draw(rows, title, path):
+  open(path, 'w').close()
+
+
+def make(path, kind=Fake, rounds=3):
+  return kind(settings_lib.Settings(), folder_lib.RunFolder(str(path)), rounds)
+
+
+def is_running(pid):
+  result = subprocess.run(['ps', '-p', str(pid)], capture_output=True)
+  return result.returncode == 0
+
+
+def wait_for(condition):
+  deadline = time.monotonic() + 60
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def test_two_processes_train_all_runs(tmp_path):
+  runs = [make(tmp_path / str(i)) for i in range(6)]
+  queue.run_all(runs, 2, draw)
+  assert [run.done for run in runs] == [3] * 6
+  started, pids = zip(*(run.read('started') for run in runs), strict=True)
+  ended = [run.read('ended')[0] for run in runs]
+  assert len(set(pids)) == 2 and os.getpid() not in pids
+  for time_ in started:
+    together = [
+      start <= time_ < end for start, end in zip(started, ended, strict=True)
     ]
-    for i in range(4)
-  ]
-  together = [
-    sum(start <= other[0] < end for other in spans) for start, end in spans
-  ]
-  assert max(together) == 2
+    assert sum(together) <= 2
+  assert not any(map(is_running, pids))
 
 
 def test_what_is_finished_does_not_run_again(tmp_path):
-  run = fake(tmp_path / 'run')
-  queue.run_all([run], 1)
+  run = make(tmp_path / 'run')
+  queue.run_all([run], 1, draw)
   (tmp_path / 'run.started').unlink()
-  queue.run_all([run], 1)
+  queue.run_all([run], 1, draw)
   assert not (tmp_path / 'run.started').exists()
   # With more rounds it does.
-  assert fake(tmp_path / 'run', rounds=4).done == 3
+  assert make(tmp_path / 'run', rounds=4).done == 3
   # Its picture is not of all rounds.
   os.utime(tmp_path / 'run' / 'convergence.png', (1, 1))
   assert run.done == 2
@@ -101,69 +105,59 @@ def test_what_is_finished_does_not_run_again(tmp_path):
   # to be done.
   (tmp_path / 'run' / 'convergence.png').unlink()
   assert run.done == 2
-  assert fake(tmp_path / 'run', rounds=2).done == 2
+  assert make(tmp_path / 'run', rounds=2).done == 2
 
 
-def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path):
-  bad = fake(tmp_path / 'bad', "print('Error: no data'); raise SystemExit(2)")
-  good = fake(tmp_path / 'good')
-  with pytest.raises(errors.UserError, match='bad.*Error: no data'):
-    queue.run_all([bad, good], 1)
+def test_a_run_that_fails_or_dies_says_why_and_the_others_go_on(tmp_path):
+  failing = make(tmp_path / 'failing', Failing)
+  dying = make(tmp_path / 'dying', Dying)
+  good = make(tmp_path / 'good')
+  with pytest.raises(errors.UserError) as error:
+    queue.run_all([failing, dying, good], 1, draw)
   assert good.done == 3
+  assert str(error.value) == (
+    f'The run in {tmp_path}/failing failed. no data\nat all\n'
+    f'The run in {tmp_path}/dying failed. Its process was killed; the same'
+    ' command goes on.'
+  )
+  log = (tmp_path / 'failing.log').read_text()
+  assert log.startswith('some words\n') and 'UserError: no data' in log
 
 
 def test_an_interrupt_ends_the_runs(tmp_path):
-  program = (
-    "import os, sys, time; open(sys.argv[1] + '.pid', 'w')"
-    '.write(str(os.getpid())); time.sleep(60)'
-  )
-  runs = [fake(tmp_path / str(i), program) for i in range(2)]
-  pids = [tmp_path / f'{i}.pid' for i in range(2)]
+  runs = [make(tmp_path / str(i), Waiting) for i in range(2)]
 
   def interrupt():
-    while not all(path.exists() and path.read_text() for path in pids):
-      time.sleep(0.02)
+    wait_for(lambda: all((tmp_path / f'{i}.started').exists() for i in '01'))
     os.kill(os.getpid(), signal.SIGINT)
 
   threading.Thread(target=interrupt).start()
   with pytest.raises(KeyboardInterrupt):
-    queue.run_all(runs, 2)
-  for path in pids:
-    result = subprocess.run(['ps', '-p', path.read_text()], capture_output=True)
-    assert result.returncode == 1
+    queue.run_all(runs, 2, draw)
+  assert not any(is_running(run.read('started')[1]) for run in runs)
 
 
 def test_a_kill_ends_the_runs(tmp_path):
   program = f"""
 import sys
-from tasks.runs import folder as folder_lib, queue, settings
+sys.path[:] = {sys.path!r}
+import {__name__} as queue_test
+from tasks.runs import queue
 
-class Run(queue.Run):
-  @property
-  def command(self):
-    return [
-      sys.executable, '-c',
-      "import os, sys, time; open(sys.argv[1] + '.pid', 'w')"
-      ".write(str(os.getpid())); time.sleep(60)",
-      self.folder.path,
-    ]
-
-folder = folder_lib.RunFolder({str(tmp_path / 'run')!r})
-queue.run_all([Run(settings.Settings(), folder, 3)], 1)
+if __name__ == '__main__':
+  run = queue_test.make({str(tmp_path / 'run')!r}, queue_test.Waiting)
+  queue.run_all([run], 1, queue_test.draw)
 """
-  queue = subprocess.Popen([sys.executable, '-c', program])
-  path = tmp_path / 'run.pid'
-  while not (path.exists() and path.read_text()):
-    assert queue.poll() is None
-    time.sleep(0.05)
-  queue.kill()
-  queue.wait()
-  deadline = time.monotonic() + 20
-  while (
-    subprocess.run(
-      ['ps', '-p', path.read_text()], capture_output=True
-    ).returncode
-    == 0
-  ):
-    assert time.monotonic() < deadline
-    time.sleep(0.1)
+  path = tmp_path / 'program.py'
+  path.write_text(program)
+  process = subprocess.Popen([sys.executable, path])
+  run = make(tmp_path / 'run')
+
+  def is_waiting():
+    assert process.poll() is None
+    return (tmp_path / 'run.started').exists()
+
+  wait_for(is_waiting)
+  process.kill()
+  process.wait()
+  wait_for(lambda: not is_running(run.read('started')[1]))
