@@ -185,15 +185,23 @@ class Tally:
     left = trainer.left()
     if left:
       self._note('processes left', f'after {how}: {left}')
-    if trainer.return_code == 0:
+    return_code = trainer.return_code
+    if return_code not in (0, -signal.SIGKILL):
+      # A worker that dies in every attempt at a round is an error. But then the
+      # same command must go on.
+      again = Trainer(self.folder)
+      return_code = again.wait()
+      self.counts['errors'] += 1
+    if return_code == 0:
       self.counts['runs ended'] += 1
       if not is_same(self.folder, self._whole):
         self._note('wrong numbers', f'after {how}')
       shutil.rmtree(self.folder)
-    elif trainer.return_code == -signal.SIGKILL:
+    elif return_code == -signal.SIGKILL:
       self.counts['kills'] += 1
     else:
-      self._note('stuck', f'after {how}: {trainer.said[-2000:]}')
+      said = f'{trainer.said[-2000:]}\nThen: {again.said[-2000:]}'
+      self._note('stuck', f'after {how}: {said}')
       shutil.move(self.folder, f'{self.folder}_stuck{len(self.trouble)}')
     print(f'{how}: {dict(self.counts)}', flush=True)
 
