@@ -10,6 +10,7 @@ import threading
 import time
 
 import computations
+import grpc
 import numpy as np
 import processes
 import pytest
@@ -126,6 +127,29 @@ def test_contexts_are_nested_and_restored():
       computations.total([1, 2, 3])
   assert stack.current is before
   assert processes.worker_pids() == pids
+
+
+class _CancelledError(grpc.RpcError):
+  def details(self):
+    return 'Failed to run computation: Operation was cancelled'
+
+
+def test_a_call_of_which_only_a_cancellation_is_known_runs_again(monkeypatch):
+  failures = []
+  own = tff.framework.SyncExecutionContext.invoke
+
+  def invoke(context, comp, arg):
+    if failures:
+      raise failures.pop()
+    return own(context, comp, arg)
+
+  monkeypatch.setattr(tff.framework.SyncExecutionContext, 'invoke', invoke)
+  with runtime_lib.local_context():
+    failures = [_CancelledError()]
+    assert computations.total([1, 2]) == 3
+    failures = [_CancelledError(), _CancelledError()]
+    with pytest.raises(runtime_lib.ComputationError, match='was cancelled'):
+      computations.total([1, 2])
 
 
 def test_a_worker_that_dies_in_a_call_is_replaced(tmp_path):

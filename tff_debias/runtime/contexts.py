@@ -130,6 +130,16 @@ class _LocalContext(tff.framework.SyncExecutionContext):
 
   def invoke(self, comp: Any, arg: Any) -> Any:
     """See base class."""
+    try:
+      return self._invoke(comp, arg)
+    except errors.ComputationError as e:
+      # Now and then TensorFlow reports not an error, but an operation that the
+      # error has ended.
+      if str(e) != errors.CANCELLED:
+        raise
+      return self._invoke(comp, arg)
+
+  def _invoke(self, comp: Any, arg: Any) -> Any:
     self._deaths = 0
     num_clients = tff_internals.infer_cardinalities(
       arg, comp.type_signature.parameter

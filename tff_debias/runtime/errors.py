@@ -11,6 +11,8 @@ import tensorflow_federated as tff
 
 from tff_debias.runtime import tff_internals
 
+#: TensorFlow's words for an operation that another's error has ended.
+CANCELLED = 'Operation was cancelled'
 # TensorFlow's words for a label that is no class, or for an index.
 _WRONG_LABEL = re.compile(
   r'(?:label value of|indices\[\d+\] =) (-?\d+) .*\[0, (\d+)\)'
