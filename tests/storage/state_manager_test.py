@@ -251,6 +251,32 @@ def test_a_method_without_states_is_saved_too(tmp_path):
     np.testing.assert_array_equal(one, other)
 
 
+def test_saves_do_not_overlap_also_in_a_second_loop(tmp_path):
+  steps = []
+
+  class SlowManager(tff.program.FileProgramStateManager):
+    async def save(self, program_state, version):
+      steps.append(version)
+      await asyncio.sleep(0.05)
+      await super().save(program_state, version)
+      steps.append(version)
+
+  process, _ = make(tmp_path)
+  manager = storage_lib.StorageStateManager(
+    SlowManager(tmp_path / 'state', keep_total=1, keep_first=False),
+    storage_lib.ClientStorage(tmp_path / 'clients'),
+  )
+  state = process.initialize()
+
+  async def save(*versions):
+    await asyncio.gather(*(manager.save(state, v) for v in versions))
+
+  asyncio.run(save(1, 2, 3))
+  asyncio.run(save(4, 5))
+  assert steps == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+  assert asyncio.run(manager.get_versions()) == [5]
+
+
 def test_what_the_manager_inside_has_is_had(tmp_path):
   process, manager = make(tmp_path)
   assert asyncio.run(manager.load_latest(process.initialize())) == (None, 0)

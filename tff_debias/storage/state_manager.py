@@ -1,5 +1,6 @@
 """A program state manager that keeps client states in step with checkpoints."""
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class StorageStateManager(tff.program.ProgramStateManager):
     """Wraps `manager`, which does the saving, and `storage`."""
     self._manager = manager
     self._folder = storage.folder
+    self._loop = self._saving = None
 
   async def get_versions(self) -> list[int] | None:
     """See base class."""
@@ -71,17 +73,23 @@ class StorageStateManager(tff.program.ProgramStateManager):
     return state, version
 
   async def save(self, program_state: Any, version: int) -> None:
-    """See base class."""
-    lineage = await _lineage(program_state)
-    if lineage is not None:
-      upkeep.sync(self._folder, lineage)
-    await self._manager.save(program_state, version)
-    if lineage is None:
-      return
-    # The checkpoint of round 0, which managers like to keep, needs no state.
-    versions = await self._manager.get_versions()
-    oldest = min((v for v in versions if v > 0), default=0)
-    upkeep.prune(self._folder, lineage, oldest)
+    """See base class. One save at a time, in the order of the calls."""
+    # `train_model` does not wait for a save before it begins the next one, and
+    # two at a time of TFF's file manager remove the same old checkpoint.
+    loop = asyncio.get_running_loop()
+    if loop is not self._loop:
+      self._loop, self._saving = loop, asyncio.Lock()
+    async with self._saving:
+      lineage = await _lineage(program_state)
+      if lineage is not None:
+        upkeep.sync(self._folder, lineage)
+      await self._manager.save(program_state, version)
+      if lineage is None:
+        return
+      # The checkpoint of round 0, which managers like to keep, needs no state.
+      versions = await self._manager.get_versions()
+      oldest = min((v for v in versions if v > 0), default=0)
+      upkeep.prune(self._folder, lineage, oldest)
 
   async def remove_all(self) -> None:
     """See base class. Client states are left as they are."""
