@@ -124,9 +124,11 @@ def run_all(runs: Sequence[Run], at_a_time: int, draw: Draw) -> None:
         )
         remaining = sum(run.rounds - run.done for run in waiting + under_way)
         bar.update(bar.total - remaining - bar.n)
-    finally:
+    except BaseException:
       for child in multiprocessing.active_children():
         child.terminate()
+      raise
+    finally:
       for process in [*free, *(process for _, process in running.values())]:
         process.shutdown()
   if failed:
