@@ -88,6 +88,14 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
   ]
   for a, b in zip(*(model.get_weights() for model in models), strict=True):
     np.testing.assert_array_equal(a, b)
+
+  # A finished run is not run again, and others' settings are refused.
+  before = (whole / 'metrics.csv').read_bytes()
+  assert train(whole, '--rounds=24', '--method=pfl_scaf').returncode == 0
+  assert (whole / 'metrics.csv').read_bytes() == before
+  refused = train(whole, '--rounds=24', '--method=pfl_scaf', '--seed=5')
+  assert refused.returncode == 2
+  assert '--seed=0 there, 5 here' in refused.stderr
   with Image.open(whole / 'convergence.png') as image:
     assert image.size[0] > 1000
     assert np.asarray(image.convert('L')).std() > 10
@@ -126,24 +134,34 @@ def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
     )
 
   personalization = '--personalization=my_module:FewSteps(num_steps=1)'
-  result = train_own(
-    'own', '--correction=my_module:Pull(gamma=9)', personalization
-  )
-  assert result.returncode == 0, result.stderr
-  assert 'Pull(gamma=9), FewSteps(num_steps=1) on digits' in result.stdout
-  # The steps are MAML's, but the pull makes other weights of them.
+  accuracies = {}
+  for gamma in (0, 9):
+    correction = f'--correction=my_module:Pull(gamma={gamma})'
+    result = train_own(str(gamma), correction, personalization)
+    assert result.returncode == 0, result.stderr
+    title = f'Pull(gamma={gamma}), FewSteps(num_steps=1) on digits'
+    assert title in result.stdout
+    accuracies[gamma] = rows(tmp_path / str(gamma))[-1]
+  # Without its pull the correction is none, and the rounds are Per-FedAvg's.
   result = train_own(
     'none', '--method=per_fed_avg', '--personalization=maml', '--maml_steps=1'
   )
   assert result.returncode == 0, result.stderr
   key = 'evaluation/by_client/accuracy/mean'
-  own, none = rows(tmp_path / 'own'), rows(tmp_path / 'none')
-  assert own[0][key] == none[0][key] and own[-1][key] != none[-1][key]
-  # Another argument does not go on.
+  assert accuracies[0][key] == rows(tmp_path / 'none')[-1][key]
+  assert accuracies[9][key] != accuracies[0][key]
+  # The same command goes on, another argument does not.
   correction = '--correction=my_module:Pull(gamma=0.)'
-  result = train_own('own', correction, personalization, '--rounds=3')
-  assert result.returncode == 2
+  result = train_own('0', correction, personalization, '--rounds=3')
   assert 'other settings: --correction=my_module:Pull' in result.stderr
+  result = train_own(
+    '9', '--correction=my_module:Pull(gamma = 9)', personalization, '--rounds=3'
+  )
+  assert result.returncode == 0, result.stderr
+  assert len(rows(tmp_path / '9')) == 4
+  wrong = train_own('x', '--correction=my_module:Pall(gamma=1)')
+  assert wrong.returncode == 2 and 'Did you mean Pull?' in wrong.stderr
+  assert not (tmp_path / 'x').exists()
 
 
 @pytest.mark.parametrize(
