@@ -12,6 +12,8 @@ from absl import flags
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
+from tasks.runs import names
+from tasks.runs import queue
 from tasks.runs import settings as settings_lib
 from tasks.runs import tuned as tuned_lib
 
@@ -43,6 +45,13 @@ _FROM_ROUND = flags.DEFINE_integer(
 )
 _WORKER_NETWORK = cli.define_worker_network()
 _TUNED = tuned_lib.define_flag()
+_BASELINE = flags.DEFINE_boolean(
+  'baseline',
+  None,
+  'Trains the method without the correction too, in the folder `baseline` of'
+  ' the run, and draws its accuracy besides. By default only for the task'
+  ' digits, where that takes half a minute.',
+)
 _SHOW_SETTINGS = flags.DEFINE_boolean(
   'show_settings',
   False,
@@ -67,19 +76,32 @@ def main() -> None:
   folder = folder_lib.RunFolder(
     _OUTPUT_DIR.value or os.path.join('runs', experiment.name)
   )
-  with folder.lock():
-    training.run(
-      experiment,
-      folder,
+  rows = training.run(
+    experiment,
+    folder,
+    rounds,
+    figures.save_convergence,
+    _ROUNDS_PER_CHECKPOINT.value,
+    _FROM_ROUND.value,
+    _WORKER_NETWORK.value,
+  )
+  print(f'{experiment.title}\n{_summary(rows)}')
+  has_baseline = _BASELINE.value
+  if has_baseline is None:
+    has_baseline = experiment.task.is_quick
+  if has_baseline and experiment.settings.correction != 'none':
+    baseline = queue.Run(
+      experiment.settings.uncorrected(),
+      folder_lib.RunFolder(os.path.join(folder.path, 'baseline')),
       rounds,
-      _ROUNDS_PER_CHECKPOINT.value,
-      _FROM_ROUND.value,
       _WORKER_NETWORK.value,
     )
-    rows = folder.read_metrics()
-    figures.save_convergence(rows, experiment.title, folder.picture)
-  print(experiment.title)
-  print(_summary(rows))
+    others = baseline.train(figures.save_convergence)
+    name = f'{names.name(baseline.settings.method)} (without correction)'
+    figures.save_convergence(
+      rows, experiment.title, folder.picture, {name: others}
+    )
+    print(f'{name}:\n{_summary(others)}')
   print(
     f'results in {folder.path}: {os.path.basename(folder.picture)},'
     ' metrics.csv, meta_model.keras, tensorboard/'
@@ -127,7 +149,12 @@ def _check_flags() -> None:
       f' --rounds={_ROUNDS.value}.'
     )
   folder_lib.check_output_dir(_OUTPUT_DIR.value)
-  _settings()
+  settings = _settings()
+  if _BASELINE.value and settings.correction == 'none':
+    raise errors.UserError(
+      f'--baseline has no effect with --method={settings.method}, which has no'
+      ' correction. Leave it out.'
+    )
 
 
 if __name__ == '__main__':

@@ -49,6 +49,7 @@ def load(data_dir: str | None = None) -> task.Task:
       'batch_size': 10,
       'rounds_per_evaluation': 1,
     },
+    is_quick=True,
   )
 
 

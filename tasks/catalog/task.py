@@ -35,6 +35,8 @@ class Task:
       the personalization, such as `('acid', 'maml')`.
     natural: `None`, or the training and the test data by the users of the data
       set, examples as in `tff_debias.partitions`.
+    is_quick: Whether a run takes seconds, so that `tasks.train` can train the
+      uncorrected method besides.
   """
 
   num_classes: int
@@ -47,3 +49,4 @@ class Task:
   targets: Mapping[tuple[str, str], tuple[float, ...]] = dataclasses.field(
     default_factory=dict
   )
+  is_quick: bool = False

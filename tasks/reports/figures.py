@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
 import os
+import types
 
 import matplotlib
 
@@ -79,9 +80,17 @@ def add_legend(figure: plt.Figure, title: str | None = None) -> None:
 
 
 def save_convergence(
-  rows: Sequence[Mapping[str, float]], title: str, path: str
+  rows: Sequence[Mapping[str, float]],
+  title: str,
+  path: str,
+  baselines: Mapping[
+    str, Sequence[Mapping[str, float]]
+  ] = types.MappingProxyType({}),
 ) -> None:
-  """Draws a run: accuracy, and beside it the training loss and the norms."""
+  """Draws a run: accuracy, and beside it the training loss and the norms.
+
+  The accuracy of `baselines`, other runs by name, stands beside the run's.
+  """
   tests = folder_lib.evaluations(rows)
   figure, axes = plt.subplot_mosaic(
     [['accuracy', 'loss'], ['accuracy', 'norm']],
@@ -100,6 +109,14 @@ def save_convergence(
     linewidth=0,
     label='10 % to 90 % of devices',
   )
+  for (name, others), line in zip(baselines.items(), LINES[1:], strict=False):
+    other_tests = folder_lib.evaluations(others)
+    axis.plot(
+      [test['round'] for test in other_tests],
+      [test['accuracy'] for test in other_tests],
+      label=name,
+      **line,
+    )
   axis.set(xlabel='round', ylabel='personalized test accuracy')
   axis.set_ylim(min(low) - 0.03, 1.01)
   axis.legend(loc='lower right')

@@ -141,11 +141,11 @@ class Comparison:
       for name, settings in runs.items()
     ]
 
-  def train(self, draw: queue.Draw) -> None:
+  def train(self, draw: folder_lib.Draw) -> None:
     """Trains the runs that are not finished, in a locked folder."""
     self._train(self._runs, draw)
 
-  def _train(self, runs: Sequence[queue.Run], draw: queue.Draw) -> None:
+  def _train(self, runs: Sequence[queue.Run], draw: folder_lib.Draw) -> None:
     from tasks.runs import experiment as experiment_lib
 
     for run in runs:
@@ -156,7 +156,7 @@ class Comparison:
     at_a_time = _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
     queue.run_all(runs, at_a_time, draw)
 
-  def train_locally(self, num_steps: int, draw: queue.Draw) -> list[float]:
+  def train_locally(self, num_steps: int, draw: folder_lib.Draw) -> list[float]:
     """The accuracy of local training alone, for each seed.
 
     MAML's steps from the initial model are local training. So it is the test of

@@ -4,6 +4,7 @@ A folder is to be trusted like a program: a checkpoint is a TensorFlow graph,
 and `settings.json` can name modules to import. What can be checked is checked.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ import uuid
 
 from tasks.runs import errors
 from tasks.runs import settings as settings_lib
+
+#: Draws a run's picture, from its metrics, a title and the file's path.
+Draw = Callable[[list[dict[str, Any]], str, str], None]
 
 _MODELS = ('distributor/models', 'aggregator/models')
 _ACCURACY = 'evaluation/by_client/accuracy'

@@ -1,6 +1,5 @@
 """Trains runs in other processes, several at a time."""
 
-from collections.abc import Callable
 from collections.abc import Sequence
 import concurrent.futures
 from concurrent.futures import process as process_pool
@@ -19,8 +18,6 @@ from tasks.runs import progress
 from tasks.runs import settings as settings_lib
 
 _SECONDS_BETWEEN_LOOKS = 1
-#: Draws a run's picture, from its metrics, a title and the file's path.
-Draw = Callable[[list[dict[str, Any]], str, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +33,8 @@ class Run:
   rounds: int
   worker_network: str = 'private'
 
-  def train(self, draw: Draw) -> None:
-    """Trains in this process, as `tasks.train` does."""
+  def train(self, draw: folder_lib.Draw) -> list[dict[str, Any]]:
+    """Trains in this process, as `tasks.train` does; gives the metrics."""
     import tensorflow as tf
 
     from tasks.runs import experiment as experiment_lib
@@ -45,16 +42,13 @@ class Run:
 
     # Keras counts the layers of a process, and names them so.
     tf.keras.backend.clear_session()
-    experiment = experiment_lib.Experiment(self.settings)
-    with self.folder.lock():
-      training.run(
-        experiment,
-        self.folder,
-        self.rounds,
-        worker_network=self.worker_network,
-      )
-      rows = self.folder.read_metrics()
-      draw(rows, experiment.title, self.folder.picture)
+    return training.run(
+      experiment_lib.Experiment(self.settings),
+      self.folder,
+      self.rounds,
+      draw,
+      worker_network=self.worker_network,
+    )
 
   @property
   def log(self) -> str:
@@ -81,7 +75,7 @@ class Run:
       return False
 
 
-def run_all(runs: Sequence[Run], at_a_time: int, draw: Draw) -> None:
+def run_all(runs: Sequence[Run], at_a_time: int, draw: folder_lib.Draw) -> None:
   """Trains the runs that have not finished.
 
   A process trains one run after the other, because it takes many seconds to
@@ -159,7 +153,7 @@ def _begin(launcher: str, parent: int) -> None:
   runpy.run_path(launcher)['end_with'](parent, signal.SIGKILL)
 
 
-def _train(run: Run, draw: Draw) -> str | None:
+def _train(run: Run, draw: folder_lib.Draw) -> str | None:
   """Trains with all messages in the run's log; returns that of an error."""
   os.makedirs(os.path.dirname(run.log) or '.', exist_ok=True)
   with open(run.log, 'w') as log:

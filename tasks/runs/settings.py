@@ -282,6 +282,19 @@ class Settings:
       return self.personalization_in_tests in (None, *values)
     return other is None or getattr(self, other) in (None, *values)
 
+  def uncorrected(self) -> 'Settings':
+    """The same settings for the method without a correction."""
+    pair = ('none', self.personalization != 'none')
+    (method,) = (name for name, parts in METHODS.items() if parts == pair)
+    of_corrections = {
+      field.name: None
+      for field in dataclasses.fields(self)
+      if field.metadata.get('only_with', ('',))[0] == 'correction'
+    }
+    return dataclasses.replace(
+      self, method=method, correction='none', **of_corrections
+    )
+
   @property
   def personalization_in_tests(self) -> str | None:
     """The personalization of the tests, by default that of training."""

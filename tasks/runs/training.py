@@ -26,16 +26,39 @@ def run(
   experiment: experiment_lib.Experiment,
   folder: folder_lib.RunFolder,
   rounds: int,
+  draw: folder_lib.Draw,
   rounds_per_checkpoint: int = 10,
   from_round: int | None = None,
   worker_network: str = 'private',
-) -> None:
-  """Trains to the given round, in a locked folder, from its checkpoint.
+) -> list[dict[str, Any]]:
+  """Trains to the given round from the folder's checkpoint, and draws.
 
   With `from_round` it goes on from the checkpoint of that round, and what came
   later is removed; by default from the last one. `worker_network` is as in
-  `runtime.local_context`.
+  `runtime.local_context`. The folder is locked meanwhile. Gives the metrics.
   """
+  with folder.lock():
+    _train(
+      experiment,
+      folder,
+      rounds,
+      rounds_per_checkpoint,
+      from_round,
+      worker_network,
+    )
+    rows = folder.read_metrics()
+    draw(rows, experiment.title, folder.picture)
+  return rows
+
+
+def _train(
+  experiment: experiment_lib.Experiment,
+  folder: folder_lib.RunFolder,
+  rounds: int,
+  rounds_per_checkpoint: int,
+  from_round: int | None,
+  worker_network: str,
+) -> None:
   folder.claim(experiment.settings)
   files = state_manager.StateManager(folder)
   storage = tff_debias.ClientStorage(folder.storage)

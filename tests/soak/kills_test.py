@@ -32,6 +32,7 @@ _FLAGS = [
   '--rounds_per_checkpoint=3',
   '--rounds_per_evaluation=2',
   '--rounds=40',
+  '--nobaseline',
 ]
 # The system calls before which a process is killed, and how many of each a
 # thread may do before: there are few renames, and thousands of opened files.

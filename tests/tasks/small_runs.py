@@ -25,7 +25,6 @@ def train(path, personalization):
   """The folder of a finished run, with all of its checkpoints."""
   folder = folder_lib.RunFolder(path)
   steps = {'maml_learning_rate': 0.1} if personalization == 'maml' else {}
-  with folder.lock():
-    trained = experiment(personalization=personalization, **steps)
-    training.run(trained, folder, ROUNDS, 2)
+  trained = experiment(personalization=personalization, **steps)
+  training.run(trained, folder, ROUNDS, lambda *_: None, 2)
   return folder

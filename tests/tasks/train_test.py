@@ -16,6 +16,7 @@ _FLAGS = [
   '--local_steps=3',
   '--rounds_per_checkpoint=3',
   '--rounds_per_evaluation=2',
+  '--nobaseline',
 ]
 
 
@@ -154,11 +155,16 @@ def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
   correction = '--correction=my_module:Pull(gamma=0.)'
   result = train_own('0', correction, personalization, '--rounds=3')
   assert 'other settings: --correction=my_module:Pull' in result.stderr
+  correction = '--correction=my_module:Pull(gamma = 9)'
   result = train_own(
-    '9', '--correction=my_module:Pull(gamma = 9)', personalization, '--rounds=3'
+    '9', correction, personalization, '--rounds=3', '--baseline'
   )
   assert result.returncode == 0, result.stderr
   assert len(rows(tmp_path / '9')) == 4
+  # The baseline of a method is the same without its correction.
+  baseline = rows(tmp_path / '9' / 'baseline')
+  assert baseline[2][key] == rows(tmp_path / 'none')[2][key]
+  assert 'Per-FedAvg (without correction):' in result.stdout
   wrong = train_own('x', '--correction=my_module:Pall(gamma=1)')
   assert wrong.returncode == 2 and 'Did you mean Pull?' in wrong.stderr
   assert not (tmp_path / 'x').exists()
@@ -171,11 +177,12 @@ def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
     ('--output_dir=', "--output_dir='' must be the path"),
     ('--worker_network=open', 'should be one of <private|shared>'),
     ('--from_round=9', '--from_round=9 must be at most --rounds=3'),
+    ('--method=fed_avg --baseline', '--baseline has no effect with --method'),
     ('--local_steps=1000000000000', 'must be at most 1000000'),
   ],
 )
 def test_wrong_flags_say_what_would_be_right(tmp_path, flag, message):
-  result = train(tmp_path / 'run', '--rounds=3', flag)
+  result = train(tmp_path / 'run', '--rounds=3', *flag.split(' '))
   assert result.returncode != 0
   assert message in result.stderr
   assert 'Traceback' not in result.stderr

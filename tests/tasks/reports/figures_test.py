@@ -52,6 +52,18 @@ def test_the_convergence_has_an_axis_of_models_and_the_loss(tmp_path, drawn):
     assert image.size[0] > 1000
 
 
+def test_the_convergence_shows_baselines_beside_the_run(tmp_path, drawn):
+  rows = [metrics(r, 0.2 + 0.1 * r) for r in range(5)]
+  others = [metrics(r, 0.3 + 0.1 * r) for r in range(4)]
+  path = str(tmp_path / 'a.png')
+  figures.save_convergence(rows, 'A title', path, {'Other': others})
+  own, other = drawn[0].axes[0].lines
+  assert other.get_label() == 'Other'
+  np.testing.assert_allclose(other.get_ydata(), [0.3, 0.4, 0.5, 0.6])
+  assert list(other.get_xdata()) == [0, 1, 2, 3]
+  assert other.get_linestyle() != own.get_linestyle()
+
+
 def test_the_comparison_shows_starts_targets_and_both_axes(tmp_path, drawn):
   rounds = np.arange(1, 5)
   curves = [

@@ -131,6 +131,24 @@ def test_the_tests_personalization_decides_what_has_an_effect():
     dataclasses.replace(settings, tested_personalization='proto')
 
 
+@pytest.mark.parametrize(
+  ('options', 'method'),
+  [
+    ({'method': 'pfl_dyn', 'alpha': 0.1}, 'per_fed_avg'),
+    ({'method': 'fed_prox', 'mu': 0.1}, 'fed_avg'),
+    ({'correction': 'a:B(gamma=1)', 'personalization': 'maml'}, 'per_fed_avg'),
+  ],
+)
+def test_the_uncorrected_settings_differ_in_the_correction_only(
+  options, method
+):
+  settings = settings_lib.Settings(**options, seed=3)
+  expected = settings_lib.Settings(
+    method=method, personalization=settings.personalization, seed=3
+  )
+  assert settings.uncorrected() == expected
+
+
 def test_ones_own_correction_is_written_in_one_way():
   settings = settings_lib.Settings(
     correction='a.b:Mine( gamma = .5,name="x" )', personalization='c:Other()'
