@@ -1,12 +1,14 @@
-"""Draws how PFLDyn's accuracy on digits depends on α K β.
+"""Draws how PFLDyn's accuracy on digits depends on α K β, and on a decay.
 
 uv run python -m colab.alpha_figure
 """
 
+from collections.abc import Mapping
 import json
 import sys
 import tempfile
 
+import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 
@@ -16,6 +18,7 @@ import tff_debias
 
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 LOCAL_STEPS = (3, 10, 30)
+DECAYS = (0.0, 0.02, 0.1)
 LEARNING_RATE = 0.1
 NUM_ROUNDS, ROUNDS_PER_TEST = 100, 10
 # None of the seeds for which results are reported.
@@ -23,23 +26,25 @@ SEED = 100
 
 
 def accuracies(
-  personalization: str, local_steps: int
+  personalization: str, local_steps: int, decay: float = 0.0
 ) -> dict[float, tuple[float, float]]:
   """Trains with every α, and without a correction.
 
   Args:
     personalization: `maml` or `proto`.
     local_steps: K.
+    decay: γ of `tff_debias.Dyn`.
 
   Returns:
     For each α, and 0 for no correction: the mean accuracy of the last three
     tests, and the largest loss of accuracy below the best test before.
   """
   results = {}
-  for method, alphas in (('per_fed_avg', (0.0,)), ('pfl_dyn', ALPHAS)):
+  dyn = f'tff_debias:Dyn(alpha=1.0, decay={decay})'
+  for correction, alphas in (('none', (0.0,)), (dyn, ALPHAS)):
     experiment = experiment_lib.Experiment(
       settings_lib.Settings(
-        method=method,
+        correction=correction,
         personalization=personalization,
         local_steps=local_steps,
         learning_rate=LEARNING_RATE,
@@ -69,57 +74,72 @@ def accuracies(
 
 
 def draw(
-  results: dict[str, dict[int, dict[float, tuple[float, float]]]], path: str
+  by_steps: Mapping[str, Mapping[int, Mapping[float, tuple[float, float]]]],
+  by_decay: Mapping[float, Mapping[float, tuple[float, float]]],
+  path: str,
 ) -> None:
-  """Draws the accuracy over α K β, a panel for each personalization.
+  """Draws the accuracy over α K β.
 
   Args:
-    results: By personalization and K, what `accuracies` returned.
+    by_steps: By personalization and K, what `accuracies` returned.
+    by_decay: The same by γ, for MAML and K = 10.
     path: The file.
   """
-  figure = matplotlib.figure.Figure((9, 4), layout='constrained')
-  panels = figure.subplots(1, 2, sharey=True)
-  titles = {'maml': 'MAML', 'proto': 'Prototypes'}
-  for axes, (personalization, by_steps) in zip(
-    panels, results.items(), strict=True
+  figure = matplotlib.figure.Figure((9, 3.4), layout='constrained')
+  panels = figure.subplots(1, 3, sharey=True)
+  for axes, (personalization, results) in zip(
+    panels, by_steps.items(), strict=False
   ):
-    for (steps, by_alpha), style, color in zip(
-      by_steps.items(),
-      ('o-', 's--', '^-.'),
-      ('tab:blue', 'tab:orange', 'tab:green'),
-      strict=True,
-    ):
-      alphas = [alpha for alpha in by_alpha if alpha]
-      axes.plot(
-        [alpha * steps * LEARNING_RATE for alpha in alphas],
-        [by_alpha[alpha][0] for alpha in alphas],
-        style,
-        color=color,
-        label=f'K = {steps}',
-      )
-      axes.axhline(by_alpha[0.0][0], color=color, linestyle=':', linewidth=1)
+    for line, (steps, by_alpha) in enumerate(results.items()):
+      _add_line(axes, line, steps, by_alpha, f'K = {steps}')
+    axes.set_title({'maml': 'MAML', 'proto': 'Prototypes'}[personalization])
+  for line, (decay, by_alpha) in enumerate(by_decay.items()):
+    _add_line(panels[2], line, 10, by_alpha, f'γ = {decay:g}')
+  panels[2].set_title('MAML, K = 10, with a decay γ')
+  for axes in panels:
     axes.set_xscale('log')
     axes.set_xlabel('α K β')
-    axes.set_title(titles[personalization])
     axes.grid(alpha=0.3)
+    axes.legend(title='PFLDyn; dotted:\nPer-FedAvg')
   panels[0].set_ylabel(
     f'accuracy, rounds {NUM_ROUNDS - 2 * ROUNDS_PER_TEST} to {NUM_ROUNDS}'
   )
-  panels[0].legend(title='PFLDyn; dotted:\nPer-FedAvg')
   figure.savefig(path, dpi=100)
+
+
+def _add_line(
+  axes: matplotlib.axes.Axes,
+  line: int,
+  steps: int,
+  by_alpha: Mapping[float, tuple[float, float]],
+  label: str,
+) -> None:
+  alphas = [alpha for alpha in by_alpha if alpha]
+  axes.plot(
+    [alpha * steps * LEARNING_RATE for alpha in alphas],
+    [by_alpha[alpha][0] for alpha in alphas],
+    ('o-', 's--', '^-.')[line],
+    color=f'C{line}',
+    label=label,
+  )
+  axes.axhline(by_alpha[0.0][0], color=f'C{line}', linestyle=':', linewidth=1)
 
 
 def main(path: str = 'colab/accuracy_against_alpha.png') -> None:
   """Trains and draws."""
   with tff_debias.runtime.local_context():
-    results = {
+    by_steps = {
       personalization: {
         steps: accuracies(personalization, steps) for steps in LOCAL_STEPS
       }
       for personalization in ('maml', 'proto')
     }
-  print(json.dumps(results))
-  draw(results, path)
+    by_decay = {
+      decay: accuracies('maml', 10, decay) if decay else by_steps['maml'][10]
+      for decay in DECAYS
+    }
+  print(json.dumps([by_steps, by_decay]))
+  draw(by_steps, by_decay, path)
 
 
 if __name__ == '__main__':

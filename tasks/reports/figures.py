@@ -140,9 +140,12 @@ def _add_models_axis(
 ) -> None:
   """An axis of the models transmitted above that of the rounds."""
   if tests[-1]['models'] > 0:
+    # The line goes on after the last test, so that no tick is set back to it.
     rounds, models = (
-      np.array([test[name] for test in tests]) for name in ('round', 'models')
+      np.array([test[name] for test in (*tests, tests[-1])])
+      for name in ('round', 'models')
     )
+    rounds[-1], models[-1] = 2 * rounds[-1], 2 * models[-1]
     top = axis.secondary_xaxis(
       'top',
       functions=(

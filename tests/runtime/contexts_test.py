@@ -401,6 +401,26 @@ def test_two_workers_work_at_the_same_time(two_workers, tmp_path):
     assert computations.number_that_met([files, files[::-1]]) == 2
 
 
+def test_errors_of_remote_workers_are_explained(two_workers):
+  @tff.tensorflow.computation(tff.SequenceType(np.int32))
+  def largest(data):
+    return data.reduce(0, lambda _, label: tf.gather([0, 0], label))
+
+  @tff.federated_computation(
+    tff.FederatedType(tff.SequenceType(np.int32), tff.CLIENTS)
+  )
+  def total(data):
+    return tff.federated_sum(tff.federated_map(largest, data))
+
+  with runtime_lib.remote_context([worker.address for worker in two_workers]):
+    assert total([[0, 1], [1]]) == 0
+    with pytest.raises(runtime_lib.ComputationError) as error:
+      total([[0, 1], [7]])
+    assert str(error.value).endswith('must be from 0 to 1, got 7.')
+    with pytest.raises(TypeError):
+      total([['a'], [1]])
+
+
 def test_two_workers_share_the_clients(two_workers, monkeypatch):
   addresses = [worker.address for worker in two_workers]
   before = tff.framework.get_context_stack().current

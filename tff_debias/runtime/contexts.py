@@ -130,14 +130,7 @@ class _LocalContext(tff.framework.SyncExecutionContext):
 
   def invoke(self, comp: Any, arg: Any) -> Any:
     """See base class."""
-    try:
-      return self._invoke(comp, arg)
-    except errors.ComputationError as e:
-      # Now and then TensorFlow reports not an error, but an operation that the
-      # error has ended.
-      if str(e) != errors.CANCELLED:
-        raise
-      return self._invoke(comp, arg)
+    return errors.explained(self._invoke, comp, arg)
 
   def _invoke(self, comp: Any, arg: Any) -> Any:
     self._deaths = 0
@@ -150,12 +143,11 @@ class _LocalContext(tff.framework.SyncExecutionContext):
     )
     num_parts = math.ceil(num_clients / self._max_concurrency * min(share, 1))
     form = _mergeable_form(comp) if num_parts > 1 else None
-    with errors.explained(comp.type_signature.parameter, arg):
-      if form is None:
-        return super().invoke(comp, arg)
-      return tff.framework.MergeableCompExecutionContext(
-        [self._part_context], num_subrounds=num_parts
-      ).invoke(form, arg)
+    if form is None:
+      return super().invoke(comp, arg)
+    return tff.framework.MergeableCompExecutionContext(
+      [self._part_context], num_subrounds=num_parts
+    ).invoke(form, arg)
 
   def close(self) -> None:
     """Ends the worker; again does nothing."""
@@ -265,6 +257,14 @@ class ProgramContext(tff.program.FederatedContext):
     return self._context.invoke(comp, arg)
 
 
+class _RemoteContext(tff.framework.MergeableCompExecutionContext):
+  """TFF's context of several workers, whose errors are explained."""
+
+  def invoke(self, comp: Any, arg: Any = None) -> Any:
+    """See base class."""
+    return errors.explained(super().invoke, comp, arg)
+
+
 @contextlib.contextmanager
 def remote_context(
   addresses: Sequence[str],
@@ -289,7 +289,8 @@ def remote_context(
     The context.
 
   Raises:
-    WorkerError: If one does not answer.
+    WorkerError: If one does not answer. A call raises it too, and a
+      `ComputationError` if the computation fails in a worker.
   """
   with contextlib.ExitStack() as channels:
     contexts = []
@@ -303,8 +304,8 @@ def remote_context(
           executor.ExecutorFactory(living_stub), **_COMPILATION
         )
       )
-    context = tff.backends.native.create_mergeable_comp_execution_context(
-      contexts
+    context = _RemoteContext(
+      contexts, tff.backends.native.compile_to_mergeable_comp_form
     )
     with tff.framework.get_context_stack().install(context):
       yield context

@@ -1,5 +1,6 @@
 """Says why a computation failed, in the words of its caller."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import re
@@ -11,11 +12,10 @@ import tensorflow_federated as tff
 
 from tff_debias.runtime import tff_internals
 
-#: TensorFlow's words for an operation that another's error has ended.
-CANCELLED = 'Operation was cancelled'
+_CANCELLED = 'Operation was cancelled'
 # TensorFlow's words for a label that is no class, or for an index.
 _WRONG_LABEL = re.compile(
-  r'(?:label value of|indices\[\d+\] =) (-?\d+) .*\[0, (\d+)\)'
+  r'(?:label value of|indices(?:\[\d+\])? =) (-?\d+) .*\[0, (\d+)\)'
 )
 
 
@@ -23,30 +23,45 @@ class ComputationError(RuntimeError):
   """A computation failed in a worker, and the reason."""
 
 
-@contextlib.contextmanager
-def explained(parameter: tff.Type | None, argument: Any) -> Iterator[None]:
-  """Explains the errors of a call.
+def explained(
+  invoke: Callable[[Any, Any], Any], comp: tff.Computation, argument: Any
+) -> Any:
+  """Calls a computation, and explains the errors.
 
   Args:
-    parameter: The type that the computation takes.
+    invoke: A context's function of a computation and its argument.
+    comp: The computation.
     argument: Its argument.
 
-  Yields:
-    Nothing.
+  Returns:
+    What the computation returns.
 
   Raises:
     ComputationError: If the computation failed in the worker.
     TypeError: If a client's value is of a wrong type.
   """
   try:
-    yield
+    return _explained(invoke, comp, argument)
+  except ComputationError as e:
+    # Now and then TensorFlow reports not an error, but an operation that the
+    # error has ended.
+    if str(e) != _CANCELLED:
+      raise
+    return _explained(invoke, comp, argument)
+
+
+def _explained(
+  invoke: Callable[[Any, Any], Any], comp: tff.Computation, argument: Any
+) -> Any:
+  try:
+    return invoke(comp, argument)
   except grpc.RpcError as e:
     raise ComputationError(_reason(e.details() or str(e), argument)) from e
   except (TypeError, NotImplementedError) as e:
     wanted = [
       f' Each client gives {t.member}; what has names is an OrderedDict with'
       ' the names in this order.'
-      for t in tff_internals.preorder_types(parameter)
+      for t in tff_internals.preorder_types(comp.type_signature.parameter)
       if isinstance(t, tff.FederatedType) and t.placement is tff.CLIENTS
     ]
     if not wanted:

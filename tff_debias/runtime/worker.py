@@ -130,19 +130,6 @@ class Worker:
     self._resources.close()
 
 
-def _dies_with_parent(command: Sequence[str]) -> list[str]:
-  """The command of a process that does not outlive this one.
-
-  Args:
-    command: The path of a program, and its arguments.
-
-  Returns:
-    The command that starts it. On Linux the process is killed when the thread
-    that started it ends.
-  """
-  return [sys.executable, '-I', '-S', _LAUNCHER, str(os.getpid()), *command]
-
-
 class _NotPermittedError(Exception):
   """The system does not permit a private network, and its reason."""
 
@@ -216,7 +203,8 @@ def _start(
   def run() -> None:
     try:
       process = subprocess.Popen(
-        _dies_with_parent(arguments),
+        # On Linux it is killed when the thread that started it ends.
+        [sys.executable, '-I', '-S', _LAUNCHER, str(os.getpid()), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
