@@ -186,15 +186,11 @@ def _build_process(
   )
 
   @tff.tensorflow.computation
-  def server_start():
-    return _server_part(_initial_state(method, ()))
-
-  @tff.tensorflow.computation(server_start.type_signature.result)
-  def server_broadcast(server):
-    return _server_broadcast(method, server)
+  def first_broadcast():
+    return _server_broadcast(method, _server_part(_initial_state(method, ())))
 
   @tff.tensorflow.computation(
-    server_broadcast.type_signature.result, client_type
+    first_broadcast.type_signature.result, client_type
   )
   def client_work(sent, client):
     return _client_work(method, sent, client)
@@ -222,8 +218,8 @@ def _build_process(
   state_type = initialize.type_signature.result
 
   @tff.tensorflow.computation(state_type.member)
-  def server_part(state):
-    return _server_part(state)
+  def server_broadcast(state):
+    return _server_broadcast(method, _server_part(state))
 
   aggregated_type = aggregator.next.type_signature.result
 
@@ -246,9 +242,7 @@ def _build_process(
     state_type, tff.FederatedType(client_type, tff.CLIENTS)
   )
   def next_fn(state, clients):
-    sent = tff.federated_map(
-      server_broadcast, tff.federated_map(server_part, state)
-    )
+    sent = tff.federated_map(server_broadcast, state)
     work = tff.federated_map(
       client_work, (tff.federated_broadcast(sent), clients)
     )
