@@ -3,15 +3,15 @@ import os
 import signal
 import sys
 
-# The tests start many processes. Each would compile TensorFlow's Python files
-# anew, for 13 seconds, on machines that keep no bytecode.
-os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
-sys.dont_write_bytecode = False
-
 # Read when TensorFlow is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import pytest
+
+# The tests start many processes. Each would compile TensorFlow's Python files
+# anew, for 13 seconds, on machines that keep no bytecode.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+sys.dont_write_bytecode = False
 
 # Shells start programs in the background so that they, and what they start,
 # ignore interrupts, which some tests send.
