@@ -20,6 +20,7 @@ ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 LOCAL_STEPS = (3, 10, 30)
 DECAYS = (0.0, 0.02, 0.1)
 LEARNING_RATE = 0.1
+_PUBLISHED = {'maml_steps': 5, 'maml_learning_rate': 0.01}
 NUM_ROUNDS, ROUNDS_PER_TEST = 100, 10
 # None of the seeds for which results are reported.
 SEED = 100
@@ -46,6 +47,7 @@ def accuracies(
       settings_lib.Settings(
         correction=correction,
         personalization=personalization,
+        **(_PUBLISHED if personalization == 'maml' else {}),
         local_steps=local_steps,
         learning_rate=LEARNING_RATE,
         seed=SEED,

@@ -24,7 +24,7 @@ def experiment(**options):
 def train(path, personalization):
   """The folder of a finished run, with all of its checkpoints."""
   folder = folder_lib.RunFolder(path)
-  steps = {'maml_learning_rate': 0.1} if personalization == 'maml' else {}
+  steps = {'maml_steps': 5} if personalization == 'maml' else {}
   trained = experiment(personalization=personalization, **steps)
   training.run(trained, folder, ROUNDS, lambda *_: None, 2)
   return folder

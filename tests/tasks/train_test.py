@@ -145,7 +145,10 @@ def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
     accuracies[gamma] = rows(tmp_path / str(gamma))[-1]
   # Without its pull the correction is none, and the rounds are Per-FedAvg's.
   result = train_own(
-    'none', '--method=per_fed_avg', '--personalization=maml', '--maml_steps=1'
+    'none',
+    '--method=per_fed_avg',
+    '--personalization=maml',
+    '--maml_learning_rate=0.01',
   )
   assert result.returncode == 0, result.stderr
   key = 'evaluation/by_client/accuracy/mean'

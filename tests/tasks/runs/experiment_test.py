@@ -139,20 +139,24 @@ def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
       assert rows[tuple(image.ravel())] == label
 
 
-def test_defaults_follow_the_method():
-  settings = settings_lib.Settings(method='pfl_scaf', personalization='maml')
-  resolved = experiment_lib.Experiment(settings).settings
-  assert (resolved.maml_steps, resolved.maml_learning_rate) == (1, 0.1)
-  assert (resolved.partition, resolved.num_clients) == ('acid', 40)
+@pytest.mark.parametrize(
+  ('personalization', 'expected'),
+  [('maml', (1.0, 1, 0.1)), ('proto', (0.1, None, None))],
+)
+def test_defaults_follow_the_method(personalization, expected):
+  settings = settings_lib.Settings(personalization=personalization)
+  s = experiment_lib.Experiment(settings).settings
+  assert (s.alpha, s.maml_steps, s.maml_learning_rate) == expected
+  assert (s.partition, s.num_clients) == ('acid', 40)
 
 
 @pytest.mark.parametrize(
   ('options', 'tested', 'bound'),
   [
-    ({'method': 'fed_avg'}, tff_debias.Maml(5, 0.01), 10),
+    ({'method': 'fed_avg'}, tff_debias.Maml(1, 0.1), 10),
     ({'method': 'scaffold'}, tff_debias.Maml(1, 0.1), 10),
-    ({'method': 'fed_avg', 'maml_steps': 2}, tff_debias.Maml(2, 0.01), 10),
-    ({'method': 'fed_prox', 'max_grad_norm': 3.0}, tff_debias.Maml(5, 0.01), 3),
+    ({'method': 'fed_avg', 'maml_steps': 2}, tff_debias.Maml(2, 0.1), 10),
+    ({'method': 'fed_prox', 'max_grad_norm': 3.0}, tff_debias.Maml(1, 0.1), 3),
   ],
 )
 def test_training_without_personalization_is_tested_with_one(
