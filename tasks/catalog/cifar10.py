@@ -1,5 +1,7 @@
 """Loads CIFAR-10 as in the published experiment."""
 
+import dataclasses
+
 from tasks.catalog import published
 from tasks.catalog import task
 from tasks.readers import cifar
@@ -17,7 +19,17 @@ _VARIANT = cifar.Variant(
 )
 
 
+# Fixed before the first run that was longer than ten rounds.
+_TARGETS = {
+  (partition, personalization): (0.65, 0.70, 0.75)
+  for partition in ('acid', 'alid')
+  for personalization in ('maml', 'proto')
+}
+
+
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the task, 50,000 training and 10,000 test images `[32, 32, 3]`."""
   train, test = cifar.load(_VARIANT, data_dir)
-  return published.image_task(train, test, _VARIANT.num_classes)
+  return dataclasses.replace(
+    published.image_task(train, test, _VARIANT.num_classes), targets=_TARGETS
+  )

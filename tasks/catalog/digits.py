@@ -51,6 +51,7 @@ def load(data_dir: str | None = None) -> task.Task:
       'batch_size': 10,
       'rounds_per_evaluation': 1,
     },
+    targets={('acid', name): (0.95,) for name in ('maml', 'proto')},
     is_quick=True,
   )
 
