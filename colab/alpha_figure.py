@@ -102,7 +102,8 @@ def draw(
     axes.set_xscale('log')
     axes.set_xlabel('α K β')
     axes.grid(alpha=0.3)
-    axes.legend(title='PFLDyn; dotted:\nPer-FedAvg')
+  for axes in panels[1:]:
+    axes.legend(title='PFLDyn; dotted:\nPer-FedAvg', loc='lower left')
   panels[0].set_ylabel(
     f'accuracy, rounds {NUM_ROUNDS - 2 * ROUNDS_PER_TEST} to {NUM_ROUNDS}'
   )
