@@ -51,8 +51,9 @@ def build_mean(
       factory needs their number.
 
   Returns:
-    A process whose `next` takes its state, the uploads and float32 weights. Its
-    measurements are those of the factory, for each part that has some.
+    A process whose `next` takes its state, the uploads and float32 weights. It
+    gives the means of the parts that are not empty, an `OrderedDict` by name,
+    and the factory's measurements likewise.
 
   Raises:
     TypeError: If it is no factory, or changes the type of what it aggregates.
@@ -75,44 +76,21 @@ def build_mean(
   means_type = tff.to_type(
     collections.OrderedDict((name, upload_type[name]) for name in parts)
   )
-  container = upload_type.python_container
-
-  @tff.tensorflow.computation(means_type, np.float32)
-  def finish(means, scale):
-    return container(
-      **{
-        name: tf.nest.map_structure(lambda mean: mean * scale, means[name])
-        if name in parts
-        else ()
-        for name in container._fields
-      }
-    )
-
-  @tff.tensorflow.computation
-  def one():
-    return tf.constant(1.0)
+  counts_type = tff.to_type(_Counts(np.int32, np.int32))
 
   @tff.tensorflow.computation(np.float32)
   def count(weight):
     return _Counts(tf.constant(1), tf.cast(weight > 0, tf.int32))
 
-  @tff.tensorflow.computation(tff.to_type(_Counts(np.int32, np.int32)))
-  def unweighted_scale(counts):
+  @tff.tensorflow.computation(means_type, counts_type)
+  def rescale(means, counts):
     divisor = tf.cast(counts.clients, tf.float32)
     if num_planned is not None:
       divisor = num_planned
-    return tf.math.divide_no_nan(
+    scale = tf.math.divide_no_nan(
       divisor, tf.cast(counts.participants, tf.float32)
     )
-
-  def scale_of(weights):
-    if is_weighted:
-      return tff.federated_eval(one, tff.SERVER)
-    counts = tff.federated_map(count, weights)
-    bounds = _Counts(1, 1)
-    return tff.federated_map(
-      unweighted_scale, sum_counts(counts, bounds, sums_securely)
-    )
+    return tf.nest.map_structure(lambda mean: mean * scale, means)
 
   @tff.federated_computation(
     initialize.type_signature.result,
@@ -124,13 +102,12 @@ def build_mean(
     for name, part in parts.items():
       arguments = (weights,) if is_weighted else ()
       outputs[name] = part.next(state[name], uploads[name], *arguments)
-    means = tff.federated_map(
-      finish,
-      (
-        _zip({name: output.result for name, output in outputs.items()}),
-        scale_of(weights),
-      ),
-    )
+    means = _zip({name: output.result for name, output in outputs.items()})
+    if not is_weighted:
+      counts = sum_counts(
+        tff.federated_map(count, weights), _Counts(1, 1), sums_securely
+      )
+      means = tff.federated_map(rescale, (means, counts))
     return tff.templates.MeasuredProcessOutput(
       _zip({name: output.state for name, output in outputs.items()}),
       means,

@@ -384,7 +384,7 @@ def _finish_round(
   method: method_lib.Method,
   state: State,
   aggregator_state: Any,
-  means: _Upload,
+  means: collections.OrderedDict[str, Any],
   measurements: collections.OrderedDict[str, Any],
   report: report_lib.Report,
   sent_bytes: int,
@@ -393,16 +393,16 @@ def _finish_round(
   server = _server_part(state)
   sent = _server_broadcast(method, server)
   algorithm = method.algorithm(server.hparams)
+  # No part is there that is empty for this method.
+  client_message = means.get('client_message', ())
   message_like = tuple(
     like if memory.change_is_sent else ()
     for memory, like in zip(algorithm.memories, server.state.means, strict=True)
   )
   participants = tf.cast(report.counts.participants, tf.float32)
   update = algorithm_lib.Participants(
-    tuple(means.update),
-    tf.nest.pack_sequence_as(
-      message_like, tf.nest.flatten(means.client_message)
-    ),
+    tuple(means['update']),
+    tf.nest.pack_sequence_as(message_like, tf.nest.flatten(client_message)),
     participants / float(method.num_clients or 1),
     report_lib.mean_steps(algorithm, report.counts),
     turnout=participants / (method.num_planned or participants),
@@ -442,7 +442,7 @@ def _finish_round(
         report.counts.clients,
         one_model,
         # A scalar, such as the 1 beside a newest model, is no model.
-        (means.update, [t for t in means.client_message if t.shape.rank]),
+        (means['update'], [t for t in client_message if t.shape.rank]),
         sent_bytes,
       ),
     ),
@@ -461,7 +461,7 @@ def _finish_round(
     ),
     finalizer=collections.OrderedDict(
       update_norm=tf.where(
-        participants > 0, report_lib.norm(means.update), 0.0
+        participants > 0, report_lib.norm(means['update']), 0.0
       ),
       server_correction_norm=report_lib.norm(new.means[0]),
     ),

@@ -102,6 +102,19 @@ def build_sum(
       num_examples=tf.cast(tf.round(unfinalized['num_examples']), tf.int32),
     )
 
+  clients_report = tff.FederatedType(report_type, tff.CLIENTS)
+  if method.metrics_aggregator is tff.learning.metrics.sum_then_finalize:
+    # The same in one sum: TFF takes a call for each client and each sum.
+    @tff.tensorflow.computation(report_type)
+    def finalize_sum(report):
+      return report._replace(metrics=finalize(report.metrics))
+
+    @tff.federated_computation(clients_report)
+    def sum_at_once(report):
+      return tff.federated_map(finalize_sum, tff.federated_sum(report))
+
+    return sum_at_once, False
+
   aggregate = method.metrics_aggregator(finalize, report_type.metrics)
 
   @tff.federated_computation(
@@ -119,7 +132,7 @@ def build_sum(
   if method.keeps_state:
     bounds = bounds._replace(receipt=_MAX_RECEIPT)
 
-  @tff.federated_computation(tff.FederatedType(report_type, tff.CLIENTS))
+  @tff.federated_computation(clients_report)
   def sum_report(report):
     if is_secure:
       correction_norm = tff.aggregators.secure_quantized_sum(
