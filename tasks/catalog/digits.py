@@ -38,8 +38,8 @@ def load(data_dir: str | None = None) -> task.Task:
     build_model=_build_model,
     defaults=lambda correction, personalization: {
       **published.defaults(correction, personalization),
-      # Of the published five steps of 0.01 and α = 0.01, training with MAML
-      # collapses. These were stable on five seeds: README, "Choosing α".
+      # With the published α = 0.01 and five steps of 0.01, training with MAML
+      # collapses. These values were stable on five seeds: README, "Choosing α".
       'alpha': 1.0 if personalization == 'maml' else 0.1,
       'maml_steps': 1,
       'maml_learning_rate': 0.1,

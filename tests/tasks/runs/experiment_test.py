@@ -140,11 +140,17 @@ def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('personalization', 'expected'),
-  [('maml', (1.0, 1, 0.1)), ('proto', (0.1, None, None))],
+  ('method', 'personalization', 'expected'),
+  [
+    ('pfl_dyn', 'maml', (1.0, 1, 0.1)),
+    ('pfl_dyn', 'proto', (0.1, None, None)),
+    ('pfl_scaf', 'maml', (None, 1, 0.1)),
+  ],
 )
-def test_defaults_follow_the_method(personalization, expected):
-  settings = settings_lib.Settings(personalization=personalization)
+def test_defaults_follow_the_method(method, personalization, expected):
+  settings = settings_lib.Settings(
+    method=method, personalization=personalization
+  )
   s = experiment_lib.Experiment(settings).settings
   assert (s.alpha, s.maml_steps, s.maml_learning_rate) == expected
   assert (s.partition, s.num_clients) == ('acid', 40)
