@@ -27,7 +27,8 @@ from tff_debias.storage import upkeep
 _HASH_KEYS = ([0x7F4A7C15, 0x9E3779B9], [0x1CE4E5B9, 0xBF58476D])
 _NUM_SHARDS = 1000
 # (?s): a folder may have a line break in its name.
-_STATE = r'(?s).*/(\d{9})-(\d{19})\.index'
+_STATE = r'(?s).*/\d{9}-\d{19}\.index'
+_NO_STATE = f'{0:09d}-{0:019d}.index'
 _ENTRY = r'(?s).*/(\d{19})-(\d+)-(\d+_\d+)'
 
 
@@ -99,16 +100,14 @@ class ClientStorage:
     """
     folder = self._states(lineage, client_id)
     files = tf.io.matching_files(tf.strings.join([folder, '*.index'], '/'))
-    files = tf.boolean_mask(files, tf.strings.regex_full_match(files, _STATE))
-    rounds = _number(files, _STATE, r'\1', tf.int32)
-    tokens = _number(files, _STATE, r'\2', tf.int64)
+    # Where there is no state, the name of one of round 0.
+    is_state = tf.strings.regex_full_match(files, _STATE)
+    names = tf.where(is_state, files, _NO_STATE)
+    names = tf.concat([[_NO_STATE], names], axis=0)
+    rounds = tf.strings.to_number(tf.strings.substr(names, -35, 9), tf.int32)
+    tokens = tf.strings.to_number(tf.strings.substr(names, -25, 19), tf.int64)
     belongs = lineage_lib.belongs(lineage, rounds, tokens)
-    # With a first element for a client that has none.
-    rounds = tf.concat([[0], tf.boolean_mask(rounds, belongs)], axis=0)
-    tokens = tf.concat(
-      [tf.zeros([1], tf.int64), tf.boolean_mask(tokens, belongs)], axis=0
-    )
-    newest = tf.argmax(rounds)
+    newest = tf.argmax(tf.where(belongs, rounds, -1))
     token = tokens[newest]
 
     def restore() -> list[tf.Tensor]:
@@ -126,7 +125,12 @@ class ClientStorage:
       )
       is_same = tf.debugging.Assert(
         tf.equal(found, token),
-        ['The file of a client state holds another state:', prefix, found],
+        [
+          'The file of a client state holds another state:',
+          prefix,
+          # A number would put the check into a branch of its own.
+          tf.strings.as_string(found),
+        ],
       )
       with _after([is_owner, is_same]):
         return [
