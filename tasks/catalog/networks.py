@@ -13,13 +13,22 @@ def mlp(
   hidden_sizes: Sequence[int],
   num_outputs: int,
   scaling: tf.keras.layers.Layer | None = None,
+  has_published_weights: bool = False,
 ) -> tf.keras.Model:
-  """A multilayer perceptron with ReLU; the last hidden layer is the feature."""
+  """A multilayer perceptron with ReLU; the last hidden layer is the feature.
+
+  The initial weights are Keras', or distributed as the authors' are.
+  """
   model = _start(input_shape, scaling)
   model.add(tf.keras.layers.Flatten())
-  for size in hidden_sizes:
-    model.add(tf.keras.layers.Dense(size, 'relu'))
-  model.add(tf.keras.layers.Dense(num_outputs))
+  activations = [*['relu'] * len(hidden_sizes), None]
+  for size, activation in zip(
+    [*hidden_sizes, num_outputs], activations, strict=True
+  ):
+    if has_published_weights:
+      _add(model, tf.keras.layers.Dense, size, activation=activation)
+    else:
+      model.add(tf.keras.layers.Dense(size, activation))
   return model
 
 

@@ -28,6 +28,8 @@ def test_the_network_and_the_settings_are_smaller(files):  # noqa: F811
   task = fashion_mnist_small.load(str(files[0]))
   model = task.build_model(10)
   assert model.count_params() == 34_122
+  # The published initial weights: Keras' biases are 0.
+  assert all(weights.all() for weights in model.get_weights())
   assert model(task.test[0]).shape == (20, 10)
   defaults = task.defaults('scaf', 'proto')
   assert defaults['local_steps'] == 10

@@ -76,7 +76,16 @@ def test_large_cnn_is_the_authors_network(num_outputs, num_weights):
 
 @pytest.mark.parametrize(
   'build, input_shape',
-  [(networks.cnn, (32, 32, 3)), (networks.large_cnn, (84, 84, 3))],
+  [
+    (networks.cnn, (32, 32, 3)),
+    (networks.large_cnn, (84, 84, 3)),
+    (
+      lambda shape, outputs: networks.mlp(
+        shape, (128, 64), outputs, has_published_weights=True
+      ),
+      (14, 14, 1),
+    ),
+  ],
 )
 def test_initial_weights_are_distributed_as_in_pytorch(build, input_shape):
   def weights(seed):
