@@ -66,7 +66,9 @@ def to_markdown(
         row |= _target_cells(pairs, target, origin.num_tests)
       rows.append(row)
     parts.append(tables.to_markdown(rows))
-  parts.append('\n'.join(f'* {note}' for note in _notes(curves, origin, local)))
+  parts.append(
+    '\n'.join(f'* {note}' for note in _notes(curves, targets, origin, local))
+  )
   return '\n\n'.join(parts)
 
 
@@ -96,6 +98,7 @@ def to_rows(
         row
         | _target_columns(curve, other, target, origin.num_tests)
         | dataclasses.asdict(origin)
+        | {f'settings/{name}': value for name, value in curve.settings.items()}
       )
   return rows
 
@@ -131,12 +134,11 @@ def _mark(curves: Sequence[savings.Curve]) -> str:
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
   mean = f'{statistics.mean(values):.3f}'
-  return f'{mean} ± {statistics.stdev(values):.3f}' if len(values) > 1 else mean
-
-
-def _with_interval(mean: str, values: Sequence[float], form: str) -> str:
-  ends = savings.interval(values)
-  return f'{mean} [{ends[0]:{form}}, {ends[1]:{form}}]' if ends else mean
+  if len(values) < 2:
+    return mean
+  deviation = statistics.stdev(values)
+  digits = 3 if deviation >= 0.0005 else 4
+  return f'{mean} ± {deviation:.{digits}f}'
 
 
 def _gap(pairs: Sequence[tuple[savings.Curve, savings.Curve | None]]) -> str:
@@ -145,7 +147,8 @@ def _gap(pairs: Sequence[tuple[savings.Curve, savings.Curve | None]]) -> str:
   ]
   if not gaps or pairs[0][0].is_uncorrected:
     return ''
-  return _with_interval(f'{statistics.mean(gaps):+.3f}', gaps, '+.3f')
+  mean, ends = f'{statistics.mean(gaps):+.3f}', savings.interval(gaps)
+  return f'{mean} [{ends[0]:+.3f}, {ends[1]:+.3f}]' if ends else mean
 
 
 def _target_cells(
@@ -192,17 +195,32 @@ def _saving_cell(saved: Sequence[savings.Saving]) -> str:
 
 
 def _notes(
-  curves: Sequence[savings.Curve], origin: Origin, local: Local | None
+  curves: Sequence[savings.Curve],
+  targets: Mapping[str, Sequence[float]],
+  origin: Origin,
+  local: Local | None,
 ) -> list[str]:
   seeds = sorted({c.seed for c in curves})
   mean_of = f' over the last {origin.smoothing} tests' * (origin.smoothing > 1)
   notes = [
-    f'n = {len(seeds)}: the seeds {", ".join(map(str, seeds))}. ± is the'
-    ' standard deviation over them, [ ] the 95 % bootstrap interval of the'
-    ' mean.',
-    f'Accuracy: personalized, the mean over devices{mean_of}. Gap: the final'
-    ' accuracy less that of the uncorrected method, in pairs of the same seed.',
+    f'n = {len(seeds)}: the seed{"s" * (len(seeds) > 1)}'
+    f' {", ".join(map(str, seeds))}.'
   ]
+  if len(seeds) > 1:
+    notes[0] += (
+      ' ± is the standard deviation over seeds, [ ] the 95 % bootstrap interval'
+      ' of the mean.'
+    )
+  if 1 < len(seeds) < 4:
+    notes[0] += ' With two or three seeds the interval is their whole range.'
+  elif 1 < len(seeds) < 10:
+    notes[0] += (
+      ' With fewer than ten seeds the interval is narrower than the truth.'
+    )
+  notes.append(
+    f'Accuracy: personalized, the mean over devices{mean_of}. Gap: the final'
+    ' accuracy less that of the uncorrected method, in pairs of the same seed.'
+  )
   untrained = dict.fromkeys(
     names.name(c.method) for c in curves if not c.is_tested_as_trained
   )
@@ -218,26 +236,26 @@ def _notes(
       f' size {local.step_size:g} on all training examples of a device, from'
       ' the initial model.'
     )
-  if len(seeds) < 5:
+  if any(targets.values()):
+    tests = 'a test is'
+    if origin.num_tests > 1:
+      tests = f'{origin.num_tests} tests in a row are'
     notes.append(
-      'With fewer than five seeds the intervals are narrower than the truth.'
+      f'A target is reached in the first round from which {tests} at or above'
+      f' it. Tests are every {curves[0].rounds[0]:.0f} rounds, so that the'
+      ' figures have steps. Saving: the models that the uncorrected method'
+      ' transmits until then over those of the method, the geometric mean of'
+      ' pairs of the same seed. A seed that does not reach the target counts'
+      ' with its whole run, which makes the figure a bound (> or <). It is open'
+      ' where the seeds bound it from both sides, or where in a pair neither'
+      ' reaches the target.'
     )
-  notes.append(
-    'A target is reached in the first round from which'
-    f' {origin.num_tests} tests in a row are at or above it (at the end of a'
-    ' run: all tests that are left). Saving: the models that the uncorrected'
-    ' method transmits until then over those of the method, the geometric mean'
-    ' of pairs of the same seed. A seed that does not reach the target counts'
-    ' with its whole run, which makes the figure a bound (> or <). It is open'
-    ' where the seeds bound it from both sides, or where in a pair neither'
-    ' reaches the target.'
-  )
   for curve in filter(_is_flagged, curves):
     loss, round_num = curve.largest_loss()
     notes.append(
       f'† {names.name(curve.method)}, {names.name(curve.personalization)}, seed'
-      f' {curve.seed}: in round {round_num} it is {100 * loss:.0f} points below'
-      ' its own best before. Its settings are not stable.'
+      f' {curve.seed}: the test in round {round_num} is {100 * loss:.0f} points'
+      ' below the best before. Its settings are not stable.'
     )
   notes.append(
     f'Overrides: {origin.overrides or "none"}. {origin.version}, {origin.date}.'

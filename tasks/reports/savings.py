@@ -7,6 +7,7 @@ seed by seed: both start from the same model, with the same devices each round.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,9 @@ class Curve:
   """The personalized tests of a run without that of the initial model.
 
   The arrays have an element for each test: the round, the models transmitted
-  until then, down and up, and the mean accuracy over devices.
+  until then, down and up, and the mean accuracy over devices. `settings` are
+  the values of all settings. `unsmoothed` is the accuracy of a curve before it
+  was smoothed.
   """
 
   method: str
@@ -32,12 +35,16 @@ class Curve:
   rounds: np.ndarray
   models: np.ndarray
   accuracy: np.ndarray
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  unsmoothed: np.ndarray | None = None
 
   def smoothed(self, window: int) -> 'Curve':
     """The same with the mean of the last `window` tests as each accuracy."""
     ends = range(1, len(self.accuracy) + 1)
     mean = [self.accuracy[max(end - window, 0) : end].mean() for end in ends]
-    return dataclasses.replace(self, accuracy=np.array(mean))
+    return dataclasses.replace(
+      self, accuracy=np.array(mean), unsmoothed=self.accuracy
+    )
 
   @property
   def is_uncorrected(self) -> bool:
@@ -54,8 +61,9 @@ class Curve:
     return personalizes or self.personalization == 'none'
 
   def largest_loss(self) -> tuple[float, int]:
-    """The most that the accuracy fell below its best so far, and the round."""
-    losses = np.maximum.accumulate(self.accuracy) - self.accuracy
+    """The most that a single test fell below the best so far, and the round."""
+    tests = self.accuracy if self.unsmoothed is None else self.unsmoothed
+    losses = np.maximum.accumulate(tests) - tests
     worst = int(losses.argmax())
     return float(losses[worst]), int(self.rounds[worst])
 
@@ -71,6 +79,7 @@ def curve(
       np.array([test[name] for test in tests])
       for name in ('round', 'models', 'accuracy')
     ),
+    vars(settings),
   )
 
 
@@ -87,12 +96,13 @@ def need(curve: Curve, target: float, num_tests: int) -> Need:
   """The cost of reaching a target and staying there.
 
   `num_tests` tests in a row must be at or above the target, of which the first
-  counts. Towards the end of the run, where fewer are left, all of those must
-  be.
+  counts. So a target is not reached in the last `num_tests - 1` tests.
   """
   is_above = curve.accuracy >= target
   starts = [
-    i for i in range(len(is_above)) if is_above[i : i + num_tests].all()
+    i
+    for i in range(len(is_above) - num_tests + 1)
+    if is_above[i : i + num_tests].all()
   ]
   place = starts[0] if starts else -1
   return Need(
