@@ -24,8 +24,17 @@ MODELS_LABEL = 'models transmitted (down and up)'
 LINES = tuple(
   {'color': f'C{i}', 'linestyle': style}
   for i, style in enumerate(
-    ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
+    (
+      *('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1))),
+      *((0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))),
+    )
   )
+)
+
+# A published method has the same line in every figure.
+_METHODS = (
+  *('pfl_dyn', 'per_fed_avg', 'pfl_scaf', 'fed_avg'),
+  *('fed_prox', 'fed_dyn', 'scaffold'),
 )
 
 plt.rcParams.update(
@@ -89,7 +98,8 @@ def save_convergence(
 ) -> None:
   """Draws a run: accuracy, and beside it the training loss and the norms.
 
-  The accuracy of `baselines`, other runs by name, stands beside the run's.
+  The title begins with the name of the method and a comma. The accuracy of
+  `baselines`, other runs by name, stands beside the run's.
   """
   tests = folder_lib.evaluations(rows)
   figure, axes = plt.subplot_mosaic(
@@ -100,7 +110,11 @@ def save_convergence(
   axis = axes['accuracy']
   rounds = [test['round'] for test in tests]
   low = [test['low'] for test in tests]
-  axis.plot(rounds, [test['accuracy'] for test in tests], label='mean')
+  axis.plot(
+    rounds,
+    [test['accuracy'] for test in tests],
+    label=f'{title.partition(",")[0]}, mean over devices',
+  )
   axis.fill_between(
     rounds,
     low,
@@ -188,7 +202,7 @@ def save_comparison(
   groups = collections.defaultdict(lambda: collections.defaultdict(list))
   for curve in curves:
     groups[curve.personalization][curve.method].append(curve)
-  methods = dict.fromkeys(curve.method for curve in curves)
+  methods = dict.fromkeys([*_METHODS, *(curve.method for curve in curves)])
   lines = dict(zip(methods, itertools.cycle(LINES), strict=False))
   figure, axes = plt.subplots(
     len(groups),
@@ -221,5 +235,6 @@ def save_comparison(
   axes[-1, 0].set_xlabel('rounds')
   axes[-1, 1].set_xlabel(MODELS_LABEL)
   figure.suptitle(title)
-  add_legend(figure, 'mean and range over seeds')
+  num_seeds = len({curve.seed for curve in curves})
+  add_legend(figure, 'mean and range over seeds' if num_seeds > 1 else None)
   save(figure, path)

@@ -138,7 +138,7 @@ class Experiment:
       'natural': 'its own users',
     }[s.partition]
     return (
-      f'{s.task}: {split}, {s.clients_per_round} of'
+      f'{names.name(s.task)}: {split}, {s.clients_per_round} of'
       f' {s.num_clients - self._num_held_out} devices a round'
       + (f', {self._num_held_out} held out' * (s.held_out_share > 0))
       + ', tested on validation examples' * (s.validation_share > 0)

@@ -1,4 +1,4 @@
-"""The names that papers use for the methods and personalizations."""
+"""The names that papers use for methods, personalizations and data sets."""
 
 _NAMES = {
   'fed_avg': 'FedAvg',
@@ -11,9 +11,17 @@ _NAMES = {
   'none': 'No personalization',
   'maml': 'MAML',
   'proto': 'Prototypes',
+  'cifar10': 'CIFAR-10',
+  'cifar100': 'CIFAR-100',
+  'emnist': 'EMNIST',
+  'emnist_digits': 'EMNIST digits',
+  'fashion_mnist': 'Fashion-MNIST',
+  'fashion_mnist_small': 'Fashion-MNIST, 14×14',
+  'mini_imagenet': 'mini-ImageNet',
+  'shakespeare': 'Shakespeare',
 }
 
 
 def name(setting: str) -> str:
-  """The name of a method or personalization; one's own keeps its own."""
+  """The name of a method, a personalization or a task; or the setting's."""
   return _NAMES.get(setting, setting)

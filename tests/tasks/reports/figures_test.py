@@ -4,6 +4,7 @@ import pytest
 
 from tasks.reports import figures
 from tasks.reports import savings
+from tasks.runs import settings
 
 
 @pytest.fixture
@@ -56,8 +57,9 @@ def test_the_convergence_shows_baselines_beside_the_run(tmp_path, drawn):
   rows = [metrics(r, 0.2 + 0.1 * r) for r in range(5)]
   others = [metrics(r, 0.3 + 0.1 * r) for r in range(4)]
   path = str(tmp_path / 'a.png')
-  figures.save_convergence(rows, 'A title', path, {'Other': others})
+  figures.save_convergence(rows, 'Own, a title', path, {'Other': others})
   own, other = drawn[0].axes[0].lines
+  assert own.get_label() == 'Own, mean over devices'
   assert other.get_label() == 'Other'
   np.testing.assert_allclose(other.get_ydata(), [0.3, 0.4, 0.5, 0.6])
   assert list(other.get_xdata()) == [0, 1, 2, 3]
@@ -97,3 +99,28 @@ def test_the_comparison_shows_starts_targets_and_both_axes(tmp_path, drawn):
   assert [text.get_text() for text in legend.get_texts()] == [
     *('Per-FedAvg', 'PFLScaf', 'target')
   ]
+  assert legend.get_title().get_text() == 'mean and range over seeds'
+
+
+def test_a_method_has_the_same_line_in_every_figure(tmp_path, drawn):
+  curves = {
+    method: savings.Curve(
+      *(method, 'maml', 0, np.arange(1, 3), np.arange(1, 3), np.ones(2))
+    )
+    for method in (*settings.METHODS, 'Own')
+  }
+  for methods in (list(curves), ['pfl_dyn', 'Own']):
+    figures.save_comparison(
+      [curves[method] for method in methods],
+      {'maml': []},
+      'A title',
+      str(tmp_path / 'a.png'),
+    )
+  every, some = (
+    {line.get_label(): line for line in figure.axes[0].lines}
+    for figure in drawn
+  )
+  assert len({line.get_color() for line in every.values()}) == len(curves)
+  for name, line in some.items():
+    assert line.get_color() == every[name].get_color()
+  assert not drawn[0].legends[0].get_title().get_text()
