@@ -4,6 +4,7 @@ uv run python -m colab.alpha_figure
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import sys
 import tempfile
@@ -80,52 +81,61 @@ def draw(
   by_decay: Mapping[float, Mapping[float, tuple[float, float]]],
   path: str,
 ) -> None:
-  """Draws the accuracy over α K β.
+  """Draws the accuracy, and its largest loss on the way, over α K β.
 
   Args:
     by_steps: By personalization and K, what `accuracies` returned.
     by_decay: The same by γ, for MAML and K = 10.
     path: The file.
   """
-  figure = matplotlib.figure.Figure((9, 3.4), layout='constrained')
-  panels = figure.subplots(1, 3, sharey=True)
-  for axes, (personalization, results) in zip(
-    panels, by_steps.items(), strict=False
+  figure = matplotlib.figure.Figure((9, 5), layout='constrained')
+  panels = figure.subplots(2, 3, sharex='col', sharey='row')
+  columns = list(zip(*panels, strict=True))
+  for column, (personalization, results) in zip(
+    columns, by_steps.items(), strict=False
   ):
     for line, (steps, by_alpha) in enumerate(results.items()):
-      _add_line(axes, line, steps, by_alpha, f'K = {steps}')
-    axes.set_title({'maml': 'MAML', 'proto': 'Prototypes'}[personalization])
+      _add_line(column, line, steps, by_alpha, f'K = {steps}')
+    column[0].set_title(
+      {'maml': 'MAML', 'proto': 'Prototypes'}[personalization]
+    )
   for line, (decay, by_alpha) in enumerate(by_decay.items()):
-    _add_line(panels[2], line, 10, by_alpha, f'γ = {decay:g}')
-  panels[2].set_title('MAML, K = 10, with a decay γ')
-  for axes in panels:
+    _add_line(columns[2], line, 10, by_alpha, f'γ = {decay:g}')
+  columns[2][0].set_title('MAML, K = 10, with a decay γ')
+  for axes in panels.flat:
     axes.set_xscale('log')
-    axes.set_xlabel('α K β')
     axes.grid(alpha=0.3)
-  for axes in panels[1:]:
-    axes.legend(title='PFLDyn; dotted:\nPer-FedAvg', loc='lower left')
-  panels[0].set_ylabel(
+  for place in (1, 2):
+    columns[place][0].legend(title='dotted: Per-FedAvg', loc='lower left')
+  for axes in panels[1]:
+    axes.set_xlabel('α K β')
+  panels[0][0].set_ylabel(
     f'accuracy, rounds {NUM_ROUNDS - 2 * ROUNDS_PER_TEST} to {NUM_ROUNDS}'
   )
+  panels[1][0].set_ylabel('largest loss on the way')
   figure.savefig(path, dpi=100)
 
 
 def _add_line(
-  axes: matplotlib.axes.Axes,
+  column: Sequence[matplotlib.axes.Axes],
   line: int,
   steps: int,
   by_alpha: Mapping[float, tuple[float, float]],
   label: str,
 ) -> None:
+  """Draws the accuracy in the upper panel, and the loss in the lower."""
   alphas = [alpha for alpha in by_alpha if alpha]
-  axes.plot(
-    [alpha * steps * LEARNING_RATE for alpha in alphas],
-    [by_alpha[alpha][0] for alpha in alphas],
-    ('o-', 's--', '^-.')[line],
-    color=f'C{line}',
-    label=label,
-  )
-  axes.axhline(by_alpha[0.0][0], color=f'C{line}', linestyle=':', linewidth=1)
+  for place, axes in enumerate(column):
+    axes.plot(
+      [alpha * steps * LEARNING_RATE for alpha in alphas],
+      [by_alpha[alpha][place] for alpha in alphas],
+      ('o-', 's--', '^-.')[line],
+      color=f'C{line}',
+      label=label,
+    )
+    axes.axhline(
+      by_alpha[0.0][place], color=f'C{line}', linestyle=':', linewidth=1
+    )
 
 
 def main(path: str = 'colab/accuracy_against_alpha.png') -> None:
