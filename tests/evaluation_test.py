@@ -3,6 +3,7 @@ import collections
 import numpy as np
 import pytest
 import reference
+import small_models
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -266,3 +267,78 @@ def test_personalization_with_dropout_is_the_same_in_every_test(runtime):
   for result, again in zip(first, second, strict=True):
     np.testing.assert_array_equal(result['loss'], again['loss'])
     assert len(set(result['loss'])) == 4
+
+
+def _functional_model():
+  return tff.learning.models.functional_model_from_keras(
+    _keras_model(),
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    (tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int32)),
+    collections.OrderedDict(acc=tf.keras.metrics.SparseCategoricalAccuracy),
+  )
+
+
+@pytest.mark.parametrize(
+  'build',
+  [
+    lambda model: tff_debias.build_personalized_evaluation(
+      model, tff_debias.Maml(2, 0.3)
+    ),
+    lambda model: tff_debias.build_client_evaluation(
+      model, tff_debias.Maml(2, 0.3)
+    ),
+    lambda model: tff_debias.build_step_evaluation(
+      model, tff_debias.Maml(1, 0.3), 2
+    ),
+  ],
+  ids=['personalized', 'client', 'step'],
+)
+def test_a_functional_model_is_evaluated_as_the_converted_one(runtime, build):
+  functional, clients = _functional_model(), _client_data(_data())
+  model = tff_debias.from_functional(functional)
+  found, expected = (
+    build(m)(model.initial_weights, clients) for m in (functional, model)
+  )
+  small_models.assert_same(found, expected)
+
+
+def test_a_functional_model_inside_tffs_personalization_evaluation(runtime):
+  functional, (data, *_) = _functional_model(), _client_data(_data())
+  model = tff_debias.from_functional(functional)
+  data = [
+    collections.OrderedDict(
+      train_data=data['train'].unbatch(), test_data=data['test'].unbatch()
+    )
+  ]
+
+  @tf.function
+  def baseline(variable_model, dataset):
+    del variable_model
+    return collections.OrderedDict(size=dataset.reduce(0, lambda n, _: n + 1))
+
+  found, expected = (
+    tff.learning.algorithms.build_personalization_eval_computation(
+      lambda: tff.learning.models.model_from_functional(functional),
+      collections.OrderedDict(
+        ours=tff_debias.build_personalize_fn(m, tff_debias.Maml(2, 0.3), 2)
+      ),
+      baseline,
+    )(model.initial_weights, data)['ours']
+    for m in (functional, model)
+  )
+  assert found['is_included'].all()
+  small_models.assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+  'build',
+  [
+    tff_debias.build_personalized_evaluation,
+    tff_debias.build_client_evaluation,
+    lambda *args: tff_debias.build_step_evaluation(*args, 2),
+    lambda *args: tff_debias.build_personalize_fn(*args, 2),
+  ],
+)
+def test_refuses_what_is_no_model(build):
+  with pytest.raises(TypeError, match='model must be .*from_keras'):
+    build(_keras_model(), tff_debias.Maml())

@@ -43,7 +43,7 @@ def build_personalized_evaluation(
   without a finite result, is left out.
 
   Args:
-    model: The model. Its metrics must be scalars.
+    model: As `build_learning_process` takes it. Its metrics must be scalars.
     personalization: T_i.
     max_grad_norm: The bound on the norm of a gradient.
 
@@ -51,8 +51,10 @@ def build_personalized_evaluation(
     The computation.
 
   Raises:
+    TypeError: If `model` is no model.
     ValueError: If the model cannot be personalized this way.
   """
+  model = models.as_model(model)
   test_client = _build_client_test(model, personalization, max_grad_norm)
   weights_type, client_type = test_client.type_signature.parameter
   names = list(_metrics_spec(model))
@@ -121,7 +123,7 @@ def build_client_evaluation(
   simulation: a deployed device keeps its result to itself.
 
   Args:
-    model: The model. Its metrics must be scalars.
+    model: As `build_learning_process` takes it. Its metrics must be scalars.
     personalization: T_i.
     max_grad_norm: The bound on the norm of a gradient.
 
@@ -129,8 +131,10 @@ def build_client_evaluation(
     The computation.
 
   Raises:
+    TypeError: If `model` is no model.
     ValueError: If the model cannot be personalized this way.
   """
+  model = models.as_model(model)
   return _for_each_client(
     _build_client_test(model, personalization, max_grad_norm)
   )
@@ -149,7 +153,7 @@ def build_step_evaluation(
   model after 1, 2, … steps. Every step is taken once.
 
   Args:
-    model: The model. Its metrics must be scalars.
+    model: As `build_learning_process` takes it. Its metrics must be scalars.
     maml: The personalization, for the size of a step.
     num_steps: The number of steps, at least 0.
     max_grad_norm: The bound on the norm of a gradient.
@@ -158,10 +162,12 @@ def build_step_evaluation(
     The computation.
 
   Raises:
+    TypeError: If `model` is no model.
     ValueError: If `num_steps` is no such number, or the model cannot be
       personalized this way.
   """
   checks.check_integer('num_steps', num_steps, minimum=0)
+  model = models.as_model(model)
   one_step = dataclasses.replace(maml, num_steps=1)
   as_it_is = personalizations.NoPersonalization()
 
@@ -190,9 +196,9 @@ def build_personalize_fn(
   """Builds the personalized test for TFF's own personalization evaluation.
 
   Args:
-    model: The model. TFF's evaluation takes a function that makes a
-      `tff.learning.models.VariableModel`, which must have the same weights in
-      the same order.
+    model: As `build_learning_process` takes it. TFF's evaluation takes a
+      function that makes a `tff.learning.models.VariableModel`, which must have
+      the same weights in the same order.
     personalization: T_i.
     batch_size: The batch size of both data sets, which TFF passes on unbatched.
     max_grad_norm: The bound on the norm of a gradient.
@@ -203,8 +209,10 @@ def build_personalize_fn(
     metrics are those of `build_client_evaluation`.
 
   Raises:
+    TypeError: If `model` is no model.
     ValueError: If the model cannot be personalized this way.
   """
+  model = models.as_model(model)
   personalization.check_model(model)
 
   def build() -> Callable[..., collections.OrderedDict[str, tf.Tensor]]:

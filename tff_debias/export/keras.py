@@ -54,7 +54,9 @@ def personalized_keras_model(
   Raises:
     ExportError: If the model cannot be exported, or the examples do not suit
       it.
+    TypeError: If `model` is no model.
   """
+  model = models.as_model(model)
   return personalize(
     keras_model,
     model,
