@@ -1,4 +1,6 @@
 import collections
+import math
+import types
 
 import numpy as np
 import pytest
@@ -342,3 +344,44 @@ def test_a_functional_model_inside_tffs_personalization_evaluation(runtime):
 def test_refuses_what_is_no_model(build):
   with pytest.raises(TypeError, match='model must be .*from_keras'):
     build(_keras_model(), tff_debias.Maml())
+
+
+@pytest.mark.parametrize(
+  ('maml', 'max_grad_norm', 'gradient'),
+  [
+    (tff_debias.Maml(1, 0.1), None, 10),
+    (tff_debias.Maml(1, 0.1), 20, 20),
+    (tff_debias.Maml(1, 0.1), math.inf, 50),
+    (small_models.FreeMaml(1, 0.1), None, 50),
+    (small_models.FreeMaml(1, 0.1), 20, 20),
+  ],
+)
+def test_gradients_are_clipped_by_default_as_in_training(
+  runtime, maml, max_grad_norm, gradient
+):
+  model = small_models.linear_model(1)
+  # The gradient of (w + 25)² at 0 is 50. The step is 0.1 times the bound.
+  x, y = np.ones((1, 1), np.float32), np.full((1, 1), -25, np.float32)
+  data = tf.data.Dataset.from_tensor_slices((x, y)).batch(1)
+  clients = [collections.OrderedDict(train=data, test=data)]
+  expected = pytest.approx((25 - 0.1 * gradient) ** 2)
+  options = {} if max_grad_norm is None else {'max_grad_norm': max_grad_norm}
+  metrics = tff_debias.build_personalized_evaluation(model, maml, **options)(
+    model.initial_weights, clients
+  )
+  assert metrics['by_client']['loss']['mean'] == expected
+  (result,) = tff_debias.build_client_evaluation(model, maml, **options)(
+    model.initial_weights, clients
+  )
+  assert result['loss'] == expected
+  (result,) = tff_debias.build_step_evaluation(model, maml, 1, **options)(
+    model.initial_weights, clients
+  )
+  assert result['loss'][1] == expected
+  test = tff_debias.build_personalize_fn(model, maml, 1, **options)()
+  (w,) = model.initial_weights.trainable
+  variables = types.SimpleNamespace(
+    trainable_variables=[tf.Variable(w)], non_trainable_variables=[]
+  )
+  data = data.unbatch()
+  assert test(variables, data, data)['loss'].numpy() == expected

@@ -21,7 +21,7 @@ def build_personalized_evaluation(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
 ) -> tff.Computation:
   """Builds the personalized test: every client personalizes, then is tested.
 
@@ -45,7 +45,8 @@ def build_personalized_evaluation(
   Args:
     model: As `build_learning_process` takes it. Its metrics must be scalars.
     personalization: T_i.
-    max_grad_norm: The bound on the norm of a gradient.
+    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
+      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
 
   Returns:
     The computation.
@@ -112,7 +113,7 @@ def build_client_evaluation(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
 ) -> tff.Computation:
   """Builds the personalized test with a result for each client.
 
@@ -125,7 +126,8 @@ def build_client_evaluation(
   Args:
     model: As `build_learning_process` takes it. Its metrics must be scalars.
     personalization: T_i.
-    max_grad_norm: The bound on the norm of a gradient.
+    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
+      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
 
   Returns:
     The computation.
@@ -145,7 +147,7 @@ def build_step_evaluation(
   maml: personalizations.Maml,
   num_steps: int,
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
 ) -> tff.Computation:
   """As `build_client_evaluation`, after each of MAML's steps.
 
@@ -156,7 +158,8 @@ def build_step_evaluation(
     model: As `build_learning_process` takes it. Its metrics must be scalars.
     maml: The personalization, for the size of a step.
     num_steps: The number of steps, at least 0.
-    max_grad_norm: The bound on the norm of a gradient.
+    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
+      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
 
   Returns:
     The computation.
@@ -168,6 +171,7 @@ def build_step_evaluation(
   """
   checks.check_integer('num_steps', num_steps, minimum=0)
   model = models.as_model(model)
+  max_grad_norm = maml.grad_norm_bound(max_grad_norm)
   one_step = dataclasses.replace(maml, num_steps=1)
   as_it_is = personalizations.NoPersonalization()
 
@@ -191,7 +195,7 @@ def build_personalize_fn(
   personalization: personalizations.Personalization,
   batch_size: int,
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
 ) -> Callable[[], Callable[..., collections.OrderedDict[str, tf.Tensor]]]:
   """Builds the personalized test for TFF's own personalization evaluation.
 
@@ -201,7 +205,8 @@ def build_personalize_fn(
       the same weights in the same order.
     personalization: T_i.
     batch_size: The batch size of both data sets, which TFF passes on unbatched.
-    max_grad_norm: The bound on the norm of a gradient.
+    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
+      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
 
   Returns:
     A value of the `personalize_fn_dict` of
@@ -213,6 +218,7 @@ def build_personalize_fn(
     ValueError: If the model cannot be personalized this way.
   """
   model = models.as_model(model)
+  max_grad_norm = personalization.grad_norm_bound(max_grad_norm)
   personalization.check_model(model)
 
   def build() -> Callable[..., collections.OrderedDict[str, tf.Tensor]]:
@@ -257,8 +263,10 @@ def _metrics_spec(model: models.Model) -> dict[str, tf.TensorSpec]:
 def _build_client_test(
   model: models.Model,
   personalization: personalizations.Personalization,
-  max_grad_norm: float,
+  max_grad_norm: float | None,
 ) -> tff.Computation:
+  max_grad_norm = personalization.grad_norm_bound(max_grad_norm)
+
   def test(weights: models.ModelWeights, train: Any, test: Any):
     return _test(model, personalization, max_grad_norm, weights, train, test)
 

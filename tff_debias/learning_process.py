@@ -78,8 +78,8 @@ def build_learning_process(
       `exponential_decay`.
     weight_decay: wd, applied after the clipping.
     max_grad_norm: The bound on the norm of the corrected gradient, all layers
-      together; `math.inf` for none. By default the paper's 10 if the method
-      personalizes, and none if not.
+      together; `math.inf` for none. By default the personalization's
+      `default_max_grad_norm`: the paper's 10, and none without personalization.
     num_clients: m, the number of clients in the population. Corrections and
       `track_all` need it.
     storage: Where clients keep their states. Corrections and `track_all` need

@@ -207,9 +207,6 @@ class Method:
 
   @property
   def _algorithm(self) -> algorithm_lib.Algorithm:
-    max_grad_norm = self.max_grad_norm
-    if max_grad_norm is None:
-      max_grad_norm = self.personalization.default_max_grad_norm
     max_update_norm = self.max_update_norm or math.inf
     if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
       max_update_norm = min(
@@ -220,7 +217,7 @@ class Method:
       self.model,
       self.personalization,
       self.correction,
-      float(max_grad_norm),
+      self.personalization.grad_norm_bound(self.max_grad_norm),
       self.track_all,
       self.client_optimizer_fn or sgd,
       self.server_optimizer_fn,

@@ -44,7 +44,7 @@ def export_personalized_model(
   data: tuple[Any, Any],
   directory: str | os.PathLike[str],
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
   feature_layer: str | None = None,
 ) -> Export:
   """Personalizes a meta-model for a client and writes the client's model.
@@ -82,7 +82,9 @@ def export_personalized_model(
     data: The client's examples `(x, y)`, arrays: inputs `[examples, ...]` and
       the classes, integers `[examples]`.
     directory: Where to write. An earlier export there is replaced.
-    max_grad_norm: The bound on the norm of a gradient in a step of MAML.
+    max_grad_norm: The bound on the norm of a gradient in a step of MAML;
+      `math.inf` for none. By default the personalization's
+      `default_max_grad_norm`, 10 for `Maml`.
     feature_layer: As it was given to `tff_debias.from_keras`.
 
   Returns:
