@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import checks
 from tff_debias.models import model as model_lib
 from tff_debias.models import randomness
 
@@ -203,8 +204,7 @@ def _explained(model: tf.keras.Model):
       f'The model {model.name!r} cannot be made a function of its weights. A'
       ' function that builds it must make all its layers anew and must not call'
       ' the model, and no layer may change variables when it is called. Keras'
-      ' said:'
-      f' {str(e).splitlines()[0]}'
+      f' said: {checks.first_line(e)}.'
     ) from e
 
 
