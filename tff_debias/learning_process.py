@@ -196,10 +196,8 @@ def _build_process(
     return _client_work(method, sent, client)
 
   work_type = client_work.type_signature.result
-  sum_report, sums_securely = report_lib.build_sum(method, work_type.report)
-  aggregator = aggregation.build_mean(
-    method.model_aggregator, work_type.upload, sums_securely
-  )
+  sum_report = report_lib.build_sum(method, work_type.report)
+  aggregator = aggregation.build_mean(method.model_aggregator, work_type.upload)
   if method.keeps_state:
     aggregation.check_exact(
       method.model_aggregator, aggregator, method.state_reason
@@ -393,6 +391,12 @@ def _finish_round(
   server = _server_part(state)
   sent = _server_broadcast(method, server)
   algorithm = method.algorithm(server.hparams)
+  means = aggregation.of_participants(
+    method.model_aggregator,
+    means,
+    report.counts.clients,
+    report.counts.participants,
+  )
   # No part is there that is empty for this method.
   client_message = means.get('client_message', ())
   message_like = tuple(

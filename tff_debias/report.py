@@ -7,7 +7,6 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_debias import aggregation
 from tff_debias import algorithm as algorithm_lib
 from tff_debias import method as method_lib
 
@@ -82,7 +81,7 @@ def of_client(
 
 def build_sum(
   method: method_lib.Method, report_type: tff.StructType
-) -> tuple[tff.Computation, bool]:
+) -> tff.Computation:
   """Builds the aggregation of reports.
 
   Args:
@@ -90,8 +89,8 @@ def build_sum(
     report_type: The type of a client's report.
 
   Returns:
-    A computation from reports at the clients to their sum at the server, and
-    whether all its sums are secure.
+    A computation from reports at the clients to their sum at the server. All of
+    its sums are secure if those of the method's `metrics_aggregator` are.
   """
 
   def finalize(unfinalized):
@@ -113,7 +112,7 @@ def build_sum(
     def sum_at_once(report):
       return tff.federated_map(finalize_sum, tff.federated_sum(report))
 
-    return sum_at_once, False
+    return sum_at_once
 
   aggregate = method.metrics_aggregator(finalize, report_type.metrics)
 
@@ -135,20 +134,19 @@ def build_sum(
   @tff.federated_computation(clients_report)
   def sum_report(report):
     if is_secure:
+      # A client with a count above its bound is an error.
+      counts = tff.federated_secure_sum(report.counts, bounds)
       correction_norm = tff.aggregators.secure_quantized_sum(
         report.correction_norm, 0.0, _MAX_NORM
       )
     else:
+      counts = tff.federated_sum(report.counts)
       correction_norm = tff.federated_sum(report.correction_norm)
     return tff.federated_zip(
-      Report(
-        aggregation.sum_counts(report.counts, bounds, is_secure),
-        correction_norm,
-        aggregate_metrics(report.metrics),
-      )
+      Report(counts, correction_norm, aggregate_metrics(report.metrics))
     )
 
-  return sum_report, is_secure
+  return sum_report
 
 
 def mean_steps(algorithm: algorithm_lib.Algorithm, counts: Counts) -> tf.Tensor:
