@@ -123,23 +123,25 @@ def build_learning_process(
     ValueError: If an argument is out of range, or missing for this method.
   """
   method = method_lib.Method(
-    models.as_model(model),
-    personalization,
-    correction,
-    learning_rate,
-    learning_rate_fn,
-    weight_decay,
-    max_grad_norm,
-    num_clients,
-    storage,
-    track_all,
-    client_weighting,
-    client_optimizer_fn,
-    server_optimizer_fn,
-    seed,
-    max_update_norm,
-    model_aggregator,
-    metrics_aggregator or tff.learning.metrics.sum_then_finalize,
+    model=models.as_model(model),
+    personalization=personalization,
+    correction=correction,
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    num_clients=num_clients,
+    storage=storage,
+    track_all=track_all,
+    client_weighting=client_weighting,
+    model_aggregator=model_aggregator,
+    client_optimizer_fn=client_optimizer_fn,
+    server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=(
+      metrics_aggregator or tff.learning.metrics.sum_then_finalize
+    ),
+    seed=seed,
   )
   process = _build_process(method)
   # The last step: a call that fails leaves no folder behind.
