@@ -243,7 +243,9 @@ class ClientStorage:
     Returns:
       An int64 tensor `[2]`.
     """
-    tokens = _number(entries, _ENTRY, r'\1', tf.int64)
+    tokens = tf.strings.to_number(
+      tf.strings.regex_replace(entries, _ENTRY, r'\1'), tf.int64
+    )
     in_time = tf.argsort(tokens)
     entries, tokens = tf.gather(entries, in_time), tf.gather(tokens, in_time)
     sums = tf.cumsum(lineage_lib.fingerprint(tokens))
@@ -331,11 +333,3 @@ def _prefix(
 ) -> tf.Tensor:
   version = tf.strings.join([_round(round_num), _token(token)], '-')
   return tf.strings.join([folder, version], '/')
-
-
-def _number(
-  names: tf.Tensor, pattern: str, group: str, dtype: tf.DType
-) -> tf.Tensor:
-  return tf.strings.to_number(
-    tf.strings.regex_replace(names, pattern, group), dtype
-  )
