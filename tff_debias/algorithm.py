@@ -9,10 +9,10 @@ L_i(T_i(w)) of a personalization T_i:
               client_final   w_i = w; sends w_i - w^t; keeps its new λ_i or c_i
     server    server_update  mean_S w_i, and the mean of λ_i or c_i over all m
 
-Two options are beside the paper. `max_update_norm` bounds w_i - w^t before
-anything is made of it, so that λ_i or c_i and what is sent stay alike. A
-correction's `decay` shrinks λ_i or c_i of all clients, and their mean, in every
-round.
+Two options are not in the paper. With `max_update_norm`, a client clips
+w_i - w^t before it sends it and before it computes its new λ_i or c_i. So its
+own state moves by the same update that the server gets. A correction's `decay`
+shrinks λ_i or c_i of all clients, and their mean, in every round.
 
 `learning_process.py` places these functions at the server and the clients.
 """

@@ -381,7 +381,7 @@ def _statistics(
     return tf.reduce_sum(values[place : place + 1])
 
   def quantile(q: float) -> tf.Tensor:
-    # Rounding must not make a share of q a smaller one.
+    # In float32, a share that equals q may come out slightly below q.
     below = tf.reduce_sum(tf.cast(shares < q - 1e-6, tf.int32))
     return at(tf.minimum(below, tf.size(values) - 1))
 

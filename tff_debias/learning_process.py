@@ -92,12 +92,13 @@ def build_learning_process(
       latter only without a correction, whose means over the population are
       uniform.
     model_aggregator: How updates become a mean (not a sum); by default
-      `tff.aggregators.MeanFactory`. An unweighted factory sees zeros from a
-      client that is left out; its result is scaled to the mean of the others.
-      A correction or `track_all` needs an exact mean: not one that clips, adds
-      noise or bounds what clients sent, but `dp_aggregator` and
-      `secure_aggregator`, whose clients clip first. A compression without a
-      bias is allowed, and `bytes` do not show it.
+      `tff.aggregators.MeanFactory`. An unweighted factory gets zeros from a
+      client that is left out; its result is scaled to the mean over the
+      participants. With a correction or `track_all` the mean must be exact: an
+      aggregator that clips updates, replaces them or adds noise is refused.
+      `dp_aggregator` and `secure_aggregator` are allowed, because their clients
+      clip before they change their states. A compression without a bias is
+      allowed too; the metric `bytes` counts its updates uncompressed.
     client_optimizer_fn: A TFF optimizer for the local steps, such as
       `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to
       β_t. By default the paper's plain SGD, the only one for Scaf.
@@ -399,7 +400,7 @@ def _finish_round(
     report.counts.clients,
     report.counts.participants,
   )
-  # No part is there that is empty for this method.
+  # `means` has only the parts of an upload that are not empty.
   client_message = means.get('client_message', ())
   message_like = tuple(
     like if memory.change_is_sent else ()
@@ -416,8 +417,9 @@ def _finish_round(
   new = algorithm_lib.server_update(
     algorithm, server.state, sent.broadcast, update
   )
-  # A round without participants leaves the model as it was, and the means but
-  # for their decay. Some aggregators divide by zero there, in their states too.
+  # A round without participants changes neither the model nor the aggregator's
+  # state, and the means only decay. Some aggregators divide by zero in such a
+  # round, for their result and for their state.
   unchanged = server.state._replace(
     means=algorithm_lib.aged(algorithm, server.state.means, 1)
   )
@@ -492,8 +494,8 @@ def _next_lineage(
   is_possible = tf.debugging.Assert(
     lineage.num_clients <= method.num_clients,
     [
-      f'num_clients={method.num_clients} is too small, for more clients than'
-      ' that have taken part:',
+      f'num_clients={method.num_clients} is too small. Number of clients that'
+      ' have taken part:',
       lineage.num_clients,
     ],
   )

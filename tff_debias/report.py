@@ -12,10 +12,11 @@ from tff_debias import method as method_lib
 
 
 class Counts(NamedTuple):
-  """What a client sends to be counted, all nonnegative integers.
+  """The nonnegative integers of a client that the server sums, or their sums.
 
-  Without states `receipt` is `()`. Else it has a `storage.Receipt`'s `is_new`
-  and `fingerprint`, and what the client's last fingerprint was.
+  `receipt` is `()` if clients keep no states. Else it is the `is_new` and the
+  `fingerprint` of a `storage.Receipt`, and the fingerprint of the state that
+  the client had before.
   """
 
   clients: Any
@@ -150,7 +151,10 @@ def build_sum(
 
 
 def mean_steps(algorithm: algorithm_lib.Algorithm, counts: Counts) -> tf.Tensor:
-  """The mean number K of local steps, the same for all where it has to be."""
+  """The mean over the participants of the number K of local steps.
+
+  If the correction needs `equal_steps`, TensorFlow fails where they differ.
+  """
   num_steps = tf.cast(counts.num_steps, tf.float32)
   mean = tf.math.divide_no_nan(
     num_steps, tf.cast(counts.participants, tf.float32)

@@ -267,7 +267,21 @@ def _explained(model: tf.keras.Model):
 def place_of_feature(
   model: tf.keras.Model, name: str | None
 ) -> tuple[int, bool] | None:
-  """The place of the layer to tap (names change), and if at its input."""
+  """Finds the layer whose input or output is the feature.
+
+  Args:
+    model: The model.
+    name: The name of the layer; `None` for the last layer that has weights.
+
+  Returns:
+    Its place among the `leaves` of the model, and whether the feature is its
+    input and not its output. A layer keeps its place, but perhaps not its name,
+    when the model is built again. `None` if a subclassed model has no name
+    given: there, nothing says which layer is the last.
+
+  Raises:
+    ValueError: If there is no layer of this name.
+  """
   layers = leaves(model)
   if name is None:
     if is_subclassed(model):
@@ -330,8 +344,8 @@ def _make_network(
       weights or layers only when it is called is always called.
 
   Returns:
-    The network, and a graph of its own with the call, for nothing to be left of
-    it in the graph of the caller.
+    The network, and the graph in which it was called. This graph is not that of
+    the caller, so the call leaves nothing behind there.
   """
   graph = tf.__internal__.FuncGraph('network')
 

@@ -100,7 +100,8 @@ class ClientStorage:
     """
     folder = self._states(lineage, client_id)
     files = tf.io.matching_files(tf.strings.join([folder, '*.index'], '/'))
-    # Where there is no state, the name of one of round 0.
+    # `_NO_STATE` stands for the state of a client that has none, and for a file
+    # that is no state. Its round and its token are 0, so any state is newer.
     is_state = tf.strings.regex_full_match(files, _STATE)
     names = tf.where(is_state, files, _NO_STATE)
     names = tf.concat([[_NO_STATE], names], axis=0)
