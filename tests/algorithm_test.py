@@ -215,19 +215,27 @@ def test_rounds_against_a_plain_loop(correction):
   initial = (tf.ones([3, 1]),)
   memories = [algorithm.initial_memories(method, initial)] * 5
   state = algorithm.ServerState(initial, memories[0], ())
+
+  def rate(t):
+    return 0.1 * 0.5**t
+
   loop = reference.loop_of(
-    correction, initial, reference.squared_gradient, weight_decay=WEIGHT_DECAY
+    correction,
+    initial,
+    reference.squared_gradient,
+    rate=rate,
+    weight_decay=WEIGHT_DECAY,
   )
   client_update = tf.function(
     lambda *args: algorithm.client_update(method, *args), autograph=False
   )
-  for participants in ([0, 1], [1, 2, 3], [0, 4]):
+  for t, participants in enumerate(([0, 1], [1, 2, 3], [0, 4])):
     clients = {
       i: small_models.linear_client(i, 2 if correction.equal_steps else 1 + i)
       for i in participants
     }
     sent = algorithm.broadcast(
-      method, state, (), tf.constant(0.1), tf.constant(WEIGHT_DECAY)
+      method, state, (), tf.constant(rate(t)), tf.constant(WEIGHT_DECAY)
     )
     results = []
     for i, participant in clients.items():
@@ -254,6 +262,7 @@ def test_rounds_against_a_plain_loop(correction):
       assert_close(state.means[0], reference.mean(loop.kept))
       for kept, expected in zip(memories, loop.kept, strict=True):
         assert_close(kept[0], expected)
+      assert np.abs(state.means[0][0]).max() > 0.01
 
 
 def test_the_servers_optimizer_takes_minus_the_mean_update_as_gradient():

@@ -1,8 +1,11 @@
 import collections
+import math
+import types
 
 import numpy as np
 import pytest
 import reference
+import small_models
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -266,3 +269,119 @@ def test_personalization_with_dropout_is_the_same_in_every_test(runtime):
   for result, again in zip(first, second, strict=True):
     np.testing.assert_array_equal(result['loss'], again['loss'])
     assert len(set(result['loss'])) == 4
+
+
+def _functional_model():
+  return tff.learning.models.functional_model_from_keras(
+    _keras_model(),
+    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    (tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int32)),
+    collections.OrderedDict(acc=tf.keras.metrics.SparseCategoricalAccuracy),
+  )
+
+
+@pytest.mark.parametrize(
+  'build',
+  [
+    lambda model: tff_debias.build_personalized_evaluation(
+      model, tff_debias.Maml(2, 0.3)
+    ),
+    lambda model: tff_debias.build_client_evaluation(
+      model, tff_debias.Maml(2, 0.3)
+    ),
+    lambda model: tff_debias.build_step_evaluation(
+      model, tff_debias.Maml(1, 0.3), 2
+    ),
+  ],
+  ids=['personalized', 'client', 'step'],
+)
+def test_a_functional_model_is_evaluated_as_the_converted_one(runtime, build):
+  functional, clients = _functional_model(), _client_data(_data())
+  model = tff_debias.from_functional(functional)
+  found, expected = (
+    build(m)(model.initial_weights, clients) for m in (functional, model)
+  )
+  small_models.assert_same(found, expected)
+
+
+def test_a_functional_model_inside_tffs_personalization_evaluation(runtime):
+  functional, (data, *_) = _functional_model(), _client_data(_data())
+  model = tff_debias.from_functional(functional)
+  data = [
+    collections.OrderedDict(
+      train_data=data['train'].unbatch(), test_data=data['test'].unbatch()
+    )
+  ]
+
+  @tf.function
+  def baseline(variable_model, dataset):
+    del variable_model
+    return collections.OrderedDict(size=dataset.reduce(0, lambda n, _: n + 1))
+
+  found, expected = (
+    tff.learning.algorithms.build_personalization_eval_computation(
+      lambda: tff.learning.models.model_from_functional(functional),
+      collections.OrderedDict(
+        ours=tff_debias.build_personalize_fn(m, tff_debias.Maml(2, 0.3), 2)
+      ),
+      baseline,
+    )(model.initial_weights, data)['ours']
+    for m in (functional, model)
+  )
+  assert found['is_included'].all()
+  small_models.assert_same(found, expected)
+
+
+@pytest.mark.parametrize(
+  'build',
+  [
+    tff_debias.build_personalized_evaluation,
+    tff_debias.build_client_evaluation,
+    lambda *args: tff_debias.build_step_evaluation(*args, 2),
+    lambda *args: tff_debias.build_personalize_fn(*args, 2),
+  ],
+)
+def test_refuses_what_is_no_model(build):
+  with pytest.raises(TypeError, match='model must be .*from_keras'):
+    build(_keras_model(), tff_debias.Maml())
+
+
+@pytest.mark.parametrize(
+  ('maml', 'max_grad_norm', 'gradient'),
+  [
+    (tff_debias.Maml(1, 0.1), None, 10),
+    (tff_debias.Maml(1, 0.1), 20, 20),
+    (tff_debias.Maml(1, 0.1), math.inf, 50),
+    (small_models.FreeMaml(1, 0.1), None, 50),
+    (small_models.FreeMaml(1, 0.1), 20, 20),
+  ],
+)
+def test_gradients_are_clipped_by_default_as_in_training(
+  runtime, maml, max_grad_norm, gradient
+):
+  model = small_models.linear_model(1)
+  # The gradient of (w + 25)² at 0 is 50. The step is 0.1 times the bound.
+  x, y = np.ones((1, 1), np.float32), np.full((1, 1), -25, np.float32)
+  data = tf.data.Dataset.from_tensor_slices((x, y)).batch(1)
+  clients = [collections.OrderedDict(train=data, test=data)]
+  expected = pytest.approx((25 - 0.1 * gradient) ** 2)
+  options = {} if max_grad_norm is None else {'max_grad_norm': max_grad_norm}
+  metrics = tff_debias.build_personalized_evaluation(model, maml, **options)(
+    model.initial_weights, clients
+  )
+  assert metrics['by_client']['loss']['mean'] == expected
+  (result,) = tff_debias.build_client_evaluation(model, maml, **options)(
+    model.initial_weights, clients
+  )
+  assert result['loss'] == expected
+  (result,) = tff_debias.build_step_evaluation(model, maml, 1, **options)(
+    model.initial_weights, clients
+  )
+  assert result['loss'][1] == expected
+  test = tff_debias.build_personalize_fn(model, maml, 1, **options)()
+  (w,) = model.initial_weights.trainable
+  variables = types.SimpleNamespace(
+    trainable_variables=[tf.Variable(w)], non_trainable_variables=[]
+  )
+  data = data.unbatch()
+  assert test(variables, data, data)['loss'].numpy() == expected

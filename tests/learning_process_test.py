@@ -299,31 +299,6 @@ def test_a_learning_rate_fn_gives_the_rate_of_each_round(
 
 
 @dataclasses.dataclass(frozen=True)
-class FedProx(corrections.Correction):
-  """R_i(w) = μ (w - w^t), with no state anywhere."""
-
-  mu: float
-
-  def gradient_term(self, state, mean, weights, start):
-    return tuple(
-      self.mu * (w - w_start) for w, w_start in zip(weights, start, strict=True)
-    )
-
-
-class FedProxLoop(reference.PlainLoop):
-  def term(self, i, w, start):
-    return [2.0 * (w[0] - start[0])]
-
-
-def test_a_correction_of_a_third_party():
-  run_beside(
-    build(FedProx(2.0), learning_rate=0.05),
-    plain_loop(loop=FedProxLoop),
-    UNEQUAL,
-  )
-
-
-@dataclasses.dataclass(frozen=True)
 class Habit(corrections.Correction):
   """R_i(w) = s_i - s, with s_i ← s_i + ρ (w_i - w^t - s_i)."""
 
@@ -354,7 +329,7 @@ class HabitLoop(reference.PlainLoop):
     return [(1 - self.rho) * self.kept[i][0] + self.rho * update[0]]
 
 
-def test_a_correction_of_a_third_party_with_a_state(tmp_path):
+def test_a_correction_of_a_third_party(tmp_path):
   process = build(Habit(0.5), tmp_path, track_all=True, learning_rate=0.05)
   loop = plain_loop(loop=HabitLoop)
 

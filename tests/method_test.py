@@ -113,6 +113,8 @@ def test_numbers_of_numpy_are_numbers(runtime, tmp_path):
     (personalizations.Maml(1, 1e-9), None, 10),
     (personalizations.Maml(1, 1e-9), math.inf, 50),
     (personalizations.Maml(1, 1e-9), 20, 20),
+    (small_models.FreeMaml(1, 1e-9), None, 50),
+    (small_models.FreeMaml(1, 1e-9), 20, 20),
   ],
 )
 def test_gradients_are_clipped_by_default_where_the_paper_does(

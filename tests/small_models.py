@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import math
 import os
 import signal
 
@@ -17,6 +18,12 @@ from tff_debias import storage as storage_lib
 CLASSIFIER_LOSS = tf.keras.losses.SparseCategoricalCrossentropy(True)
 CLASSIFIER_SPEC = (tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int32))
 LINEAR_SPEC = (tf.TensorSpec([None, 3]), tf.TensorSpec([None, 1]))
+
+
+class FreeMaml(personalizations.Maml):
+  """MAML whose gradients are not clipped, unless the caller bounds them."""
+
+  default_max_grad_norm = math.inf
 
 
 def network(seed=0, **options):

@@ -20,6 +20,7 @@ from tff_debias.learning_process import build_learning_process
 from tff_debias.method import exponential_decay
 from tff_debias.methods import build_fed_avg
 from tff_debias.methods import build_fed_dyn
+from tff_debias.methods import build_fed_prox
 from tff_debias.methods import build_per_fed_avg
 from tff_debias.methods import build_pfl_dyn
 from tff_debias.methods import build_pfl_scaf
@@ -45,6 +46,7 @@ __all__ = [
   'build_pfl_dyn',
   'build_scaffold',
   'build_pfl_scaf',
+  'build_fed_prox',
   'build_learning_process',
   'Personalization',
   'NoPersonalization',

@@ -99,7 +99,8 @@ def build(
   def set_model_weights(state, weights):
     finalizer = state.finalizer
     if method.track_all:
-      # Once clients have taken part, their first model is what it was.
+      # `initial` is the model of clients that never took part. It follows the
+      # model that is set, until a client has taken part.
       share = finalizer['means'][-1][-1]
       initial = tf.nest.map_structure(
         lambda new, old: tf.where(share > 0, old, new),

@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Iterator
 from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -36,19 +35,13 @@ _INEXACT = {
 def build_mean(
   factory: AggregationFactory | None,
   upload_type: tff.StructType,
-  sums_securely: bool = False,
 ) -> tff.templates.AggregationProcess:
   """Builds the weighted mean of uploads, of each part on its own.
 
   Args:
     factory: Makes a mean, not a sum; by default `tff.aggregators.MeanFactory`.
-      An unweighted factory averages over all clients, with zeros from those of
-      weight 0; its result is scaled to the mean of the others, whose weights
-      must be 1. So is that of a `dp_aggregator`, which divides by a fixed
-      number.
+      An unweighted factory takes no weights; see `of_participants`.
     upload_type: The type of an upload: a struct of named parts, some empty.
-    sums_securely: Whether to count clients by a secure sum. An unweighted
-      factory needs their number.
 
   Returns:
     A process whose `next` takes its state, the uploads and float32 weights. It
@@ -62,7 +55,6 @@ def build_mean(
   if factory is None:
     factory = tff.aggregators.MeanFactory(no_nan_division=True)
   is_weighted = isinstance(factory, tff.aggregators.WeightedAggregationFactory)
-  num_planned = getattr(factory, 'num_planned', None)
   parts = {
     name: _create(factory, part_type)
     for name, part_type in tff.structure.iter_elements(upload_type)
@@ -72,25 +64,6 @@ def build_mean(
   @tff.federated_computation
   def initialize():
     return _zip({name: part.initialize() for name, part in parts.items()})
-
-  means_type = tff.to_type(
-    collections.OrderedDict((name, upload_type[name]) for name in parts)
-  )
-  counts_type = tff.to_type(_Counts(np.int32, np.int32))
-
-  @tff.tensorflow.computation(np.float32)
-  def count(weight):
-    return _Counts(tf.constant(1), tf.cast(weight > 0, tf.int32))
-
-  @tff.tensorflow.computation(means_type, counts_type)
-  def rescale(means, counts):
-    divisor = tf.cast(counts.clients, tf.float32)
-    if num_planned is not None:
-      divisor = num_planned
-    scale = tf.math.divide_no_nan(
-      divisor, tf.cast(counts.participants, tf.float32)
-    )
-    return tf.nest.map_structure(lambda mean: mean * scale, means)
 
   @tff.federated_computation(
     initialize.type_signature.result,
@@ -102,38 +75,45 @@ def build_mean(
     for name, part in parts.items():
       arguments = (weights,) if is_weighted else ()
       outputs[name] = part.next(state[name], uploads[name], *arguments)
-    means = _zip({name: output.result for name, output in outputs.items()})
-    if not is_weighted:
-      counts = sum_counts(
-        tff.federated_map(count, weights), _Counts(1, 1), sums_securely
-      )
-      means = tff.federated_map(rescale, (means, counts))
     return tff.templates.MeasuredProcessOutput(
       _zip({name: output.state for name, output in outputs.items()}),
-      means,
+      _zip({name: output.result for name, output in outputs.items()}),
       _zip({name: output.measurements for name, output in outputs.items()}),
     )
 
   return tff.templates.AggregationProcess(initialize, next_fn)
 
 
-def sum_counts(
-  counts: tff.Value, bounds: Any, sums_securely: bool
-) -> tff.Value:
-  """The sum over clients of nonnegative integers, exactly.
+def of_participants(
+  factory: AggregationFactory | None,
+  means: Any,
+  num_clients: tf.Tensor,
+  num_participants: tf.Tensor,
+) -> Any:
+  """The means over participants, made of what an aggregator gives.
+
+  An unweighted factory divides the sum of all uploads by the number of clients,
+  and a `dp_aggregator` by a fixed number. A client that is left out uploads
+  zeros, so the sum is that of the participants.
 
   Args:
-    counts: A structure of integers placed at the clients.
-    bounds: The largest possible value of each.
-    sums_securely: Whether the server must see nothing but the sum. A client
-      with a number above its bound then is an error.
+    factory: The argument of `build_mean`.
+    means: The means that the process of `build_mean` gives.
+    num_clients: The number of clients, an integer scalar.
+    num_participants: The number of those that are not left out.
 
   Returns:
-    The sum, placed at the server.
+    The means. Without a participant they say nothing.
   """
-  if sums_securely:
-    return tff.federated_secure_sum(counts, bounds)
-  return tff.federated_sum(counts)
+  if factory is None or isinstance(
+    factory, tff.aggregators.WeightedAggregationFactory
+  ):
+    return means
+  divisor = getattr(factory, 'num_planned', None)
+  if divisor is None:
+    divisor = tf.cast(num_clients, tf.float32)
+  scale = tf.math.divide_no_nan(divisor, tf.cast(num_participants, tf.float32))
+  return tf.nest.map_structure(lambda mean: mean * scale, means)
 
 
 def check_exact(
@@ -187,13 +167,6 @@ def _names(
     for name, field in tff.structure.iter_elements(structure):
       yield path, name
       yield from _names(field, (*path, name))
-
-
-class _Counts(NamedTuple):
-  """How many clients there are, and how many of them count."""
-
-  clients: Any
-  participants: Any
 
 
 def _zip(values: dict[str, tff.Value]) -> tff.Value:

@@ -9,10 +9,10 @@ L_i(T_i(w)) of a personalization T_i:
               client_final   w_i = w; sends w_i - w^t; keeps its new λ_i or c_i
     server    server_update  mean_S w_i, and the mean of λ_i or c_i over all m
 
-Two options are beside the paper. `max_update_norm` bounds w_i - w^t before
-anything is made of it, so that λ_i or c_i and what is sent stay alike. A
-correction's `decay` shrinks λ_i or c_i of all clients, and their mean, in every
-round.
+Two options are not in the paper. With `max_update_norm`, a client clips
+w_i - w^t before it sends it and before it computes its new λ_i or c_i. So its
+own state moves by the same update that the server gets. A correction's `decay`
+shrinks λ_i or c_i of all clients, and their mean, in every round.
 
 `learning_process.py` places these functions at the server and the clients.
 """
@@ -339,7 +339,10 @@ def server_update(
   sent: Broadcast,
   participants: Participants,
 ) -> ServerState:
-  """The server takes mean_S w_i, and moves the means over the population.
+  """The server moves the model, and the means over the population.
+
+  The model moves to mean_S w_i, unless `Participants.turnout` or the server's
+  optimizer changes the step.
 
   Args:
     algorithm: The method.
@@ -351,15 +354,14 @@ def server_update(
     The server's state after the round.
   """
   start, update = tuple(sent.model.trainable), participants.mean_update
-  # mean_S w_i = w^t + mean_S (w_i - w^t)
+  # w^t + turnout · mean_S (w_i - w^t), which is mean_S w_i for a turnout of 1
   step = tuple(participants.turnout * u for u in update)
-  optimizer, weights = (
-    state.optimizer,
-    tf.nest.map_structure(tf.add, start, step),
-  )
-  if algorithm.server_optimizer is not None:
+  if algorithm.server_optimizer is None:
+    optimizer = state.optimizer
+    weights = tf.nest.map_structure(tf.add, start, step)
+  else:
     optimizer, weights = algorithm.server_optimizer.next(
-      optimizer, start, tf.nest.map_structure(tf.negative, step)
+      state.optimizer, start, tf.nest.map_structure(tf.negative, step)
     )
   # h ← (1 - γ) h - (α/m) Σ_S (w_i - w^t), or
   # c ← (1 - γ) c + (1/m) Σ_S (the change of c_i):

@@ -1,4 +1,4 @@
-"""Checks of arguments, with errors that name the value and what is right."""
+"""Checks of arguments, and the wording of errors."""
 
 import math
 import numbers
@@ -61,3 +61,18 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> None:
 def _check_kind(name: str, value: Any, kind: type[Any], wanted: str) -> None:
   if not isinstance(value, kind) or isinstance(value, bool):
     raise _NoNumberError(f'{name} must be {wanted}, got {value!r}.')
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of an error's message, without a period at its end.
+
+  The later lines of TensorFlow's messages are about its own code.
+
+  Args:
+    error: The error.
+
+  Returns:
+    The line, or the name of the error's class if the message is empty.
+  """
+  lines = str(error).strip().splitlines() or ['']
+  return lines[0].rstrip('.') or type(error).__name__

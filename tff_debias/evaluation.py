@@ -21,7 +21,7 @@ def build_personalized_evaluation(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
 ) -> tff.Computation:
   """Builds the personalized test: every client personalizes, then is tested.
 
@@ -43,16 +43,19 @@ def build_personalized_evaluation(
   without a finite result, is left out.
 
   Args:
-    model: The model. Its metrics must be scalars.
+    model: As `build_learning_process` takes it. Its metrics must be scalars.
     personalization: T_i.
-    max_grad_norm: The bound on the norm of a gradient.
+    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
+      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
 
   Returns:
     The computation.
 
   Raises:
+    TypeError: If `model` is no model.
     ValueError: If the model cannot be personalized this way.
   """
+  model = models.as_model(model)
   test_client = _build_client_test(model, personalization, max_grad_norm)
   weights_type, client_type = test_client.type_signature.parameter
   names = list(_metrics_spec(model))
@@ -110,7 +113,7 @@ def build_client_evaluation(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
 ) -> tff.Computation:
   """Builds the personalized test with a result for each client.
 
@@ -121,16 +124,19 @@ def build_client_evaluation(
   simulation: a deployed device keeps its result to itself.
 
   Args:
-    model: The model. Its metrics must be scalars.
+    model: As `build_learning_process` takes it. Its metrics must be scalars.
     personalization: T_i.
-    max_grad_norm: The bound on the norm of a gradient.
+    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
+      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
 
   Returns:
     The computation.
 
   Raises:
+    TypeError: If `model` is no model.
     ValueError: If the model cannot be personalized this way.
   """
+  model = models.as_model(model)
   return _for_each_client(
     _build_client_test(model, personalization, max_grad_norm)
   )
@@ -141,7 +147,7 @@ def build_step_evaluation(
   maml: personalizations.Maml,
   num_steps: int,
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
 ) -> tff.Computation:
   """As `build_client_evaluation`, after each of MAML's steps.
 
@@ -149,19 +155,23 @@ def build_step_evaluation(
   model after 1, 2, … steps. Every step is taken once.
 
   Args:
-    model: The model. Its metrics must be scalars.
+    model: As `build_learning_process` takes it. Its metrics must be scalars.
     maml: The personalization, for the size of a step.
     num_steps: The number of steps, at least 0.
-    max_grad_norm: The bound on the norm of a gradient.
+    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
+      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
 
   Returns:
     The computation.
 
   Raises:
+    TypeError: If `model` is no model.
     ValueError: If `num_steps` is no such number, or the model cannot be
       personalized this way.
   """
   checks.check_integer('num_steps', num_steps, minimum=0)
+  model = models.as_model(model)
+  max_grad_norm = maml.grad_norm_bound(max_grad_norm)
   one_step = dataclasses.replace(maml, num_steps=1)
   as_it_is = personalizations.NoPersonalization()
 
@@ -185,17 +195,18 @@ def build_personalize_fn(
   personalization: personalizations.Personalization,
   batch_size: int,
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
 ) -> Callable[[], Callable[..., collections.OrderedDict[str, tf.Tensor]]]:
   """Builds the personalized test for TFF's own personalization evaluation.
 
   Args:
-    model: The model. TFF's evaluation takes a function that makes a
-      `tff.learning.models.VariableModel`, which must have the same weights in
-      the same order.
+    model: As `build_learning_process` takes it. TFF's evaluation takes a
+      function that makes a `tff.learning.models.VariableModel`, which must have
+      the same weights in the same order.
     personalization: T_i.
     batch_size: The batch size of both data sets, which TFF passes on unbatched.
-    max_grad_norm: The bound on the norm of a gradient.
+    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
+      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
 
   Returns:
     A value of the `personalize_fn_dict` of
@@ -203,8 +214,11 @@ def build_personalize_fn(
     metrics are those of `build_client_evaluation`.
 
   Raises:
+    TypeError: If `model` is no model.
     ValueError: If the model cannot be personalized this way.
   """
+  model = models.as_model(model)
+  max_grad_norm = personalization.grad_norm_bound(max_grad_norm)
   personalization.check_model(model)
 
   def build() -> Callable[..., collections.OrderedDict[str, tf.Tensor]]:
@@ -249,8 +263,10 @@ def _metrics_spec(model: models.Model) -> dict[str, tf.TensorSpec]:
 def _build_client_test(
   model: models.Model,
   personalization: personalizations.Personalization,
-  max_grad_norm: float,
+  max_grad_norm: float | None,
 ) -> tff.Computation:
+  max_grad_norm = personalization.grad_norm_bound(max_grad_norm)
+
   def test(weights: models.ModelWeights, train: Any, test: Any):
     return _test(model, personalization, max_grad_norm, weights, train, test)
 
@@ -365,7 +381,7 @@ def _statistics(
     return tf.reduce_sum(values[place : place + 1])
 
   def quantile(q: float) -> tf.Tensor:
-    # Rounding must not make a share of q a smaller one.
+    # In float32, a share that equals q may come out slightly below q.
     below = tf.reduce_sum(tf.cast(shares < q - 1e-6, tf.int32))
     return at(tf.minimum(below, tf.size(values) - 1))
 

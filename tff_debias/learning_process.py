@@ -78,8 +78,8 @@ def build_learning_process(
       `exponential_decay`.
     weight_decay: wd, applied after the clipping.
     max_grad_norm: The bound on the norm of the corrected gradient, all layers
-      together; `math.inf` for none. By default the paper's 10 if the method
-      personalizes, and none if not.
+      together; `math.inf` for none. By default the personalization's
+      `default_max_grad_norm`: the paper's 10, and none without personalization.
     num_clients: m, the number of clients in the population. Corrections and
       `track_all` need it.
     storage: Where clients keep their states. Corrections and `track_all` need
@@ -92,12 +92,13 @@ def build_learning_process(
       latter only without a correction, whose means over the population are
       uniform.
     model_aggregator: How updates become a mean (not a sum); by default
-      `tff.aggregators.MeanFactory`. An unweighted factory sees zeros from a
-      client that is left out; its result is scaled to the mean of the others.
-      A correction or `track_all` needs an exact mean: not one that clips, adds
-      noise or bounds what clients sent, but `dp_aggregator` and
-      `secure_aggregator`, whose clients clip first. A compression without a
-      bias is allowed, and `bytes` do not show it.
+      `tff.aggregators.MeanFactory`. An unweighted factory gets zeros from a
+      client that is left out; its result is scaled to the mean over the
+      participants. With a correction or `track_all` the mean must be exact: an
+      aggregator that clips updates, replaces them or adds noise is refused.
+      `dp_aggregator` and `secure_aggregator` are allowed, because their clients
+      clip before they change their states. A compression without a bias is
+      allowed too; the metric `bytes` counts its updates uncompressed.
     client_optimizer_fn: A TFF optimizer for the local steps, such as
       `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to
       β_t. By default the paper's plain SGD, the only one for Scaf.
@@ -123,23 +124,25 @@ def build_learning_process(
     ValueError: If an argument is out of range, or missing for this method.
   """
   method = method_lib.Method(
-    models.as_model(model),
-    personalization,
-    correction,
-    learning_rate,
-    learning_rate_fn,
-    weight_decay,
-    max_grad_norm,
-    num_clients,
-    storage,
-    track_all,
-    client_weighting,
-    client_optimizer_fn,
-    server_optimizer_fn,
-    seed,
-    max_update_norm,
-    model_aggregator,
-    metrics_aggregator or tff.learning.metrics.sum_then_finalize,
+    model=models.as_model(model),
+    personalization=personalization,
+    correction=correction,
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    num_clients=num_clients,
+    storage=storage,
+    track_all=track_all,
+    client_weighting=client_weighting,
+    model_aggregator=model_aggregator,
+    client_optimizer_fn=client_optimizer_fn,
+    server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=(
+      metrics_aggregator or tff.learning.metrics.sum_then_finalize
+    ),
+    seed=seed,
   )
   process = _build_process(method)
   # The last step: a call that fails leaves no folder behind.
@@ -196,10 +199,8 @@ def _build_process(
     return _client_work(method, sent, client)
 
   work_type = client_work.type_signature.result
-  sum_report, sums_securely = report_lib.build_sum(method, work_type.report)
-  aggregator = aggregation.build_mean(
-    method.model_aggregator, work_type.upload, sums_securely
-  )
+  sum_report = report_lib.build_sum(method, work_type.report)
+  aggregator = aggregation.build_mean(method.model_aggregator, work_type.upload)
   if method.keeps_state:
     aggregation.check_exact(
       method.model_aggregator, aggregator, method.state_reason
@@ -393,7 +394,13 @@ def _finish_round(
   server = _server_part(state)
   sent = _server_broadcast(method, server)
   algorithm = method.algorithm(server.hparams)
-  # No part is there that is empty for this method.
+  means = aggregation.of_participants(
+    method.model_aggregator,
+    means,
+    report.counts.clients,
+    report.counts.participants,
+  )
+  # `means` has only the parts of an upload that are not empty.
   client_message = means.get('client_message', ())
   message_like = tuple(
     like if memory.change_is_sent else ()
@@ -410,8 +417,9 @@ def _finish_round(
   new = algorithm_lib.server_update(
     algorithm, server.state, sent.broadcast, update
   )
-  # A round without participants leaves the model as it was, and the means but
-  # for their decay. Some aggregators divide by zero there, in their states too.
+  # A round without participants changes neither the model nor the aggregator's
+  # state, and the means only decay. Some aggregators divide by zero in such a
+  # round, for their result and for their state.
   unchanged = server.state._replace(
     means=algorithm_lib.aged(algorithm, server.state.means, 1)
   )
@@ -486,8 +494,8 @@ def _next_lineage(
   is_possible = tf.debugging.Assert(
     lineage.num_clients <= method.num_clients,
     [
-      f'num_clients={method.num_clients} is too small, for more clients than'
-      ' that have taken part:',
+      f'num_clients={method.num_clients} is too small. Number of clients that'
+      ' have taken part:',
       lineage.num_clients,
     ],
   )

@@ -35,9 +35,10 @@ def reduce_batches(
   options.experimental_optimization.apply_default_optimizations = False
   options.experimental_optimization.inject_prefetch = False
 
-  # TensorFlow does not optimize the body of a loop that is not dissolved, but
-  # what the body calls: 1.8 times as fast for a convolution.
-  # A list, because TensorFlow warns of the names of arguments like `*batches`.
+  # TensorFlow does not optimize the body of a While operation, but it does
+  # optimize functions that the body calls. So the step is a function: 1.8 times
+  # as fast for a convolution. It takes a list of batches, because TensorFlow
+  # warns of the names of arguments like `*batches`.
   step_on = tf.function(
     lambda state, batches: step(state, *batches), autograph=False
   )

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -24,7 +25,7 @@ MetricsAggregator = Callable[[Callable[..., Any], tff.Type], Any]
 Hparams = collections.OrderedDict[str, tf.Tensor]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
   """The arguments of `build_learning_process`, with the same names.
 
@@ -44,12 +45,12 @@ class Method:
   storage: storage_lib.ClientStorage | None
   track_all: bool
   client_weighting: tff.learning.ClientWeighting
+  model_aggregator: aggregation.AggregationFactory | None
   client_optimizer_fn: tff.learning.optimizers.Optimizer | None
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None
-  seed: int
   max_update_norm: float | None
-  model_aggregator: aggregation.AggregationFactory | None
   metrics_aggregator: MetricsAggregator
+  seed: int
 
   def __post_init__(self):
     for name, expected in (
@@ -163,7 +164,7 @@ class Method:
     """What makes clients keep a state, for messages."""
     return 'track_all' if self.track_all else repr(self.correction)
 
-  @property
+  @functools.cached_property
   def keeps_state(self) -> bool:
     """Whether clients keep a state from round to round."""
     with tf.Graph().as_default():
@@ -207,24 +208,22 @@ class Method:
 
   @property
   def _algorithm(self) -> algorithm_lib.Algorithm:
-    max_grad_norm = self.max_grad_norm
-    if max_grad_norm is None:
-      max_grad_norm = self.personalization.default_max_grad_norm
     max_update_norm = self.max_update_norm or math.inf
     if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
       max_update_norm = min(
         max_update_norm, self.model_aggregator.max_update_norm
       )
-    sgd = tff.learning.optimizers.build_sgdm()
     return algorithm_lib.Algorithm(
-      self.model,
-      self.personalization,
-      self.correction,
-      float(max_grad_norm),
-      self.track_all,
-      self.client_optimizer_fn or sgd,
-      self.server_optimizer_fn,
-      float(max_update_norm),
+      model=self.model,
+      personalization=self.personalization,
+      correction=self.correction,
+      max_grad_norm=self.personalization.grad_norm_bound(self.max_grad_norm),
+      track_all=self.track_all,
+      client_optimizer=(
+        self.client_optimizer_fn or tff.learning.optimizers.build_sgdm()
+      ),
+      server_optimizer=self.server_optimizer_fn,
+      max_update_norm=float(max_update_norm),
     )
 
 

@@ -5,13 +5,15 @@
 | no correction | `build_fed_avg` | `build_per_fed_avg` |
 | Dyn | `build_fed_dyn` | `build_pfl_dyn` |
 | Scaf | `build_scaffold` | `build_pfl_scaf` |
+| Prox | `build_fed_prox` | |
 
-The methods of the second column, and PFLDyn and PFLScaf above all, are those of
+Prox with a personalization has no name: `build_learning_process` builds it. The
+methods of the second column, and PFLDyn and PFLScaf above all, are those of
 Acar et al., *Debiasing Model Updates for Improving Personalized Federated
 Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
 
-An argument that is not described here is that of `build_learning_process`, and
-so are the `LearningProcess` and the errors.
+All of them return the `LearningProcess` of `build_learning_process`, and raise
+its errors.
 """
 
 import tensorflow_federated as tff
@@ -36,15 +38,19 @@ def build_fed_avg(
   max_grad_norm: float | None = None,
   client_weighting: tff.learning.ClientWeighting = _UNIFORM,
   model_aggregator: aggregation.AggregationFactory | None = None,
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   max_update_norm: float | None = None,
   metrics_aggregator: method_lib.MetricsAggregator | None = None,
+  seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
   """FedAvg: no personalization, no correction.
 
   The server takes w^{t+1} = mean_S w_i.
 
   >>> process = tff_debias.build_fed_avg(model)
+
+  Other arguments: see `build_learning_process`.
 
   References:
     McMahan et al., *Communication-Efficient Learning of Deep Networks from
@@ -60,9 +66,11 @@ def build_fed_avg(
     max_grad_norm=max_grad_norm,
     client_weighting=client_weighting,
     model_aggregator=model_aggregator,
+    client_optimizer_fn=client_optimizer_fn,
     server_optimizer_fn=server_optimizer_fn,
     max_update_norm=max_update_norm,
     metrics_aggregator=metrics_aggregator,
+    seed=seed,
   )
 
 
@@ -76,9 +84,11 @@ def build_per_fed_avg(
   max_grad_norm: float | None = None,
   client_weighting: tff.learning.ClientWeighting = _UNIFORM,
   model_aggregator: aggregation.AggregationFactory | None = None,
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   max_update_norm: float | None = None,
   metrics_aggregator: method_lib.MetricsAggregator | None = None,
+  seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
   """Per-FedAvg: personalized, no correction.
 
@@ -90,6 +100,8 @@ def build_per_fed_avg(
 
   Args:
     personalization: T_i, `Maml` or `Proto`.
+
+  Other arguments: see `build_learning_process`.
 
   References:
     Fallah et al., *Personalized Federated Learning with Theoretical
@@ -105,9 +117,11 @@ def build_per_fed_avg(
     max_grad_norm=max_grad_norm,
     client_weighting=client_weighting,
     model_aggregator=model_aggregator,
+    client_optimizer_fn=client_optimizer_fn,
     server_optimizer_fn=server_optimizer_fn,
     max_update_norm=max_update_norm,
     metrics_aggregator=metrics_aggregator,
+    seed=seed,
   )
 
 
@@ -118,13 +132,16 @@ def build_fed_dyn(
   decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
+  track_all: bool = False,
   learning_rate: float = 0.1,
   learning_rate_fn: method_lib.LearningRateFn | None = None,
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   max_update_norm: float | None = None,
   metrics_aggregator: method_lib.MetricsAggregator | None = None,
+  seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
   """FedDyn: no personalization, corrected by Dyn.
 
@@ -140,6 +157,8 @@ def build_fed_dyn(
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their λ_i.
 
+  Other arguments: see `build_learning_process`.
+
   References:
     Acar et al., *Federated Learning Based on Dynamic Regularization*, ICLR
     2021, https://openreview.net/forum?id=B7v4QMR6Z9w
@@ -150,13 +169,16 @@ def build_fed_dyn(
     corrections.Dyn(alpha, decay),
     num_clients=num_clients,
     storage=storage,
+    track_all=track_all,
     learning_rate=learning_rate,
     learning_rate_fn=learning_rate_fn,
     weight_decay=weight_decay,
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
+    client_optimizer_fn=client_optimizer_fn,
     max_update_norm=max_update_norm,
     metrics_aggregator=metrics_aggregator,
+    seed=seed,
   )
 
 
@@ -168,13 +190,16 @@ def build_pfl_dyn(
   decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
+  track_all: bool = False,
   learning_rate: float = 0.1,
   learning_rate_fn: method_lib.LearningRateFn | None = None,
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
   model_aggregator: aggregation.AggregationFactory | None = None,
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   max_update_norm: float | None = None,
   metrics_aggregator: method_lib.MetricsAggregator | None = None,
+  seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
   """PFLDyn, Algorithm 1: personalized, corrected by Dyn.
 
@@ -192,6 +217,8 @@ def build_pfl_dyn(
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their λ_i.
 
+  Other arguments: see `build_learning_process`.
+
   References:
     Acar et al., *Debiasing Model Updates for Improving Personalized Federated
     Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
@@ -202,13 +229,16 @@ def build_pfl_dyn(
     corrections.Dyn(alpha, decay),
     num_clients=num_clients,
     storage=storage,
+    track_all=track_all,
     learning_rate=learning_rate,
     learning_rate_fn=learning_rate_fn,
     weight_decay=weight_decay,
     max_grad_norm=max_grad_norm,
     model_aggregator=model_aggregator,
+    client_optimizer_fn=client_optimizer_fn,
     max_update_norm=max_update_norm,
     metrics_aggregator=metrics_aggregator,
+    seed=seed,
   )
 
 
@@ -219,6 +249,7 @@ def build_scaffold(
   decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
+  track_all: bool = False,
   learning_rate: float = 0.1,
   learning_rate_fn: method_lib.LearningRateFn | None = None,
   weight_decay: float = 0.0,
@@ -227,6 +258,7 @@ def build_scaffold(
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   max_update_norm: float | None = None,
   metrics_aggregator: method_lib.MetricsAggregator | None = None,
+  seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
   """SCAFFOLD: no personalization, corrected by control variates.
 
@@ -237,11 +269,13 @@ def build_scaffold(
   ... )
 
   Args:
-    equal_steps: Whether all participants take as many local steps, so that one
-      model goes up instead of two.
+    equal_steps: Whether all participants of a round take the same number of
+      local steps. A client then sends one model instead of two.
     decay: As in `Scaf`; 0 is the published method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their c_i.
+
+  Other arguments: see `build_learning_process`.
 
   References:
     Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for
@@ -253,6 +287,7 @@ def build_scaffold(
     corrections.Scaf(equal_steps, decay),
     num_clients=num_clients,
     storage=storage,
+    track_all=track_all,
     learning_rate=learning_rate,
     learning_rate_fn=learning_rate_fn,
     weight_decay=weight_decay,
@@ -261,6 +296,7 @@ def build_scaffold(
     server_optimizer_fn=server_optimizer_fn,
     max_update_norm=max_update_norm,
     metrics_aggregator=metrics_aggregator,
+    seed=seed,
   )
 
 
@@ -272,6 +308,7 @@ def build_pfl_scaf(
   decay: float = 0.0,
   num_clients: int,
   storage: storage_lib.ClientStorage,
+  track_all: bool = False,
   learning_rate: float = 0.1,
   learning_rate_fn: method_lib.LearningRateFn | None = None,
   weight_decay: float = 0.0,
@@ -280,6 +317,7 @@ def build_pfl_scaf(
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   max_update_norm: float | None = None,
   metrics_aggregator: method_lib.MetricsAggregator | None = None,
+  seed: int = 0,
 ) -> tff.learning.templates.LearningProcess:
   """PFLScaf: personalized, corrected by control variates.
 
@@ -291,11 +329,13 @@ def build_pfl_scaf(
 
   Args:
     personalization: T_i, `Maml` or `Proto`.
-    equal_steps: Whether all participants take as many local steps, so that one
-      model goes up instead of two.
+    equal_steps: Whether all participants of a round take the same number of
+      local steps. A client then sends one model instead of two.
     decay: As in `Scaf`; 0 is the published method.
     num_clients: m, the number of clients in the population.
     storage: Where clients keep their c_i.
+
+  Other arguments: see `build_learning_process`.
 
   References:
     Acar et al., *Debiasing Model Updates for Improving Personalized Federated
@@ -307,6 +347,7 @@ def build_pfl_scaf(
     corrections.Scaf(equal_steps, decay),
     num_clients=num_clients,
     storage=storage,
+    track_all=track_all,
     learning_rate=learning_rate,
     learning_rate_fn=learning_rate_fn,
     weight_decay=weight_decay,
@@ -315,4 +356,54 @@ def build_pfl_scaf(
     server_optimizer_fn=server_optimizer_fn,
     max_update_norm=max_update_norm,
     metrics_aggregator=metrics_aggregator,
+    seed=seed,
+  )
+
+
+def build_fed_prox(
+  model: models.Model,
+  *,
+  mu: float,
+  learning_rate: float = 0.1,
+  learning_rate_fn: method_lib.LearningRateFn | None = None,
+  weight_decay: float = 0.0,
+  max_grad_norm: float | None = None,
+  client_weighting: tff.learning.ClientWeighting = _UNIFORM,
+  model_aggregator: aggregation.AggregationFactory | None = None,
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
+  max_update_norm: float | None = None,
+  metrics_aggregator: method_lib.MetricsAggregator | None = None,
+  seed: int = 0,
+) -> tff.learning.templates.LearningProcess:
+  """FedProx: no personalization, corrected by the proximal term.
+
+  R_i(w) = μ (w - w^t); w^{t+1} = mean_S w_i.
+
+  >>> process = tff_debias.build_fed_prox(model, mu=0.1)
+
+  Args:
+    mu: The strength μ of the proximal term.
+
+  Other arguments: see `build_learning_process`.
+
+  References:
+    Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020,
+    https://arxiv.org/abs/1812.06127
+  """
+  return learning_process.build_learning_process(
+    model,
+    personalizations.NoPersonalization(),
+    corrections.Prox(mu),
+    learning_rate=learning_rate,
+    learning_rate_fn=learning_rate_fn,
+    weight_decay=weight_decay,
+    max_grad_norm=max_grad_norm,
+    client_weighting=client_weighting,
+    model_aggregator=model_aggregator,
+    client_optimizer_fn=client_optimizer_fn,
+    server_optimizer_fn=server_optimizer_fn,
+    max_update_norm=max_update_norm,
+    metrics_aggregator=metrics_aggregator,
+    seed=seed,
   )

@@ -144,9 +144,10 @@ def privacy_spent(
     delta: δ, below 1 / m.
     sampling: How a round's clients were chosen.
 
-      * `'fixed_size'`: just so many, uniformly and without replacement, as by
-        `tff.simulation.build_uniform_sampling_fn`. ε is that of replacing a
-        client by another, which changes the sum by up to 2 C.
+      * `'fixed_size'`: exactly `clients_per_round` clients, drawn uniformly
+        without replacement, as by `tff.simulation.build_uniform_sampling_fn`. ε
+        is that of replacing a client by another, which changes the sum by up to
+        2 C.
       * `'poisson'`: each client by a draw of its own, with the probability
         `clients_per_round` / m. ε is that of adding or removing a client, as
         most papers report it.

@@ -7,16 +7,16 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_debias import aggregation
 from tff_debias import algorithm as algorithm_lib
 from tff_debias import method as method_lib
 
 
 class Counts(NamedTuple):
-  """What a client sends to be counted, all nonnegative integers.
+  """The nonnegative integers of a client that the server sums, or their sums.
 
-  Without states `receipt` is `()`. Else it has a `storage.Receipt`'s `is_new`
-  and `fingerprint`, and what the client's last fingerprint was.
+  `receipt` is `()` if clients keep no states. Else it is the `is_new` and the
+  `fingerprint` of a `storage.Receipt`, and the fingerprint of the state that
+  the client had before.
   """
 
   clients: Any
@@ -82,7 +82,7 @@ def of_client(
 
 def build_sum(
   method: method_lib.Method, report_type: tff.StructType
-) -> tuple[tff.Computation, bool]:
+) -> tff.Computation:
   """Builds the aggregation of reports.
 
   Args:
@@ -90,8 +90,8 @@ def build_sum(
     report_type: The type of a client's report.
 
   Returns:
-    A computation from reports at the clients to their sum at the server, and
-    whether all its sums are secure.
+    A computation from reports at the clients to their sum at the server. All of
+    its sums are secure if those of the method's `metrics_aggregator` are.
   """
 
   def finalize(unfinalized):
@@ -113,7 +113,7 @@ def build_sum(
     def sum_at_once(report):
       return tff.federated_map(finalize_sum, tff.federated_sum(report))
 
-    return sum_at_once, False
+    return sum_at_once
 
   aggregate = method.metrics_aggregator(finalize, report_type.metrics)
 
@@ -135,24 +135,26 @@ def build_sum(
   @tff.federated_computation(clients_report)
   def sum_report(report):
     if is_secure:
+      # A client with a count above its bound is an error.
+      counts = tff.federated_secure_sum(report.counts, bounds)
       correction_norm = tff.aggregators.secure_quantized_sum(
         report.correction_norm, 0.0, _MAX_NORM
       )
     else:
+      counts = tff.federated_sum(report.counts)
       correction_norm = tff.federated_sum(report.correction_norm)
     return tff.federated_zip(
-      Report(
-        aggregation.sum_counts(report.counts, bounds, is_secure),
-        correction_norm,
-        aggregate_metrics(report.metrics),
-      )
+      Report(counts, correction_norm, aggregate_metrics(report.metrics))
     )
 
-  return sum_report, is_secure
+  return sum_report
 
 
 def mean_steps(algorithm: algorithm_lib.Algorithm, counts: Counts) -> tf.Tensor:
-  """The mean number K of local steps, the same for all where it has to be."""
+  """The mean over the participants of the number K of local steps.
+
+  If the correction needs `equal_steps`, TensorFlow fails where they differ.
+  """
   num_steps = tf.cast(counts.num_steps, tf.float32)
   mean = tf.math.divide_no_nan(
     num_steps, tf.cast(counts.participants, tf.float32)

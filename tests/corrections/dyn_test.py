@@ -31,34 +31,6 @@ def test_states_start_at_zero_in_the_shape_of_the_weights():
   simulation.assert_starts_at_zero(corrections.Dyn(1.0))
 
 
-@pytest.mark.parametrize('decay', [1.0, 0.5])
-def test_over_rounds(decay):
-  alpha = 0.3
-  lambdas = [[np.zeros(s) for s in simulation.SHAPES]] * simulation.NUM_CLIENTS
-  last = None
-  for t in simulation.rounds(corrections.Dyn(alpha), decay=decay):
-    if last:
-      # w^{t+1} = mean_S w_i - (1/α) mean_{all m} λ_i
-      simulation.assert_close(
-        t['sent'],
-        [
-          w - lam / alpha
-          for w, lam in zip(
-            last['selected'], simulation.mean(lambdas), strict=True
-          )
-        ],
-      )
-    for i, update in t['updates'].items():
-      lambdas[i] = [
-        lam - alpha * u for lam, u in zip(lambdas[i], update, strict=True)
-      ]
-    for state, expected in zip(t['states'], lambdas, strict=True):
-      simulation.assert_close(state, expected)
-    simulation.assert_close(t['server'], simulation.mean(lambdas))
-    last = t
-  assert np.abs(last['server'][0]).max() > 0.01
-
-
 def test_alpha_is_replaced_as_a_hyperparameter():
   dyn = corrections.Dyn(0.5)
   other = dyn.with_hparams({'alpha': 2.0})

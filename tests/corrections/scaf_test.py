@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 
 from corrections import simulation
 from tff_debias import corrections
@@ -31,34 +30,3 @@ def test_the_formulas():
 
 def test_states_start_at_zero_in_the_shape_of_the_weights():
   simulation.assert_starts_at_zero(SCAF)
-
-
-@pytest.mark.parametrize('decay', [1.0, 0.5])
-@pytest.mark.parametrize('equal_steps', [False, True])
-def test_over_rounds(decay, equal_steps):
-  zeros = [np.zeros(shape) for shape in simulation.SHAPES]
-  controls, c = [zeros] * simulation.NUM_CLIENTS, zeros
-  for t in simulation.rounds(
-    corrections.Scaf(equal_steps), decay=decay, equal_steps=equal_steps
-  ):
-    for i, update in t['updates'].items():
-      # The rate of this round, and not the one of the first round.
-      scale = t['steps'][i] * t['learning_rate']
-      controls[i] = [
-        c_i - x + (-u) / scale
-        for c_i, x, u in zip(controls[i], c, update, strict=True)
-      ]
-    c = simulation.mean(controls)
-    for state, expected in zip(t['states'], controls, strict=True):
-      simulation.assert_close(state, expected)
-    simulation.assert_close(t['server'], c)
-    simulation.assert_close(
-      t['selected'],
-      [
-        w + u
-        for w, u in zip(
-          t['sent'], simulation.mean(t['updates'].values()), strict=True
-        )
-      ],
-    )
-  assert np.abs(c[0]).max() > 0.1

@@ -1,3 +1,5 @@
+import math
+
 import exporting
 import numpy as np
 import pytest
@@ -104,4 +106,28 @@ def test_a_nested_model_is_refused_for_prototypes_only():
     export.personalized_keras_model(keras_model, model, exporting.PROTO, (x, y))
   assert export.personalized_keras_model(
     keras_model, model, exporting.MAML, (x, y)
+  )
+
+
+def test_a_personalization_of_ones_own_has_its_own_bound(registered):
+  export.register(small_models.FreeMaml, cases._GradientDescent)
+  keras_model, model, (x, y) = exporting.problem()
+  # A large last layer, which gives the first one gradients far above 10.
+  *first, kernel, bias = keras_model.get_weights()
+  keras_model.set_weights([*first, 200 * kernel, bias])
+  free, clipped = small_models.FreeMaml(1, 0.01), personalizations.Maml(1, 0.01)
+  found, same, other = (
+    export.personalized_keras_model(
+      keras_model, model, personalization, (x, y), **options
+    ).get_weights()
+    for personalization, options in (
+      (free, {}),
+      (clipped, {'max_grad_norm': math.inf}),
+      (clipped, {}),
+    )
+  )
+  small_models.assert_same(found, same)
+  assert any(
+    np.abs(one - two).max() > 0.01
+    for one, two in zip(found, other, strict=True)
   )

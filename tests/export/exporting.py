@@ -3,6 +3,7 @@
 import numpy as np
 import small_models
 import tensorflow as tf
+import tensorflow_federated as tff
 
 from tff_debias import export
 from tff_debias import models
@@ -48,6 +49,31 @@ def problem(
   x = rng.integers(0, 256, (num_examples, *shape)).astype(np.uint8)
   y = np.arange(num_examples) % labels
   return keras_model, models.from_keras(keras_model, loss, spec), (x, y)
+
+
+def functional_model():
+  """The model of `problem` as a functional model, of TensorFlow's operations.
+
+  TFF runs a functional model that it made of a Keras model only inside of its
+  own computations.
+  """
+  keras_model, model, _ = problem()
+
+  @tf.function
+  def predict(weights, x, training):
+    del training
+    kernel, bias, last_kernel, last_bias = weights[0]
+    x = tf.reshape(tf.cast(x, tf.float32) / 64 - 2, [-1, 6])
+    return tf.tanh(x @ kernel + bias) @ last_kernel + last_bias
+
+  return tff.learning.models.FunctionalModel(
+    initial_weights=(tuple(keras_model.get_weights()), ()),
+    predict_on_batch_fn=predict,
+    loss_fn=lambda output, label, sample_weight=None: (
+      small_models.CLASSIFIER_LOSS(label, output)
+    ),
+    input_spec=model.input_spec,
+  )
 
 
 def softmax(logits):

@@ -86,3 +86,28 @@ def test_a_failed_export_leaves_the_earlier_one(tmp_path, monkeypatch):
   with pytest.raises(OSError, match='No space'):
     exporting.run_export(tmp_path, exporting.PROTO)
   assert small_models.snapshot(tmp_path) == before
+
+
+def test_a_functional_model_is_written(tmp_path):
+  keras_model, _, (x, y) = exporting.problem()
+  exported = export.export_personalized_model(
+    keras_model,
+    exporting.functional_model(),
+    exporting.MAML,
+    (x, y),
+    tmp_path / 'model',
+    max_grad_norm=0.3,
+  )
+  np.testing.assert_allclose(
+    exported.keras_model(x),
+    exporting.expected(keras_model, exporting.MAML, x, y),
+    atol=2e-5,
+  )
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+  keras_model, _, data = exporting.problem()
+  with pytest.raises(TypeError, match='model must be .*from_keras'):
+    export.export_personalized_model(
+      keras_model, keras_model, exporting.MAML, data, tmp_path / 'model'
+    )

@@ -1,5 +1,6 @@
 import exporting
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tff_debias import export
@@ -42,3 +43,23 @@ def test_does_not_change_the_meta_model(tmp_path):
   for one, other in zip(before, keras_model.get_weights(), strict=True):
     np.testing.assert_array_equal(one, other)
   assert np.abs(personalized.get_weights()[0] - before[0]).max() > 0
+
+
+def test_a_functional_model_of_tff():
+  keras_model, model, data = exporting.problem()
+  found, expected = (
+    export.personalized_keras_model(keras_model, m, exporting.MAML, data)
+    for m in (exporting.functional_model(), model)
+  )
+  for one, other in zip(
+    found.get_weights(), expected.get_weights(), strict=True
+  ):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_no_model_is_refused():
+  keras_model, _, data = exporting.problem()
+  with pytest.raises(TypeError, match='model must be .*from_keras'):
+    export.personalized_keras_model(
+      keras_model, keras_model, exporting.MAML, data
+    )

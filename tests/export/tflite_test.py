@@ -1,8 +1,12 @@
+import types
+
 import exporting
 import numpy as np
 import pytest
 import small_models
 import tensorflow as tf
+
+from tff_debias import export
 
 
 @pytest.mark.parametrize('layers', [exporting.mlp, exporting.cnn])
@@ -57,3 +61,18 @@ def test_tensorflow_lite_personalizes_on_the_device(tmp_path, layers):
   np.testing.assert_allclose(
     again['infer'](x=x)['probabilities'], personalized, atol=1e-5
   )
+
+
+def test_an_error_without_a_message_is_named_by_its_class(
+  tmp_path, monkeypatch
+):
+  def convert():
+    raise RuntimeError
+
+  monkeypatch.setattr(
+    tf.lite.TFLiteConverter,
+    'from_saved_model',
+    lambda folder: types.SimpleNamespace(convert=convert),
+  )
+  with pytest.raises(export.ExportError, match='convert the model: RuntimeErr'):
+    exporting.run_export(tmp_path, exporting.PROTO)

@@ -335,6 +335,19 @@ def test_a_function_that_is_refused(build, advice):
     make(build)
 
 
+def test_an_error_without_a_message_is_named_by_its_class():
+  made = []
+
+  def build():
+    if made:
+      raise RuntimeError
+    made.append(sequential(dense(2)))
+    return made[0]
+
+  with pytest.raises(ValueError, match='a function of its.*said: RuntimeError'):
+    make(build)
+
+
 def test_arguments_of_a_wrong_type():
   keras_model = sequential(dense(2))
   with pytest.raises(TypeError, match='or a function that builds one, got int'):

@@ -43,3 +43,18 @@ def test_sample_weights_are_refused_by_name():
       models.from_keras(
         networks.sequential(networks.dense(2)), networks.MSE, spec
       )
+
+
+@pytest.mark.parametrize('name', ['loss', 'num_examples', 'is_included'])
+def test_a_metric_of_a_reserved_name_is_refused(name):
+  with pytest.raises(ValueError, match=f'must not be named {name}: that is'):
+    networks.make(
+      sequential(dense(2)), lambda: [tf.keras.metrics.MeanSquaredError(name)]
+    )
+
+
+def test_a_metric_may_be_named_counts():
+  model = networks.make(
+    sequential(dense(2)), lambda: [tf.keras.metrics.MeanSquaredError('counts')]
+  )
+  assert list(model.metrics.finalize(model.metrics.initialize())) == ['counts']

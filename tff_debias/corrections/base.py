@@ -51,9 +51,9 @@ class PopulationMean:
       the server applies `state_change` to the mean update. That is exact where
       the change is an affine function of the update, the same function for all
       participants, and does not depend on the client's state.
-    equal_steps: Whether that is so only if all participants take the same
-      number K of local steps. The server then refuses a round in which they do
-      not.
+    equal_steps: Whether `state_change` of the mean update is exact only if all
+      participants take the same number K of local steps. The server then
+      refuses a round in which their numbers differ.
   """
 
   decay: float = 0.0

@@ -16,12 +16,16 @@ class Dyn(base.Correction):
   (w_i - w^t), and broadcasts w^{t+1} = mean_S w_i - h/α. A round sends one
   model down and one up, as FedAvg does.
 
-  A decay γ is an option beside the paper's method, which has none: every round
-  shrinks h and all λ_i by 1 - γ. What is in h but in no λ_i, such as noise in
-  the mean update, then fades instead of adding up: noise of variance σ² in each
-  round leaves at most α² (p/m)² σ² / (2γ - γ²) in h, for p of m participants. A
-  λ_i shrinks too, by about (1 - γ)^(m/p) between two rounds of its client, so γ
-  should be well below p/m.
+  A decay γ is an option that the paper's method does not have: every round
+  multiplies h and all λ_i by 1 - γ. Noise in the mean update enters h, but no
+  λ_i. Without a decay it adds up. With a decay it fades: noise of variance σ²
+  in each round leaves a variance of at most α² (p/m)² σ² / (2γ - γ²) in h, for
+  p participants of m clients.
+
+  The λ_i fade too. γ is a decay a round, and a client takes part about once in
+  m/p rounds, so between two turns its λ_i keeps about (1 - γ)^(m/p) of itself:
+  37 % for γ = p/m. A γ near p/m leaves little of the correction, so γ should be
+  well below p/m.
 
   Attributes:
     alpha: The strength α of the regularizer, a hyperparameter of the process.

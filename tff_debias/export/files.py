@@ -44,7 +44,7 @@ def export_personalized_model(
   data: tuple[Any, Any],
   directory: str | os.PathLike[str],
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
   feature_layer: str | None = None,
 ) -> Export:
   """Personalizes a meta-model for a client and writes the client's model.
@@ -74,13 +74,17 @@ def export_personalized_model(
       sequential one, with the weights of the meta-model:
       `process.get_model_weights(state).assign_weights_to(keras_model)` sets
       them. It is not changed.
-    model: The model.
+    model: As `build_learning_process` takes it, but none that
+      `tff.learning.models.functional_model_from_keras` made: TFF runs it only
+      inside of its own computations.
     personalization: `Maml`, `Proto`, `NoPersonalization`, or one that
       `tff_debias.export.register` made exportable.
     data: The client's examples `(x, y)`, arrays: inputs `[examples, ...]` and
       the classes, integers `[examples]`.
     directory: Where to write. An earlier export there is replaced.
-    max_grad_norm: The bound on the norm of a gradient in a step of MAML.
+    max_grad_norm: The bound on the norm of a gradient in a step of MAML;
+      `math.inf` for none. By default the personalization's
+      `default_max_grad_norm`, 10 for `Maml`.
     feature_layer: As it was given to `tff_debias.from_keras`.
 
   Returns:
@@ -89,9 +93,11 @@ def export_personalized_model(
   Raises:
     ExportError: If the model cannot be exported, the examples do not suit it,
       the directory holds something else, or the files do not agree.
+    TypeError: If `model` is no model.
     OSError: If they cannot be written. Nothing is left behind then.
   """
   directory = os.path.abspath(directory)
+  model = models.as_model(model)
   checks.check_directory(directory)
   x, y = checks.check_examples(model, personalization, data)
   personalized = keras_lib.personalize(

@@ -34,7 +34,7 @@ def personalized_keras_model(
   personalization: personalizations.Personalization,
   data: tuple[Any, Any],
   *,
-  max_grad_norm: float = 10.0,
+  max_grad_norm: float | None = None,
   feature_layer: str | None = None,
 ) -> tf.keras.Model:
   """The personalized model of a client, made of Keras' own layers.
@@ -54,7 +54,9 @@ def personalized_keras_model(
   Raises:
     ExportError: If the model cannot be exported, or the examples do not suit
       it.
+    TypeError: If `model` is no model.
   """
+  model = models.as_model(model)
   return personalize(
     keras_model,
     model,
@@ -70,7 +72,7 @@ def personalize(
   model: models.Model,
   personalization: personalizations.Personalization,
   data: tuple[np.ndarray, np.ndarray],
-  max_grad_norm: float,
+  max_grad_norm: float | None,
   feature_layer: str | None,
 ) -> Personalized:
   """As `personalized_keras_model`, with examples that were checked."""
@@ -82,7 +84,7 @@ def personalize(
     model,
     meta_weights,
     tf.keras.models.clone_model(keras_model),
-    max_grad_norm,
+    personalization.grad_norm_bound(max_grad_norm),
     feature_layer,
   )
   personalized, predictions = _run(case, data)

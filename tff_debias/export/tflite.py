@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tff_debias import checks as checks_lib
 from tff_debias import models
 from tff_debias.export import checks
 from tff_debias.export import keras
@@ -85,7 +86,7 @@ def _convert(saved_model: str, trains_on_device: bool) -> bytes:
     return converter.convert()
   except Exception as e:
     # Without its place in the graph.
-    reason = str(e).splitlines()[0].split('): ')[-1]
+    reason = checks_lib.first_line(e).split('): ')[-1]
     raise checks.ExportError(
-      f'TensorFlow Lite cannot convert the model: {reason}'
+      f'TensorFlow Lite cannot convert the model: {reason}.'
     ) from e

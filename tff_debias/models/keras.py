@@ -6,12 +6,14 @@ from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import contextvars
+import dataclasses
 import inspect
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import checks
 from tff_debias.models import model as model_lib
 from tff_debias.models import randomness
 
@@ -54,12 +56,54 @@ def from_keras(
       specification is not that of a batch.
   """
   model_lib.check_input_spec(input_spec)
+  _check_loss(loss)
+  x_spec = model_lib.split_batch(input_spec)[0]
+  build, eager_model = _builder(keras_model, x_spec)
+  _check_layers(eager_model)
+  place = place_of_feature(eager_model, feature_layer)
+  order, adapted = _creation_order(build, eager_model, x_spec)
+  network = _Network(build, x_spec, order, adapted, place, feature_layer)
+  initial_weights = _weights(eager_model)
+  with _explained(eager_model):
+    apply, is_random = randomness.seeded(
+      _in_function(network.apply),
+      lambda: model_lib.placeholders(initial_weights, input_spec),
+    )
+  return model_lib.Model(
+    initial_weights,
+    input_spec,
+    apply,
+    model_lib.mean_loss(loss),
+    _metrics(metrics),
+    is_random,
+  )
+
+
+def _check_loss(loss: Any) -> None:
   if not callable(loss) or inspect.isclass(loss):
     raise TypeError(f'loss must be a function or a Keras loss, got {loss!r}.')
   if getattr(loss, 'reduction', None) == tf.keras.losses.Reduction.SUM:
     raise ValueError(
       'loss must be a mean over the batch, but its reduction is SUM.'
     )
+
+
+def _builder(
+  keras_model: Any, x_spec: Any
+) -> tuple[Callable[[], tf.keras.Model], tf.keras.Model]:
+  """Makes one kind of argument of the two that `from_keras` takes.
+
+  Args:
+    keras_model: The argument of `from_keras`.
+    x_spec: The specs of the inputs.
+
+  Returns:
+    A function that builds the model, and the model with its initial weights.
+
+  Raises:
+    TypeError: If it is neither a model nor a function that builds one.
+    ValueError: If the model has no weights yet, or Keras cannot clone it.
+  """
   if isinstance(keras_model, tf.keras.Model):
     if not keras_model.built:
       raise ValueError(
@@ -71,62 +115,56 @@ def from_keras(
         f'The Keras model {keras_model.name!r} is subclassed, which Keras'
         ' cannot clone faithfully: pass a function that builds it.'
       )
-
-    def build() -> tf.keras.Model:
-      return tf.keras.models.clone_model(keras_model)
-
-    eager_model = keras_model
-  elif callable(keras_model):
-    build, eager_model = keras_model, keras_model()
-    if not isinstance(eager_model, tf.keras.Model):
-      raise TypeError(
-        'The model function must return a tf.keras.Model, got'
-        f' {type(eager_model).__name__}.'
-      )
-  else:
+    return lambda: tf.keras.models.clone_model(keras_model), keras_model
+  if not callable(keras_model):
     raise TypeError(
       'keras_model must be a tf.keras.Model or a function that builds one,'
       f' got {type(keras_model).__name__}.'
     )
-  x_spec = model_lib.split_batch(input_spec)[0]
+  eager_model = keras_model()
+  if not isinstance(eager_model, tf.keras.Model):
+    raise TypeError(
+      'The model function must return a tf.keras.Model, got'
+      f' {type(eager_model).__name__}.'
+    )
   if not eager_model.built:
     eager_model(tf.nest.map_structure(_zeros, x_spec))
-  _check_layers(eager_model)
-  tapped = place_of_feature(eager_model, feature_layer)
-  places, adapted = _creation_order(build, eager_model, x_spec)
-  initial_weights = model_lib.ModelWeights(
-    tuple(eager_model.trainable_variables),
-    tuple(eager_model.non_trainable_variables),
-  ).convert_variables_to_arrays()
+  return keras_model, eager_model
 
-  def call(
-    weights: model_lib.ModelWeights, x: Any, training: bool
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Network:
+  """A Keras model as a function of its weights.
+
+  Attributes:
+    build: A function that builds the model.
+    x_spec: The specs of its inputs.
+    order: As `_creation_order` gives it.
+    adapted: As `_creation_order` gives it.
+    feature_place: As `place_of_feature` gives it.
+    feature_layer: The name of the layer of the feature, if it was given.
+  """
+
+  build: Callable[[], tf.keras.Model]
+  x_spec: Any
+  order: list[int]
+  adapted: set[int]
+  feature_place: tuple[int, bool] | None
+  feature_layer: str | None
+
+  def apply(
+    self, weights: model_lib.ModelWeights, x: Any, training: bool
   ) -> model_lib.Outputs:
-    values = (*weights.trainable, *weights.non_trainable)
-    remaining, stand_ins = iter(places), {}
-
-    def create(next_creator, **kwargs):
-      place = next(remaining)
-      if place not in adapted:
-        return values[place]
-      variable = next_creator(**kwargs)
-      stand_ins[id(variable)] = values[place]
-      return variable
-
-    network, _ = _make_network(build, create, x_spec)
-    for layer in _normalizations(network):
-      for name, variable in _adapted(layer).items():
-        setattr(layer, name, stand_ins[id(variable)])
-      layer.finalize_state()
-    taps = []
-    if tapped is not None:
-      place, is_input = tapped
+    """The outputs, in the present graph, which must be that of a function."""
+    network, taps = self._with_weights(weights), []
+    if self.feature_place is not None:
+      place, is_input = self.feature_place
       taps = _record_calls(leaves(network)[place], is_input)
     predictions = network(x, training=training)
-    if tapped is not None and not taps:
+    if self.feature_place is not None and not taps:
       raise ValueError(
-        f'The model does not call the layer {feature_layer or place!r} of the'
-        ' feature (an Input never is called): name another one.'
+        f'The model does not call the layer {self.feature_layer or place!r} of'
+        ' the feature (an Input never is called): name another one.'
       )
     # Keras also keeps the losses of the call that made the layers.
     graph = tf.compat.v1.get_default_graph()
@@ -137,28 +175,47 @@ def from_keras(
       tf.add_n(losses) if losses else tf.zeros([]),
     )
 
-  def call_in_function(weights, x, training):
+  def _with_weights(self, weights: model_lib.ModelWeights) -> tf.keras.Model:
+    """The model, built with tensors in the place of its variables."""
+    values = (*weights.trainable, *weights.non_trainable)
+    remaining, stand_ins = iter(self.order), {}
+
+    def create(next_creator, **kwargs):
+      place = next(remaining)
+      if place not in self.adapted:
+        return values[place]
+      variable = next_creator(**kwargs)
+      stand_ins[id(variable)] = values[place]
+      return variable
+
+    network, _ = _make_network(self.build, create, self.x_spec)
+    for layer in _normalizations(network):
+      for name, variable in _adapted(layer).items():
+        setattr(layer, name, stand_ins[id(variable)])
+      layer.finalize_state()
+    return network
+
+
+def _in_function(apply: Callable[..., Any]) -> Callable[..., Any]:
+  """The function `(weights, x, training)`, which makes itself a graph."""
+
+  def apply_in_function(weights, x, training):
     graph = tf.compat.v1.get_default_graph()
     if not graph.building_function:
-      return tf.function(call_in_function, autograph=False)(
+      return tf.function(apply_in_function, autograph=False)(
         weights, x, training
       )
     with _with_constants(graph, (weights, x)):
-      return call(weights, x, training)
+      return apply(weights, x, training)
 
-  with _explained(eager_model):
-    apply, is_random = randomness.seeded(
-      call_in_function,
-      lambda: model_lib.placeholders(initial_weights, input_spec),
-    )
-  return model_lib.Model(
-    initial_weights,
-    input_spec,
-    apply,
-    model_lib.mean_loss(loss),
-    _metrics(metrics),
-    is_random,
-  )
+  return apply_in_function
+
+
+def _weights(model: tf.keras.Model) -> model_lib.ModelWeights:
+  """The weights as arrays; in tuples, unlike those of TFF's `from_model`."""
+  return model_lib.ModelWeights(
+    tuple(model.trainable_variables), tuple(model.non_trainable_variables)
+  ).convert_variables_to_arrays()
 
 
 def _check_layers(model: tf.keras.Model) -> None:
@@ -203,15 +260,28 @@ def _explained(model: tf.keras.Model):
       f'The model {model.name!r} cannot be made a function of its weights. A'
       ' function that builds it must make all its layers anew and must not call'
       ' the model, and no layer may change variables when it is called. Keras'
-      ' said:'
-      f' {str(e).splitlines()[0]}'
+      f' said: {checks.first_line(e)}.'
     ) from e
 
 
 def place_of_feature(
   model: tf.keras.Model, name: str | None
 ) -> tuple[int, bool] | None:
-  """The place of the layer to tap (names change), and if at its input."""
+  """Finds the layer whose input or output is the feature.
+
+  Args:
+    model: The model.
+    name: The name of the layer; `None` for the last layer that has weights.
+
+  Returns:
+    Its place among the `leaves` of the model, and whether the feature is its
+    input and not its output. A layer keeps its place, but perhaps not its name,
+    when the model is built again. `None` if a subclassed model has no name
+    given: there, nothing says which layer is the last.
+
+  Raises:
+    ValueError: If there is no layer of this name.
+  """
   layers = leaves(model)
   if name is None:
     if is_subclassed(model):
@@ -274,8 +344,8 @@ def _make_network(
       weights or layers only when it is called is always called.
 
   Returns:
-    The network, and a graph of its own with the call, for nothing to be left of
-    it in the graph of the caller.
+    The network, and the graph in which it was called. This graph is not that of
+    the caller, so the call leaves nothing behind there.
   """
   graph = tf.__internal__.FuncGraph('network')
 

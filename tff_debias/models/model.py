@@ -81,7 +81,7 @@ class Model:
         )
     with tf.Graph().as_default():
       names = self.metrics.finalize(self.metrics.initialize())
-    reserved = {'loss', 'num_examples', 'counts'}.intersection(names)
+    reserved = {'loss', 'num_examples', 'is_included'}.intersection(names)
     if reserved:
       raise ValueError(
         f'A metric must not be named {", ".join(sorted(reserved))}: that is'

@@ -49,8 +49,15 @@ class Personalization(abc.ABC):
   #: Consecutive batches that one local step takes: 1, or 2 for support and
   #: query.
   batches_per_step: int = 2
-  #: The bound on the norm of a gradient in training, the paper's by default.
+  #: The bound on the norm of a gradient, in training and in the personalized
+  #: test, where the caller gives none. By default it is the paper's.
   default_max_grad_norm: float = 10.0
+
+  def grad_norm_bound(self, max_grad_norm: float | None) -> float:
+    """Returns `max_grad_norm`, or the default of this class for `None`."""
+    if max_grad_norm is None:
+      return float(self.default_max_grad_norm)
+    return float(max_grad_norm)
 
   def check_model(self, model: models.Model) -> None:  # noqa: B027
     """Raises a `ValueError` if `model` cannot be personalized this way."""

@@ -10,6 +10,7 @@ import grpc
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import checks
 from tff_debias.runtime import tff_internals
 
 _CANCELLED = 'Operation was cancelled'
@@ -66,8 +67,7 @@ def _explained(
     ]
     if not wanted:
       raise
-    said = str(e).split('\n')[0].rstrip('.')
-    raise TypeError(f'{said}.{wanted[0]}') from e
+    raise TypeError(f'{checks.first_line(e)}.{wanted[0]}') from e
 
 
 def _reason(details: str, argument: Any) -> str:

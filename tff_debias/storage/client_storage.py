@@ -100,7 +100,8 @@ class ClientStorage:
     """
     folder = self._states(lineage, client_id)
     files = tf.io.matching_files(tf.strings.join([folder, '*.index'], '/'))
-    # Where there is no state, the name of one of round 0.
+    # `_NO_STATE` stands for the state of a client that has none, and for a file
+    # that is no state. Its round and its token are 0, so any state is newer.
     is_state = tf.strings.regex_full_match(files, _STATE)
     names = tf.where(is_state, files, _NO_STATE)
     names = tf.concat([[_NO_STATE], names], axis=0)
@@ -243,7 +244,9 @@ class ClientStorage:
     Returns:
       An int64 tensor `[2]`.
     """
-    tokens = _number(entries, _ENTRY, r'\1', tf.int64)
+    tokens = tf.strings.to_number(
+      tf.strings.regex_replace(entries, _ENTRY, r'\1'), tf.int64
+    )
     in_time = tf.argsort(tokens)
     entries, tokens = tf.gather(entries, in_time), tf.gather(tokens, in_time)
     sums = tf.cumsum(lineage_lib.fingerprint(tokens))
@@ -331,11 +334,3 @@ def _prefix(
 ) -> tf.Tensor:
   version = tf.strings.join([_round(round_num), _token(token)], '-')
   return tf.strings.join([folder, version], '/')
-
-
-def _number(
-  names: tf.Tensor, pattern: str, group: str, dtype: tf.DType
-) -> tf.Tensor:
-  return tf.strings.to_number(
-    tf.strings.regex_replace(names, pattern, group), dtype
-  )

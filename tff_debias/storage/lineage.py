@@ -1,10 +1,10 @@
-"""What a server state must remember to know its own client states again.
+"""How a server state recognizes the states of clients that belong to it.
 
-Every run has a random number, and every state that a client writes a token of
-the time when it was written. The writes of one round follow those of the round
-before, also where a round is run again with other participants. So a window of
-time for each round tells the states that belong to a server state from those of
-another attempt at the same round, and from those of another run.
+Every run has a random number. Every state that a client writes has a token,
+made of the time when it was written. The writes of one round follow those of
+the round before, also where a round is run again with other participants. So a
+window of time for each round tells the states that belong to a server state
+from those of another attempt at the same round, and from those of another run.
 """
 
 from typing import NamedTuple
