@@ -94,8 +94,8 @@ def run_all(runs: Sequence[Run], at_a_time: int, draw: folder_lib.Draw) -> None:
   running: dict[concurrent.futures.Future, tuple[Run, Any]] = {}
   failed: dict[str, str] = {}
   total = sum(run.rounds for run in runs)
-  with progress.progress(total, 'round') as bar:
-    bar.initial = bar.n = sum(run.done for run in runs)
+  done = sum(run.done for run in runs)
+  with progress.progress(total, 'round', initial=done) as bar:
     try:
       while waiting or running:
         while waiting and free:
@@ -162,7 +162,7 @@ def _train(run: Run, draw: folder_lib.Draw) -> str | None:
       os.dup2(log.fileno(), stream.fileno())
   try:
     run.train(draw)
-  except Exception as e:  # pylint: disable=broad-exception-caught
+  except Exception as e:
     traceback.print_exc()
     return str(e) if isinstance(e, errors.UserError) else errors.first_line(e)
   return None
