@@ -50,8 +50,8 @@ _LOCAL_TRAINING = flags.DEFINE_integer(
 flags.adopt_module_key_flags(comparison_lib)
 
 
-def _settings() -> list[settings_lib.Settings]:
-  """The settings of every run; overrides go before what was tuned."""
+def _members() -> list[comparison_lib.Member]:
+  """Every run; overrides go before what was tuned."""
   overrides = {text: _parse_override(text) for text in _OVERRIDES.value}
   tuned = tuned_lib.load(_TUNED.value) if _TUNED.value else None
   unused = set(overrides)
@@ -61,8 +61,14 @@ def _settings() -> list[settings_lib.Settings]:
     chosen = [text for text in overrides if overrides[text][0] == key]
     unused.difference_update(chosen)
     changes = dict(overrides[text][1] for text in chosen)
-    settings = dataclasses.replace(settings, **changes)
-    results.append(tuned.apply(settings) if tuned else settings)
+    changed = dataclasses.replace(settings, **changes)
+    changed = tuned.apply(changed) if tuned else changed
+    own = {
+      name: getattr(changed, name)
+      for name in comparison_lib.OVERRIDABLE
+      if getattr(changed, name) != getattr(settings, name)
+    }
+    results.append(comparison_lib.Member(changed, own))
   if unused:
     raise errors.UserError(f'--override={min(unused)} is for none of the runs.')
   return results
@@ -111,7 +117,7 @@ def _describe_overrides() -> str:
 
 
 def _check_flags() -> None:
-  _settings()
+  _members()
   _targets()
 
 
@@ -123,10 +129,7 @@ def main() -> None:
   from tasks.reports import savings
   from tasks.reports import tables
 
-  comparison = comparison_lib.Comparison(
-    'compare',
-    {'_'.join((*s.method_names, f'seed{s.seed}')): s for s in _settings()},
-  )
+  comparison = comparison_lib.Comparison('compare', _members())
   with folder_lib.RunFolder(comparison.path).lock():
     comparison.train(figures.save_convergence)
     curves = [

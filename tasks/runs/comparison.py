@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import itertools
 import os
 from typing import Any
+from typing import NamedTuple
 
 from absl import flags
 
@@ -56,8 +57,8 @@ _RUNS_AT_A_TIME = flags.DEFINE_integer(
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
   None,
-  'The folder of the runs and results. By default a folder in runs/ with the'
-  ' names of task and partition.',
+  'The folder of the runs and results. By default a folder in runs/ with a name'
+  ' made of the task, the partition and the settings that all runs share.',
 )
 _WORKER_NETWORK = cli.define_worker_network()
 settings_lib.define_flags(
@@ -103,20 +104,36 @@ def check_overridable(flag: str, name: str) -> None:
     )
 
 
-class Comparison:
-  """The runs, by the names of their folders, and the folder of them all."""
+class Member(NamedTuple):
+  """The settings of a run, and the values of those that only it has."""
 
-  def __init__(
-    self, program: str, runs: Mapping[str, settings_lib.Settings]
-  ) -> None:
+  settings: settings_lib.Settings
+  own: Mapping[str, Any]
+
+
+class Comparison:
+  """The runs, each in a folder of its own, and the folder of them all."""
+
+  def __init__(self, program: str, members: Sequence[Member]) -> None:
     """Loads the data, so that an error about them comes before a process."""
     from tasks.runs import experiment as experiment_lib
 
-    experiment = experiment_lib.Experiment(next(iter(runs.values())))
+    experiment = experiment_lib.Experiment(members[0].settings)
     s = experiment.settings
     self.experiment = experiment
+    shared, runs = {}, {}
+    for settings, own in members:
+      resolved = experiment_lib.resolve(experiment.task, settings)
+      changes = experiment_lib.changes(experiment.task, resolved)
+      shared |= {k: v for k, v in changes.items() if k not in own}
+      parts = [*settings.method_names, *experiment_lib.assignments(own)]
+      name = experiment_lib.folder_name([*parts, f'seed{settings.seed}'])
+      if name in runs:
+        raise errors.UserError(f'Two runs would be in the same folder, {name}.')
+      runs[name] = settings
+    parts = [program, s.task, s.partition, *experiment_lib.assignments(shared)]
     self.path = _OUTPUT_DIR.value or os.path.join(
-      'runs', f'{program}_{s.task}_{s.partition}'
+      'runs', experiment_lib.folder_name(parts)
     )
     self.rounds = _ROUNDS.value or experiment.default_rounds
     if self.rounds % s.rounds_per_evaluation:
@@ -164,7 +181,7 @@ class Comparison:
     """
     partition = self.experiment.settings.partition
     runs = {
-      f'local_seed{seed}': settings_lib.from_flags(
+      f'local_{num_steps}_steps_seed{seed}': settings_lib.from_flags(
         only_with_effect=True,
         method='fed_avg',
         tested_personalization='maml',

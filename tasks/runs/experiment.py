@@ -1,6 +1,8 @@
 """Makes an experiment of its settings: data, model and learning process."""
 
 import collections
+from collections.abc import Iterable
+from collections.abc import Mapping
 import functools
 import hashlib
 import importlib
@@ -54,6 +56,41 @@ def _defaults(
   }
 
 
+def changes(
+  task: task_lib.Task, settings: settings_lib.Settings
+) -> dict[str, Any]:
+  """The resolved settings that are not the defaults of task and method.
+
+  What names a run anyway, as its method and its seed, is not among them, nor is
+  the folder of the data.
+  """
+  main = ('task', 'partition', 'method', 'correction', 'personalization')
+  main += ('tested_personalization',)
+  plain = resolve(
+    task, settings_lib.Settings(**{k: getattr(settings, k) for k in main})
+  )
+  return {
+    name: value
+    for name, value in vars(settings).items()
+    if name not in (*main, 'seed', 'data_dir') and value != vars(plain)[name]
+  }
+
+
+def assignments(values: Mapping[str, Any]) -> list[str]:
+  """Settings as parts of a name, NAME=VALUE."""
+  return [f'{name}={value}' for name, value in values.items()]
+
+
+def folder_name(parts: Iterable[str]) -> str:
+  """The parts as a name of a folder; a long one has a hash for its end."""
+  # Such characters have a meaning in a shell or in TensorFlow's file names.
+  name = re.sub(r'[^\w.,=+-]+', '-', '_'.join(parts))
+  if len(name) <= _MAX_NAME_LENGTH:
+    return name
+  hashed = hashlib.sha256(name.encode()).hexdigest()[:8]
+  return f'{name[: _MAX_NAME_LENGTH - 9]}_{hashed}'
+
+
 def _validation(data: ClientData, period: int) -> tuple[ClientData, ClientData]:
   """Splits training data: each `period`-th example is for validation."""
   shards = tf.data.Dataset.shard
@@ -101,23 +138,8 @@ class Experiment:
   def name(self) -> str:
     """A name of the run, which tells it from runs with other settings."""
     s = self.settings
-    main = ('task', 'partition', 'method', 'correction', 'personalization')
-    main += ('tested_personalization',)
-    plain = resolve(
-      self.task, settings_lib.Settings(**{k: getattr(s, k) for k in main})
-    )
     parts = [s.task, s.partition, *s.method_names, f'seed{s.seed}']
-    parts += [
-      f'{name}={value}'
-      for name, value in vars(s).items()
-      if name not in (*main, 'seed', 'data_dir') and value != vars(plain)[name]
-    ]
-    # Such characters have a meaning in a shell or in TensorFlow's file names.
-    name = re.sub(r'[^\w.,=+-]+', '-', '_'.join(parts))
-    if len(name) <= _MAX_NAME_LENGTH:
-      return name
-    hashed = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f'{name[: _MAX_NAME_LENGTH - 9]}_{hashed}'
+    return folder_name([*parts, *assignments(changes(self.task, s))])
 
   @property
   def title(self) -> str:
