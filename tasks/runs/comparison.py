@@ -91,6 +91,7 @@ def settings_from_flags() -> list[settings_lib.Settings]:
     raise errors.UserError(
       '--methods, --personalizations and --seeds must not be empty.'
     )
+  settings_lib.check_flags_have_effect(results)
   return list(results)
 
 

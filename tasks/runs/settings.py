@@ -352,11 +352,7 @@ def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
   With `only_with_effect` a flag without effect is ignored, and not an error:
   for programs in which the same flags are for several methods.
   """
-  values = {
-    field.name: flags.FLAGS[field.name].value
-    for field in dataclasses.fields(Settings)
-    if field.name in flags.FLAGS
-  } | given
+  values = _flag_values() | given
   if only_with_effect:
     fields = dataclasses.fields(Settings)
     decisive = {f.name for f in fields if 'only_with' not in f.metadata}
@@ -364,6 +360,24 @@ def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
     effective = {f.name for f in fields if known.has_effect(f.name)}
     values = {k: v for k, v in values.items() if k in effective}
   return Settings(**values)
+
+
+def check_flags_have_effect(settings: Collection[Settings]) -> None:
+  """Raises an error if a flag has no effect on any of the settings."""
+  for name, value in _flag_values().items():
+    if value is not None and not any(s.has_effect(name) for s in settings):
+      raise errors.UserError(
+        f'--{name}={value} has no effect on any of the methods. Leave it out.'
+      )
+
+
+def _flag_values() -> dict[str, Any]:
+  """The values of the flags that give settings, by name."""
+  return {
+    field.name: flags.FLAGS[field.name].value
+    for field in dataclasses.fields(Settings)
+    if field.name in flags.FLAGS
+  }
 
 
 def parse(name: str, text: str) -> Any:

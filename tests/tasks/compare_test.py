@@ -30,6 +30,14 @@ def compare(*flags):
     (('--batch_size=1000000000',), 'must be at most 1000000'),
     (('--seeds=0,x',), '--seed=x must be of int'),
     (('--methods=',), 'must not be empty'),
+    (
+      ('--methods=per_fed_avg', '--alpha=7'),
+      '--alpha=7.0 has no effect on any of the methods. .* Leave it out',
+    ),
+    (
+      ('--personalizations=proto', '--nomaml_first_order'),
+      '--maml_first_order=False has no effect on any of the methods',
+    ),
     (('--targets=0.9,high',), '--targets=0.9,high must be numbers'),
     (('--targets=90',), '--targets=90 must be above 0 and at most 1'),
     (('--override=pfl_dyn:alpha=1',), 'must be METHOD/PERSONALIZATION:NAME'),
