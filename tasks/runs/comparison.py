@@ -15,6 +15,7 @@ from typing import NamedTuple
 from absl import flags
 
 from tasks import cli
+from tasks.runs import components
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import queue
@@ -30,6 +31,13 @@ _METHODS = flags.DEFINE_list(
   'methods',
   ['fed_avg', 'fed_prox', 'per_fed_avg', 'pfl_dyn', 'pfl_scaf'],
   f'The methods: {", ".join(settings_lib.METHODS)}.',
+)
+_CORRECTIONS = flags.DEFINE_multi_string(
+  'correction',
+  [],
+  'A correction of your own to compare besides, MODULE:CLASS(NAME=VALUE), for'
+  ' example "--correction=my_module:MyCorrection(gamma=0.5)"; can be given'
+  ' several times.',
 )
 _PERSONALIZATIONS = flags.DEFINE_list(
   'personalizations',
@@ -74,8 +82,10 @@ def settings_from_flags() -> list[settings_lib.Settings]:
   """The settings of every run: each seed, method and personalization."""
   folder_lib.check_output_dir(_OUTPUT_DIR.value)
   results = {}
-  for seed, method, personalization in itertools.product(
-    _SEEDS.value, _METHODS.value, _PERSONALIZATIONS.value
+  methods = [(method, None) for method in _METHODS.value]
+  methods += [(None, correction) for correction in _CORRECTIONS.value]
+  for seed, (method, correction), personalization in itertools.product(
+    _SEEDS.value, methods, _PERSONALIZATIONS.value
   ):
     _, personalizes = settings_lib.METHODS.get(method, (None, True))
     name = 'personalization' if personalizes else 'tested_personalization'
@@ -83,6 +93,7 @@ def settings_from_flags() -> list[settings_lib.Settings]:
     settings = settings_lib.from_flags(
       only_with_effect=True,
       method=method,
+      correction=correction,
       **{name: None if as_it_is else personalization},
       seed=settings_lib.parse('seed', seed),
     )
@@ -124,6 +135,7 @@ class Comparison:
     self.experiment = experiment
     shared, runs = {}, {}
     for settings, own in members:
+      components.check_own(settings)
       resolved = experiment_lib.resolve(experiment.task, settings)
       changes = experiment_lib.changes(experiment.task, resolved)
       shared |= {k: v for k, v in changes.items() if k not in own}
@@ -185,6 +197,7 @@ class Comparison:
       f'local_{num_steps}_steps_seed{seed}': settings_lib.from_flags(
         only_with_effect=True,
         method='fed_avg',
+        correction=None,
         tested_personalization='maml',
         maml_steps=num_steps,
         maml_learning_rate=self.experiment.settings.learning_rate,
