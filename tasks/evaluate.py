@@ -43,9 +43,9 @@ _WORKER_NETWORK = cli.define_worker_network()
 def main() -> None:
   """Evaluates, writes the files and prints the summary."""
   from tasks.reports import client_report
-  from tasks.reports import per_client
   from tasks.runs import checkpoint
   from tasks.runs import experiment as experiment_lib
+  from tasks.runs import per_client
   from tff_debias import runtime
 
   folder = folder_lib.find(_RUN.value)
