@@ -43,7 +43,7 @@ _FROM_ROUND = flags.DEFINE_integer(
   ' default a run goes on from its last checkpoint. The last two are kept.',
   lower_bound=0,
 )
-_WORKER_NETWORK = cli.define_worker_network()
+_WORKER_NETWORK = settings_lib.define_worker_network()
 _TUNED = tuned_lib.define_flag()
 _BASELINE = flags.DEFINE_boolean(
   'baseline',
@@ -59,7 +59,6 @@ _SHOW_SETTINGS = flags.DEFINE_boolean(
   ' and trains nothing.',
 )
 settings_lib.define_flags()
-flags.adopt_module_key_flags(settings_lib)
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from absl import flags
 
-from tasks import cli
 from tasks.runs import components
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
@@ -35,9 +34,8 @@ _METHODS = flags.DEFINE_list(
 _CORRECTIONS = flags.DEFINE_multi_string(
   'correction',
   [],
-  'A correction of your own to compare besides, MODULE:CLASS(NAME=VALUE), for'
-  ' example "--correction=my_module:MyCorrection(gamma=0.5)"; can be given'
-  ' several times.',
+  'A correction of your own besides the methods, MODULE:CLASS(NAME=VALUE), such'
+  ' as my_module:MyCorrection(gamma=0.5); can be given several times.',
 )
 _PERSONALIZATIONS = flags.DEFINE_list(
   'personalizations',
@@ -68,14 +66,13 @@ _OUTPUT_DIR = flags.DEFINE_string(
   'The folder of the runs and results. By default a folder in runs/ with a name'
   ' made of the task, the partition and the settings that all runs share.',
 )
-_WORKER_NETWORK = cli.define_worker_network()
+_WORKER_NETWORK = settings_lib.define_worker_network()
 settings_lib.define_flags(
   without=(
     *('method', 'correction', 'seed'),
     *('personalization', 'tested_personalization'),
   )
 )
-flags.adopt_module_key_flags(settings_lib)
 
 
 def settings_from_flags() -> list[settings_lib.Settings]:

@@ -18,6 +18,9 @@ from tasks import catalog
 from tasks.runs import components
 from tasks.runs import errors
 
+# The flags defined here are those of the program that asks for them.
+flags.disclaim_key_flags()
+
 #: The published methods: their correction, and whether they personalize.
 METHODS = types.MappingProxyType(
   {
@@ -344,6 +347,19 @@ def define_flags(without: Collection[str] = ()) -> None:
       other, values = field.metadata['only_with']
       help_text += f' Only with --{other}={" or ".join(values)}.'
     define[_type(field.name)](field.name, field.default, help_text)
+
+
+def define_worker_network() -> flags.FlagHolder[str]:
+  """Defines the flag --worker_network, see `runtime.local_context`."""
+  return flags.DEFINE_enum(
+    'worker_network',
+    'private',
+    ['private', 'shared'],
+    "The network of TFF's worker process. Whoever can connect to the worker can"
+    ' run code as you. private: only this program can connect; where the system'
+    ' does not permit that, a warning says so. shared: every user of this'
+    ' machine can, and every machine that reaches it.',
+  )
 
 
 def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
