@@ -131,7 +131,9 @@ def main() -> None:
 
   comparison = comparison_lib.Comparison('compare', _members())
   with folder_lib.RunFolder(comparison.path).lock():
-    comparison.train(figures.save_convergence)
+    comparison.train()
+    for picture in comparison.pictures():
+      figures.save_convergence(*picture)
     curves = [
       savings.curve(*run).smoothed(comparison_lib.SMOOTHING.value)
       for run in comparison.tests()
@@ -141,7 +143,7 @@ def main() -> None:
       local = method_report.Local(
         num_steps,
         comparison.experiment.settings.learning_rate,
-        comparison.train_locally(num_steps, figures.save_convergence),
+        comparison.train_locally(num_steps),
       )
     targets = comparison.targets(_targets())
     origin = method_report.Origin(

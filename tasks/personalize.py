@@ -79,7 +79,7 @@ def main() -> None:
     _OUTPUT_DIR.value or os.path.join(folder.path, 'personalized', client_id),
     max_grad_norm=experiment.max_grad_norm_in_tests,
   )
-  print(experiment.title)
+  print(experiment.settings.title)
   print(
     f'{client_id}: personalized with {len(examples[1])} examples of the classes'
     f' {", ".join(map(str, np.unique(examples[1])))}'

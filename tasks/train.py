@@ -79,12 +79,13 @@ def main() -> None:
     experiment,
     folder,
     rounds,
-    figures.save_convergence,
     _ROUNDS_PER_CHECKPOINT.value,
     _FROM_ROUND.value,
     _WORKER_NETWORK.value,
   )
-  print(f'{experiment.title}\n{_summary(rows)}')
+  title = experiment.settings.title
+  figures.save_convergence(rows, title, folder.picture)
+  print(f'{title}\n{_summary(rows)}')
   has_baseline = _BASELINE.value
   if has_baseline is None:
     has_baseline = experiment.task.is_quick
@@ -95,11 +96,11 @@ def main() -> None:
       rounds,
       _WORKER_NETWORK.value,
     )
-    others = baseline.train(figures.save_convergence)
+    others = baseline.train()
+    settings, _ = baseline.folder.read()
+    figures.save_convergence(others, settings.title, baseline.folder.picture)
     name = f'{names.name(baseline.settings.method)} (without correction)'
-    figures.save_convergence(
-      rows, experiment.title, folder.picture, {name: others}
-    )
+    figures.save_convergence(rows, title, folder.picture, {name: others})
     print(f'{name}:\n{_summary(others)}')
   print(
     f'results in {folder.path}: {os.path.basename(folder.picture)},'

@@ -83,7 +83,9 @@ def main() -> None:
   members = _members()
   comparison = comparison_lib.Comparison('tune', members)
   with folder_lib.RunFolder(comparison.path).lock():
-    comparison.train(figures.save_convergence)
+    comparison.train()
+    for picture in comparison.pictures():
+      figures.save_convergence(*picture)
     accuracy = collections.defaultdict(list)
     for (settings, tests), (_, point) in zip(
       comparison.tests(), members, strict=True

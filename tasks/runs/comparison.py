@@ -152,7 +152,7 @@ class Comparison:
         f' --rounds_per_evaluation={s.rounds_per_evaluation}: the last test'
         ' counts.'
       )
-    self.title = f'{experiment.data_title}, {self.rounds} rounds'
+    self.title = f'{s.data_title}, {self.rounds} rounds'
     self._runs = self._queue(runs, self.rounds)
 
   def _queue(
@@ -168,11 +168,11 @@ class Comparison:
       for name, settings in runs.items()
     ]
 
-  def train(self, draw: folder_lib.Draw) -> None:
+  def train(self) -> None:
     """Trains the runs that are not finished, in a locked folder."""
-    self._train(self._runs, draw)
+    self._train(self._runs)
 
-  def _train(self, runs: Sequence[queue.Run], draw: folder_lib.Draw) -> None:
+  def _train(self, runs: Sequence[queue.Run]) -> None:
     from tasks.runs import experiment as experiment_lib
 
     for run in runs:
@@ -181,13 +181,20 @@ class Comparison:
           experiment_lib.resolve(self.experiment.task, run.settings)
         )
     at_a_time = _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
-    queue.run_all(runs, at_a_time, draw)
+    queue.run_all(runs, at_a_time)
 
-  def train_locally(self, num_steps: int, draw: folder_lib.Draw) -> list[float]:
+  def pictures(self) -> Iterator[tuple[list[dict[str, Any]], str, str]]:
+    """The metrics, title and path of the runs' pictures that are not new."""
+    for folder in (run.folder for run in self._runs):
+      if not folder.is_current(folder.picture):
+        settings, _ = folder.read()
+        yield folder.read_metrics(), settings.title, folder.picture
+
+  def train_locally(self, num_steps: int) -> list[float]:
     """The accuracy of local training alone, for each seed.
 
-    MAML's steps from the initial model are local training. So it is the test of
-    the initial model in a run, of which the rounds do not matter.
+    MAML's steps from the initial model are local training. We therefore train
+    one round with that number of MAML steps and read the test of round 0.
     """
     partition = self.experiment.settings.partition
     runs = {
@@ -204,7 +211,7 @@ class Comparison:
       for seed in dict.fromkeys(run.settings.seed for run in self._runs)
     }
     queued = self._queue(runs, 1)
-    self._train(queued, draw)
+    self._train(queued)
     first = [folder_lib.evaluations(r.folder.read_metrics())[0] for r in queued]
     return [test['accuracy'] for test in first]
 

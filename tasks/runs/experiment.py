@@ -19,7 +19,6 @@ from tasks.catalog import task as task_lib
 from tasks.readers import files
 from tasks.runs import components
 from tasks.runs import errors
-from tasks.runs import names
 from tasks.runs import pipeline
 from tasks.runs import settings as settings_lib
 import tff_debias
@@ -142,45 +141,15 @@ class Experiment:
     return folder_name([*parts, *assignments(changes(self.task, s))])
 
   @property
-  def title(self) -> str:
-    """The method and the task, for people."""
-    method, personalization = map(names.name, self.settings.method_names)
-    if self.settings.tested_personalization is not None:
-      personalization = f'tested with {personalization}'
-    return f'{method}, {personalization} on {self.data_title}'
-
-  @property
-  def data_title(self) -> str:
-    """The task and how it is split, for people."""
-    s = self.settings
-    split = {
-      'acid': f'ACID, {s.classes_per_client} classes a device',
-      'alid': f'ALID, {s.classes_per_client} classes a device',
-      'dirichlet': f'Dirichlet({s.concentration})',
-      'natural': 'its own users',
-    }[s.partition]
-    return (
-      f'{s.task}: {split}, {s.clients_per_round} of'
-      f' {s.num_clients - self._num_held_out} devices a round'
-      + (f', {self._num_held_out} held out' * (s.held_out_share > 0))
-      + ', tested on validation examples' * (s.validation_share > 0)
-    )
-
-  @property
   def _validation_period(self) -> int:
-    """The n of which each n-th example is for validation; 0 for none."""
+    """n, if every n-th training example is for validation; 0 for none."""
     share = self.settings.validation_share
     return round(1 / share) if share else 0
 
-  @property
-  def _num_held_out(self) -> int:
-    s = self.settings
-    return max(round(s.held_out_share * s.num_clients), s.held_out_share > 0)
-
   def _check_clients_per_round(self) -> None:
     s = self.settings
-    if s.clients_per_round > s.num_clients - self._num_held_out:
-      held_out = f' less the {self._num_held_out} of --held_out_share'
+    if s.clients_per_round > s.num_clients - s.num_held_out:
+      held_out = f' less the {s.num_held_out} of --held_out_share'
       raise errors.UserError(
         f'--clients_per_round={s.clients_per_round} must be at most'
         f' --num_clients={s.num_clients}{held_out * (s.held_out_share > 0)}.'
@@ -191,7 +160,7 @@ class Experiment:
     """The ids of the clients that never take part in training."""
     ids = self.train_data.client_ids
     rng = np.random.default_rng([self.settings.seed, 3])
-    chosen = rng.choice(len(ids), self._num_held_out, replace=False)
+    chosen = rng.choice(len(ids), self.settings.num_held_out, replace=False)
     return [ids[i] for i in sorted(chosen)]
 
   @functools.cached_property

@@ -149,9 +149,10 @@ def _evaluate(
   if few_shot:
     everything = population.right_share(personalized)
     shots += population.curve('examples', 'all', everything)
+  settings = experiment.settings
   return Evaluation(
-    f'{experiment.title}; the model {experiment.settings.evaluated_model!r}'
-    f' after round {population.round_num}',
+    f'{settings.title}; the model {settings.evaluated_model!r} after round'
+    f' {population.round_num}',
     population.round_num,
     trained,
     population.rows(meta, personalized),

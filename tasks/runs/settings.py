@@ -17,6 +17,7 @@ from absl import flags
 from tasks import catalog
 from tasks.runs import components
 from tasks.runs import errors
+from tasks.runs import names as names_lib
 
 # The flags defined here are those of the program that asks for them.
 flags.disclaim_key_flags()
@@ -118,7 +119,7 @@ class Settings:
   validation_share: float = _setting(
     "The share of each client's training examples that are kept for validation:"
     ' all tests are then on them, and not on the test examples. It is rounded'
-    ' to one of 2, 3, 4, …',
+    ' to 1/2, 1/3, 1/4, …',
     0.0,
     at_least=0,
     at_most=0.5,
@@ -308,6 +309,36 @@ class Settings:
     """The method and the tests' personalization, for people: no modules."""
     names = (self.method or self.correction, self.personalization_in_tests)
     return tuple(name.partition(':')[2] or name for name in names)
+
+  @property
+  def title(self) -> str:
+    """The method and the data of resolved settings, for people."""
+    method, personalization = map(names_lib.name, self.method_names)
+    if self.tested_personalization is not None:
+      personalization = f'tested with {personalization}'
+    return f'{method}, {personalization} on {self.data_title}'
+
+  @property
+  def data_title(self) -> str:
+    """The task of resolved settings and how it is split, for people."""
+    split = {
+      'acid': f'ACID, {self.classes_per_client} classes a device',
+      'alid': f'ALID, {self.classes_per_client} classes a device',
+      'dirichlet': f'Dirichlet({self.concentration})',
+      'natural': 'its own users',
+    }[self.partition]
+    return (
+      f'{self.task}: {split}, {self.clients_per_round} of'
+      f' {self.num_clients - self.num_held_out} devices a round'
+      + (f', {self.num_held_out} held out' * (self.held_out_share > 0))
+      + ', tested on validation examples' * (self.validation_share > 0)
+    )
+
+  @property
+  def num_held_out(self) -> int:
+    """The number of clients of resolved settings that never train."""
+    number = round(self.held_out_share * self.num_clients)
+    return max(number, int(self.held_out_share > 0))
 
   def resolve(self, defaults: Mapping[str, Any]) -> 'Settings':
     """Puts `defaults` for the settings that are `None` and have an effect."""

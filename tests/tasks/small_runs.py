@@ -64,5 +64,5 @@ def train(path, personalization):
   folder = folder_lib.RunFolder(path)
   steps = {'maml_steps': 5} if personalization == 'maml' else {}
   trained = experiment(personalization=personalization, **steps)
-  training.run(trained, folder, ROUNDS, lambda *_: None, 2)
+  training.run(trained, folder, ROUNDS, 2)
   return folder
