@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterable
 from collections.abc import Mapping
+import enum
 import functools
 import hashlib
 import importlib
@@ -26,8 +27,24 @@ from tff_debias import partitions
 
 ClientData = tff.simulation.datasets.ClientData
 
-_EVALUATION_BATCH_SIZE = 500
+#: The examples in a batch of a test, or of a check.
+EVALUATION_BATCH_SIZE = 500
+
 _MAX_NAME_LENGTH = 100
+
+
+class Stream(enum.IntEnum):
+  """What is drawn by the seed of a run, beside the order of the examples."""
+
+  TESTED_CLIENTS = 1
+  USERS = 2
+  HELD_OUT_CLIENTS = 3
+  EVALUATED_CLIENTS = 4
+  FEW_SHOT_EXAMPLES = 5
+
+  def rng(self, seed: int, *place: int) -> np.random.Generator:
+    """The generator; a `place` tells those of a stream apart."""
+    return np.random.default_rng([seed, self, *place])
 
 
 def resolve(
@@ -159,7 +176,7 @@ class Experiment:
   def held_out_clients(self) -> list[str]:
     """The ids of the clients that never take part in training."""
     ids = self.train_data.client_ids
-    rng = np.random.default_rng([self.settings.seed, 3])
+    rng = Stream.HELD_OUT_CLIENTS.rng(self.settings.seed)
     chosen = rng.choice(len(ids), self.settings.num_held_out, replace=False)
     return [ids[i] for i in sorted(chosen)]
 
@@ -212,7 +229,7 @@ class Experiment:
           ' does not end with a null character.'
         )
     users = sorted(users)
-    rng = np.random.default_rng([s.seed, 2])
+    rng = Stream.USERS.rng(s.seed)
     chosen = rng.choice(len(users), s.num_clients, replace=False)
     return tuple(
       ClientData.from_clients_and_tf_fn(
@@ -243,7 +260,7 @@ class Experiment:
 
   def _check_labels(self, client_id: str, dataset: tf.data.Dataset) -> None:
     """Raises a `DataError` if a label of a client is out of range."""
-    for batch in dataset.batch(_EVALUATION_BATCH_SIZE):
+    for batch in dataset.batch(EVALUATION_BATCH_SIZE):
       for label in batch['y'].numpy():
         if not 0 <= label < self.num_outputs:
           raise files.DataError(
@@ -329,7 +346,7 @@ class Experiment:
     ids = self.training_clients
     chosen = np.arange(len(ids))
     if 0 < s.evaluation_clients < len(ids):
-      rng = np.random.default_rng([s.seed, 1])
+      rng = Stream.TESTED_CLIENTS.rng(s.seed)
       chosen = rng.choice(len(ids), s.evaluation_clients, replace=False)
     clients = [self.client_data(ids[i]) for i in sorted(chosen)]
     if self._validation_period and all(
@@ -350,7 +367,7 @@ class Experiment:
       (
         name,
         pipeline.test_dataset(
-          self._examples(data, client_id), _EVALUATION_BATCH_SIZE
+          self._examples(data, client_id), EVALUATION_BATCH_SIZE
         ),
       )
       for name, data in (('train', self.train_data), ('test', self.test_data))
