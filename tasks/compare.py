@@ -3,6 +3,9 @@
 The methods start from the same model and train with the same participants on
 the same partition, for several seeds. Each is a run of `tasks.train` in a
 folder of its own; the same command again goes on, and trains nothing twice.
+
+The defaults of the settings depend on the task and the method;
+`tasks.train --show_settings` prints them.
 """
 
 import dataclasses

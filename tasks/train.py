@@ -1,11 +1,13 @@
 """Trains one method on one task: `python -m tasks.train --help`.
 
+The defaults of the settings depend on the task and the method; --show_settings
+prints them.
+
 The same command again goes on where the last one stopped. Only do that in a
 folder of your own, or of somebody whose programs you would run.
 """
 
 import os
-from typing import Any
 
 from absl import flags
 
@@ -55,8 +57,8 @@ _BASELINE = flags.DEFINE_boolean(
 _SHOW_SETTINGS = flags.DEFINE_boolean(
   'show_settings',
   False,
-  'Prints all settings of the run, with the defaults of its task and method,'
-  ' and trains nothing.',
+  'Prints all settings of the run, also those that its task and method decide,'
+  ' and trains nothing. The data of the task must be there.',
 )
 settings_lib.define_flags()
 
@@ -64,6 +66,7 @@ settings_lib.define_flags()
 def main() -> None:
   """Trains to the given round, draws the picture and prints the summary."""
   from tasks.reports import figures
+  from tasks.reports import run_report
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import training
 
@@ -85,7 +88,7 @@ def main() -> None:
   )
   title = experiment.settings.title
   figures.save_convergence(rows, title, folder.picture)
-  print(f'{title}\n{_summary(rows)}')
+  print(f'{title}\n{run_report.summary(experiment.settings, rows)}')
   has_baseline = _BASELINE.value
   if has_baseline is None:
     has_baseline = experiment.task.is_quick
@@ -101,7 +104,7 @@ def main() -> None:
     figures.save_convergence(others, settings.title, baseline.folder.picture)
     name = f'{names.name(baseline.settings.method)} (without correction)'
     figures.save_convergence(rows, title, folder.picture, {name: others})
-    print(f'{name}:\n{_summary(others)}')
+    print(f'{name}:\n{run_report.summary(settings, others)}')
   print(
     f'results in {folder.path}: {os.path.basename(folder.picture)},'
     ' metrics.csv, meta_model.keras, tensorboard/'
@@ -124,21 +127,6 @@ def _settings_table(settings: settings_lib.Settings, rounds: int) -> str:
     f'--{name}={value}'
     for name, value in given.items()
     if value is not None and name != hidden
-  )
-
-
-def _summary(rows: list[dict[str, Any]]) -> str:
-  tests = folder_lib.evaluations(rows)
-  last, best = tests[-1], max(tests, key=lambda test: test['accuracy'])
-  num_bytes = sum(
-    rows[-1].get(f'{name}/bytes', 0) for name in ('distributor', 'aggregator')
-  )
-  return (
-    f'personalized accuracy {last["accuracy"]:.4f} after round'
-    f' {last["round"]:.0f} (the worst tenth of devices is at'
-    f' or below {last["low"]:.3f}); best {best["accuracy"]:.4f} after round'
-    f' {best["round"]:.0f}\n'
-    f'transmitted {last["models"]:.0f} models, {num_bytes / 1e6:.1f} MB'
   )
 
 

@@ -148,8 +148,9 @@ class Settings:
   )
   max_grad_norm: float | None = _setting(
     'The bound on the norm of a gradient; inf for none. By default 10 for'
-    ' methods that personalize, as published, and none for the others. Without'
-    ' a bound, those are tested with --tested_personalization by its default.',
+    ' methods that personalize, as published, and none for the others. A method'
+    ' without a bound that is tested with --tested_personalization takes that'
+    " personalization's default bound in its tests.",
     above=0,
     may_be_infinite=True,
   )
