@@ -316,6 +316,11 @@ def test_held_out_clients_never_train():
   )
 
 
+def test_a_small_share_holds_out_one_client():
+  settings = small_runs.experiment(held_out_share=0.01).settings
+  assert '2 of 11 devices a round, 1 held out' in settings.title
+
+
 def test_with_none_held_out_the_participants_are_as_ever():
   everyone = small_runs.experiment(held_out_share=0.0)
   ids = [f'client_{i:04d}' for i in range(12)]
