@@ -13,22 +13,6 @@ from absl import app
 from absl import flags
 from absl import logging
 
-# The flags defined here are those of the program that asks for them.
-flags.disclaim_key_flags()
-
-
-def define_worker_network() -> flags.FlagHolder[str]:
-  """Defines the flag --worker_network, see `runtime.local_context`."""
-  return flags.DEFINE_enum(
-    'worker_network',
-    'private',
-    ['private', 'shared'],
-    "The network of TFF's worker process, which does what it is told by"
-    ' whoever reaches it. private: only this program does; where the system'
-    ' does not permit that, a warning says so. shared: every user of this'
-    ' machine does, and every machine that reaches it.',
-  )
-
 
 def run(
   main: Callable[[], None],

@@ -3,8 +3,12 @@
 The methods start from the same model and train with the same participants on
 the same partition, for several seeds. Each is a run of `tasks.train` in a
 folder of its own; the same command again goes on, and trains nothing twice.
+
+The defaults of the settings depend on the task and the method;
+`tasks.train --show_settings` prints them.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
@@ -40,18 +44,19 @@ _TESTS_AT_TARGET = flags.DEFINE_integer(
 )
 _LOCAL_TRAINING = flags.DEFINE_integer(
   'local_training',
-  0,
+  None,
   'Tests local training alone besides: this number of steps, of the size'
   ' --learning_rate, on all training examples of a device, from the initial'
-  ' model. 0 for none: a step takes a pass over the data of all devices.',
+  ' model. A step takes a pass over the data of all devices: by default 100'
+  ' steps for the task digits and 0, for none, for others.',
   lower_bound=0,
   upper_bound=1000,
 )
 flags.adopt_module_key_flags(comparison_lib)
 
 
-def _settings() -> list[settings_lib.Settings]:
-  """The settings of every run; overrides go before what was tuned."""
+def _members() -> list[comparison_lib.Member]:
+  """Every run; overrides go before what was tuned."""
   overrides = {text: _parse_override(text) for text in _OVERRIDES.value}
   tuned = tuned_lib.load(_TUNED.value) if _TUNED.value else None
   unused = set(overrides)
@@ -61,8 +66,14 @@ def _settings() -> list[settings_lib.Settings]:
     chosen = [text for text in overrides if overrides[text][0] == key]
     unused.difference_update(chosen)
     changes = dict(overrides[text][1] for text in chosen)
-    settings = dataclasses.replace(settings, **changes)
-    results.append(tuned.apply(settings) if tuned else settings)
+    changed = dataclasses.replace(settings, **changes)
+    changed = tuned.apply(changed) if tuned else changed
+    own = {
+      name: getattr(changed, name)
+      for name in comparison_lib.OVERRIDABLE
+      if getattr(changed, name) != getattr(settings, name)
+    }
+    results.append(comparison_lib.Member(changed, own))
   if unused:
     raise errors.UserError(f'--override={min(unused)} is for none of the runs.')
   return results
@@ -96,22 +107,26 @@ def _targets() -> list[float] | None:
   return targets
 
 
-def _describe_overrides() -> str:
-  """The settings that some methods have for themselves, for the tables."""
-  parts = list(_OVERRIDES.value)
-  if _TUNED.value:
-    tuned = tuned_lib.load(_TUNED.value)
-    choices = ', '.join(
-      f'{run}:{name}={value}'
-      for run, chosen in tuned.chosen.items()
-      for name, value in chosen.items()
-    )
-    parts.append(f'by {_TUNED.value}: {choices}')
-  return ' '.join(parts)
+def _describe_settings(members: Sequence[comparison_lib.Member]) -> str:
+  """The settings that are given for all runs, and those of some methods."""
+  shared = [
+    f'{field.name}={flags.FLAGS[field.name].value}'
+    for field in dataclasses.fields(settings_lib.Settings)
+    if field.name in flags.FLAGS
+    and flags.FLAGS[field.name].present
+    # It is a place on this machine.
+    and field.name != 'data_dir'
+  ]
+  own = [
+    f'{tuned_lib.key(member.settings)}:{name}={value}'
+    for member in members
+    for name, value in member.own.items()
+  ]
+  return ' '.join(dict.fromkeys(shared + own))
 
 
 def _check_flags() -> None:
-  _settings()
+  _members()
   _targets()
 
 
@@ -123,28 +138,30 @@ def main() -> None:
   from tasks.reports import savings
   from tasks.reports import tables
 
-  comparison = comparison_lib.Comparison(
-    'compare',
-    {'_'.join((*s.method_names, f'seed{s.seed}')): s for s in _settings()},
-  )
+  members = _members()
+  comparison = comparison_lib.Comparison('compare', members)
   with folder_lib.RunFolder(comparison.path).lock():
-    comparison.train(figures.save_convergence)
+    comparison.train()
+    for picture in comparison.pictures():
+      figures.save_convergence(*picture)
     curves = [
       savings.curve(*run).smoothed(comparison_lib.SMOOTHING.value)
       for run in comparison.tests()
     ]
-    local = None
-    if num_steps := _LOCAL_TRAINING.value:
+    local, num_steps = None, _LOCAL_TRAINING.value
+    if num_steps is None:
+      num_steps = 100 if comparison.experiment.task.is_quick else 0
+    if num_steps:
       local = method_report.Local(
         num_steps,
         comparison.experiment.settings.learning_rate,
-        comparison.train_locally(num_steps, figures.save_convergence),
+        comparison.train_locally(num_steps),
       )
     targets = comparison.targets(_targets())
     origin = method_report.Origin(
       comparison_lib.SMOOTHING.value,
       _TESTS_AT_TARGET.value,
-      _describe_overrides(),
+      _describe_settings(members),
       provenance.version(),
       provenance.today(),
     )

@@ -9,6 +9,7 @@ from absl import flags
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
+from tasks.runs import settings as settings_lib
 
 _RUN = flags.DEFINE_string('run', None, 'The folder of the run.')
 _ROUND = flags.DEFINE_integer(
@@ -37,15 +38,15 @@ _STEPS = flags.DEFINE_integer(
   ' the training.',
   lower_bound=1,
 )
-_WORKER_NETWORK = cli.define_worker_network()
+_WORKER_NETWORK = settings_lib.define_worker_network()
 
 
 def main() -> None:
   """Evaluates, writes the files and prints the summary."""
   from tasks.reports import client_report
-  from tasks.reports import per_client
   from tasks.runs import checkpoint
   from tasks.runs import experiment as experiment_lib
+  from tasks.runs import per_client
   from tff_debias import runtime
 
   folder = folder_lib.find(_RUN.value)

@@ -46,8 +46,7 @@ def main() -> None:
 
   from tasks.runs import checkpoint
   from tasks.runs import experiment as experiment_lib
-  from tff_debias import export
-  from tff_debias import runtime  # noqa: F401 (lets TFF end without an error)
+  import tff_debias
 
   experiment = experiment_lib.Experiment(folder.read()[0])
   test = None
@@ -71,7 +70,7 @@ def main() -> None:
     client_id = os.path.splitext(os.path.basename(_EXAMPLES.value))[0]
   keras_model = experiment.build_keras_model()
   checkpoint.load_final(experiment, folder).assign_weights_to(keras_model)
-  exported = export.export_personalized_model(
+  exported = tff_debias.export_personalized_model(
     keras_model,
     experiment.model,
     experiment.personalization_in_tests,
@@ -79,7 +78,7 @@ def main() -> None:
     _OUTPUT_DIR.value or os.path.join(folder.path, 'personalized', client_id),
     max_grad_norm=experiment.max_grad_norm_in_tests,
   )
-  print(experiment.title)
+  print(experiment.settings.title)
   print(
     f'{client_id}: personalized with {len(examples[1])} examples of the classes'
     f' {", ".join(map(str, np.unique(examples[1])))}'
@@ -89,7 +88,7 @@ def main() -> None:
     before = keras_model.predict(x, verbose=0)
     after = exported.keras_model.predict(x, verbose=0)
     before, after = (np.mean(p.argmax(axis=1) == y) for p in (before, after))
-    is_proto = experiment.settings.personalization == 'proto'
+    is_proto = isinstance(experiment.personalization, tff_debias.Proto)
     remark = ' (whose last layer is not trained)' * is_proto
     print(
       f'accuracy on its {len(y)} test examples: {before:.4f} by the meta-model'

@@ -1,11 +1,13 @@
 """Trains one method on one task: `python -m tasks.train --help`.
 
+The defaults of the settings depend on the task and the method; --show_settings
+prints them.
+
 The same command again goes on where the last one stopped. Only do that in a
 folder of your own, or of somebody whose programs you would run.
 """
 
 import os
-from typing import Any
 
 from absl import flags
 
@@ -43,7 +45,7 @@ _FROM_ROUND = flags.DEFINE_integer(
   ' default a run goes on from its last checkpoint. The last two are kept.',
   lower_bound=0,
 )
-_WORKER_NETWORK = cli.define_worker_network()
+_WORKER_NETWORK = settings_lib.define_worker_network()
 _TUNED = tuned_lib.define_flag()
 _BASELINE = flags.DEFINE_boolean(
   'baseline',
@@ -55,16 +57,16 @@ _BASELINE = flags.DEFINE_boolean(
 _SHOW_SETTINGS = flags.DEFINE_boolean(
   'show_settings',
   False,
-  'Prints all settings of the run, with the defaults of its task and method,'
-  ' and trains nothing.',
+  'Prints all settings of the run, also those that its task and method decide,'
+  ' and trains nothing. The data of the task must be there.',
 )
 settings_lib.define_flags()
-flags.adopt_module_key_flags(settings_lib)
 
 
 def main() -> None:
   """Trains to the given round, draws the picture and prints the summary."""
   from tasks.reports import figures
+  from tasks.reports import run_report
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import training
 
@@ -80,12 +82,13 @@ def main() -> None:
     experiment,
     folder,
     rounds,
-    figures.save_convergence,
     _ROUNDS_PER_CHECKPOINT.value,
     _FROM_ROUND.value,
     _WORKER_NETWORK.value,
   )
-  print(f'{experiment.title}\n{_summary(rows)}')
+  title = experiment.settings.title
+  figures.save_convergence(rows, title, folder.picture)
+  print(f'{title}\n{run_report.summary(experiment.settings, rows)}')
   has_baseline = _BASELINE.value
   if has_baseline is None:
     has_baseline = experiment.task.is_quick
@@ -96,12 +99,12 @@ def main() -> None:
       rounds,
       _WORKER_NETWORK.value,
     )
-    others = baseline.train(figures.save_convergence)
+    others = baseline.train()
+    settings, _ = baseline.folder.read()
+    figures.save_convergence(others, settings.title, baseline.folder.picture)
     name = f'{names.name(baseline.settings.method)} (without correction)'
-    figures.save_convergence(
-      rows, experiment.title, folder.picture, {name: others}
-    )
-    print(f'{name}:\n{_summary(others)}')
+    figures.save_convergence(rows, title, folder.picture, {name: others})
+    print(f'{name}:\n{run_report.summary(settings, others)}')
   print(
     f'results in {folder.path}: {os.path.basename(folder.picture)},'
     ' metrics.csv, meta_model.keras, tensorboard/'
@@ -124,21 +127,6 @@ def _settings_table(settings: settings_lib.Settings, rounds: int) -> str:
     f'--{name}={value}'
     for name, value in given.items()
     if value is not None and name != hidden
-  )
-
-
-def _summary(rows: list[dict[str, Any]]) -> str:
-  tests = folder_lib.evaluations(rows)
-  last, best = tests[-1], max(tests, key=lambda test: test['accuracy'])
-  num_bytes = sum(
-    rows[-1].get(f'{name}/bytes', 0) for name in ('distributor', 'aggregator')
-  )
-  return (
-    f'personalized accuracy {last["accuracy"]:.4f} after round'
-    f' {last["round"]:.0f} (the worst tenth of devices is at'
-    f' or below {last["low"]:.3f}); best {best["accuracy"]:.4f} after round'
-    f' {best["round"]:.0f}\n'
-    f'transmitted {last["models"]:.0f} models, {num_bytes / 1e6:.1f} MB'
   )
 
 

@@ -52,9 +52,9 @@ def _grid() -> dict[str, list[Any]]:
   return grid
 
 
-def _runs() -> dict[str, tuple[settings_lib.Settings, Any]]:
-  """The settings of each run and its point of the grid, by folder."""
-  grid, runs = _grid(), {}
+def _members() -> list[comparison_lib.Member]:
+  """Every run, with its point of the grid."""
+  grid, results = _grid(), []
   for settings in comparison_lib.settings_from_flags():
     if not settings.validation_share:
       raise errors.UserError(
@@ -63,14 +63,13 @@ def _runs() -> dict[str, tuple[settings_lib.Settings, Any]]:
       )
     own = {k: v for k, v in grid.items() if settings.has_effect(k)}
     for values in itertools.product(*own.values()):
-      point = tuple(zip(own, values, strict=True))
-      parts = [*settings.method_names, *(f'{k}={v}' for k, v in point)]
-      name = '_'.join([*parts, f'seed{settings.seed}'])
-      runs[name] = dataclasses.replace(settings, **dict(point)), point
+      point = dict(zip(own, values, strict=True))
+      changed = dataclasses.replace(settings, **point)
+      results.append(comparison_lib.Member(changed, point))
   for name in grid:
-    if not any(settings.has_effect(name) for settings, _ in runs.values()):
+    if not any(member.settings.has_effect(name) for member in results):
       raise errors.UserError(f'--grid: {name} has no effect on any method.')
-  return runs
+  return results
 
 
 def main() -> None:
@@ -81,23 +80,23 @@ def main() -> None:
   from tasks.reports import tables
   from tasks.reports import tuning_report
 
-  runs = _runs()
-  comparison = comparison_lib.Comparison(
-    'tune', {name: settings for name, (settings, _) in runs.items()}
-  )
+  members = _members()
+  comparison = comparison_lib.Comparison('tune', members)
   with folder_lib.RunFolder(comparison.path).lock():
-    comparison.train(figures.save_convergence)
+    comparison.train()
+    for picture in comparison.pictures():
+      figures.save_convergence(*picture)
     accuracy = collections.defaultdict(list)
     for (settings, tests), (_, point) in zip(
-      comparison.tests(), runs.values(), strict=True
+      comparison.tests(), members, strict=True
     ):
       curve = savings.curve(settings, tests)
-      accuracy[tuned_lib.key(settings), point].append(
+      accuracy[tuned_lib.key(settings), tuple(point.items())].append(
         float(curve.smoothed(comparison_lib.SMOOTHING.value).accuracy[-1])
       )
     origin = {
       'rounds': comparison.rounds,
-      'seeds': ' '.join(dict.fromkeys(str(s.seed) for s, _ in runs.values())),
+      'seeds': ' '.join(dict.fromkeys(str(s.seed) for s, _ in members)),
       'validation_share': comparison.experiment.settings.validation_share,
       'smoothing': comparison_lib.SMOOTHING.value,
       'version': provenance.version(),
@@ -118,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, _runs)
+  cli.run(main, _members)

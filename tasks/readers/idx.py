@@ -16,9 +16,7 @@ _UBYTE = 8
 
 
 def read(
-  path: str | os.PathLike[str],
-  rank: int,
-  published: tuple[str, str] | None = None,
+  path: str | os.PathLike[str], rank: int, published: tuple[str, str]
 ) -> np.ndarray:
   """Reads a file of unsigned bytes, which may be compressed by gzip.
 
@@ -47,7 +45,6 @@ def read(
   shape = tuple(np.frombuffer(data, '>u4', rank, 4).tolist())
   expected = start + int(np.prod(shape, dtype=object))
   files.check_length(path, data, expected, f'by its dimensions {list(shape)}')
-  if published is not None:
-    title, digest = published
-    files.compare_digest(title, path, data, digest)
+  title, digest = published
+  files.compare_digest(title, path, data, digest)
   return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

@@ -8,8 +8,8 @@ import tempfile
 import numpy as np
 
 from tasks.reports import figures
-from tasks.reports import per_client
 from tasks.reports import tables
+from tasks.runs import per_client
 
 _LINES = dict(zip(per_client.GROUPS, figures.LINES, strict=False))
 _MAX_BINS = 25

@@ -18,13 +18,13 @@ class Origin:
   """The origin of the figures: how they are computed, of which code, when.
 
   An accuracy is the mean of `smoothing` tests, and `num_tests` tests at a
-  target count as reaching it. `overrides` are the settings that some methods
-  had for themselves.
+  target count as reaching it. `given` are the settings other than the task's
+  defaults, for all methods or for some.
   """
 
   smoothing: int
   num_tests: int
-  overrides: str
+  given: str
   version: str
   date: str
 
@@ -258,6 +258,7 @@ def _notes(
       ' below the best before. Its settings are not stable.'
     )
   notes.append(
-    f'Overrides: {origin.overrides or "none"}. {origin.version}, {origin.date}.'
+    f'Settings given: {origin.given or "none"}. {origin.version},'
+    f' {origin.date}.'
   )
   return notes

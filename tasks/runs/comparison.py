@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import itertools
 import os
 from typing import Any
+from typing import NamedTuple
 
 from absl import flags
 
-from tasks import cli
+from tasks.runs import components
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import queue
@@ -27,8 +28,14 @@ OVERRIDABLE = (
 
 _METHODS = flags.DEFINE_list(
   'methods',
-  ['fed_avg', 'fed_prox', 'per_fed_avg', 'pfl_dyn', 'pfl_scaf'],
-  f'The methods: {", ".join(settings_lib.METHODS)}.',
+  list(settings_lib.METHODS),
+  f'The methods, by default all: {", ".join(settings_lib.METHODS)}.',
+)
+_CORRECTIONS = flags.DEFINE_multi_string(
+  'correction',
+  [],
+  'A correction of your own besides the methods, MODULE:CLASS(NAME=VALUE), such'
+  ' as my_module:MyCorrection(gamma=0.5); can be given several times.',
 )
 _PERSONALIZATIONS = flags.DEFINE_list(
   'personalizations',
@@ -56,25 +63,26 @@ _RUNS_AT_A_TIME = flags.DEFINE_integer(
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
   None,
-  'The folder of the runs and results. By default a folder in runs/ with the'
-  ' names of task and partition.',
+  'The folder of the runs and results. By default a folder in runs/ with a name'
+  ' made of the task, the partition and the settings that all runs share.',
 )
-_WORKER_NETWORK = cli.define_worker_network()
+_WORKER_NETWORK = settings_lib.define_worker_network()
 settings_lib.define_flags(
   without=(
     *('method', 'correction', 'seed'),
     *('personalization', 'tested_personalization'),
   )
 )
-flags.adopt_module_key_flags(settings_lib)
 
 
 def settings_from_flags() -> list[settings_lib.Settings]:
   """The settings of every run: each seed, method and personalization."""
   folder_lib.check_output_dir(_OUTPUT_DIR.value)
   results = {}
-  for seed, method, personalization in itertools.product(
-    _SEEDS.value, _METHODS.value, _PERSONALIZATIONS.value
+  methods = [(method, None) for method in _METHODS.value]
+  methods += [(None, correction) for correction in _CORRECTIONS.value]
+  for seed, (method, correction), personalization in itertools.product(
+    _SEEDS.value, methods, _PERSONALIZATIONS.value
   ):
     _, personalizes = settings_lib.METHODS.get(method, (None, True))
     name = 'personalization' if personalizes else 'tested_personalization'
@@ -82,6 +90,7 @@ def settings_from_flags() -> list[settings_lib.Settings]:
     settings = settings_lib.from_flags(
       only_with_effect=True,
       method=method,
+      correction=correction,
       **{name: None if as_it_is else personalization},
       seed=settings_lib.parse('seed', seed),
     )
@@ -90,6 +99,7 @@ def settings_from_flags() -> list[settings_lib.Settings]:
     raise errors.UserError(
       '--methods, --personalizations and --seeds must not be empty.'
     )
+  settings_lib.check_flags_have_effect(results)
   return list(results)
 
 
@@ -103,20 +113,37 @@ def check_overridable(flag: str, name: str) -> None:
     )
 
 
-class Comparison:
-  """The runs, by the names of their folders, and the folder of them all."""
+class Member(NamedTuple):
+  """The settings of a run, and the values of those that only it has."""
 
-  def __init__(
-    self, program: str, runs: Mapping[str, settings_lib.Settings]
-  ) -> None:
+  settings: settings_lib.Settings
+  own: Mapping[str, Any]
+
+
+class Comparison:
+  """The runs, each in a folder of its own, and the folder of them all."""
+
+  def __init__(self, program: str, members: Sequence[Member]) -> None:
     """Loads the data, so that an error about them comes before a process."""
     from tasks.runs import experiment as experiment_lib
 
-    experiment = experiment_lib.Experiment(next(iter(runs.values())))
+    experiment = experiment_lib.Experiment(members[0].settings)
     s = experiment.settings
     self.experiment = experiment
+    shared, runs = {}, {}
+    for settings, own in members:
+      components.check_own(settings)
+      resolved = experiment_lib.resolve(experiment.task, settings)
+      changes = experiment_lib.changes(experiment.task, resolved)
+      shared |= {k: v for k, v in changes.items() if k not in own}
+      parts = [*settings.method_names, *experiment_lib.assignments(own)]
+      name = experiment_lib.folder_name([*parts, f'seed{settings.seed}'])
+      if name in runs:
+        raise errors.UserError(f'Two runs would be in the same folder, {name}.')
+      runs[name] = settings
+    parts = [program, s.task, s.partition, *experiment_lib.assignments(shared)]
     self.path = _OUTPUT_DIR.value or os.path.join(
-      'runs', f'{program}_{s.task}_{s.partition}'
+      'runs', experiment_lib.folder_name(parts)
     )
     self.rounds = _ROUNDS.value or experiment.default_rounds
     if self.rounds % s.rounds_per_evaluation:
@@ -125,7 +152,7 @@ class Comparison:
         f' --rounds_per_evaluation={s.rounds_per_evaluation}: the last test'
         ' counts.'
       )
-    self.title = f'{experiment.data_title}, {self.rounds} rounds'
+    self.title = f'{s.data_title}, {self.rounds} rounds'
     self._runs = self._queue(runs, self.rounds)
 
   def _queue(
@@ -141,11 +168,11 @@ class Comparison:
       for name, settings in runs.items()
     ]
 
-  def train(self, draw: folder_lib.Draw) -> None:
+  def train(self) -> None:
     """Trains the runs that are not finished, in a locked folder."""
-    self._train(self._runs, draw)
+    self._train(self._runs)
 
-  def _train(self, runs: Sequence[queue.Run], draw: folder_lib.Draw) -> None:
+  def _train(self, runs: Sequence[queue.Run]) -> None:
     from tasks.runs import experiment as experiment_lib
 
     for run in runs:
@@ -154,19 +181,27 @@ class Comparison:
           experiment_lib.resolve(self.experiment.task, run.settings)
         )
     at_a_time = _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
-    queue.run_all(runs, at_a_time, draw)
+    queue.run_all(runs, at_a_time)
 
-  def train_locally(self, num_steps: int, draw: folder_lib.Draw) -> list[float]:
+  def pictures(self) -> Iterator[tuple[list[dict[str, Any]], str, str]]:
+    """The metrics, title and path of the runs' pictures that are not new."""
+    for folder in (run.folder for run in self._runs):
+      if not folder.is_current(folder.picture):
+        settings, _ = folder.read()
+        yield folder.read_metrics(), settings.title, folder.picture
+
+  def train_locally(self, num_steps: int) -> list[float]:
     """The accuracy of local training alone, for each seed.
 
-    MAML's steps from the initial model are local training. So it is the test of
-    the initial model in a run, of which the rounds do not matter.
+    MAML's steps from the initial model are local training. We therefore train
+    one round with that number of MAML steps and read the test of round 0.
     """
     partition = self.experiment.settings.partition
     runs = {
-      f'local_seed{seed}': settings_lib.from_flags(
+      f'local_{num_steps}_steps_seed{seed}': settings_lib.from_flags(
         only_with_effect=True,
         method='fed_avg',
+        correction=None,
         tested_personalization='maml',
         maml_steps=num_steps,
         maml_learning_rate=self.experiment.settings.learning_rate,
@@ -176,7 +211,7 @@ class Comparison:
       for seed in dict.fromkeys(run.settings.seed for run in self._runs)
     }
     queued = self._queue(runs, 1)
-    self._train(queued, draw)
+    self._train(queued)
     first = [folder_lib.evaluations(r.folder.read_metrics())[0] for r in queued]
     return [test['accuracy'] for test in first]
 
@@ -195,12 +230,13 @@ class Comparison:
   def tests(
     self,
   ) -> Iterator[tuple[settings_lib.Settings, list[dict[str, Any]]]]:
-    """The settings of each run, and the tests that all runs have."""
+    """The resolved settings of each run, and the tests that all runs have."""
     step = self.experiment.settings.rounds_per_evaluation
     for run in self._runs:
       tests = folder_lib.evaluations(run.folder.read_metrics())
+      settings, _ = run.folder.read()
       yield (
-        run.settings,
+        settings,
         [
           test
           for test in tests

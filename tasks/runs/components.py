@@ -128,6 +128,13 @@ def build(setting: str, settings: Any) -> Any:
   return made
 
 
+def check_own(settings: Any) -> None:
+  """Raises an error if a class of one's own in settings cannot be made."""
+  for setting in BUILT_IN:
+    if getattr(settings, setting) not in (None, *BUILT_IN[setting]):
+      build(setting, settings)
+
+
 def _find_class(where: str, component: Component, base: type) -> type:
   try:
     module = importlib.import_module(component.module)

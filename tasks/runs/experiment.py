@@ -1,6 +1,9 @@
 """Makes an experiment of its settings: data, model and learning process."""
 
 import collections
+from collections.abc import Iterable
+from collections.abc import Mapping
+import enum
 import functools
 import hashlib
 import importlib
@@ -17,7 +20,6 @@ from tasks.catalog import task as task_lib
 from tasks.readers import files
 from tasks.runs import components
 from tasks.runs import errors
-from tasks.runs import names
 from tasks.runs import pipeline
 from tasks.runs import settings as settings_lib
 import tff_debias
@@ -25,8 +27,24 @@ from tff_debias import partitions
 
 ClientData = tff.simulation.datasets.ClientData
 
-_EVALUATION_BATCH_SIZE = 500
+#: The examples in a batch of a test, or of a check.
+EVALUATION_BATCH_SIZE = 500
+
 _MAX_NAME_LENGTH = 100
+
+
+class Stream(enum.IntEnum):
+  """What is drawn by the seed of a run, beside the order of the examples."""
+
+  TESTED_CLIENTS = 1
+  USERS = 2
+  HELD_OUT_CLIENTS = 3
+  EVALUATED_CLIENTS = 4
+  FEW_SHOT_EXAMPLES = 5
+
+  def rng(self, seed: int, *place: int) -> np.random.Generator:
+    """The generator; a `place` tells those of a stream apart."""
+    return np.random.default_rng([seed, self, *place])
 
 
 def resolve(
@@ -52,6 +70,41 @@ def _defaults(
     name: (tests if name.startswith('maml_') else training)[name]
     for name in training
   }
+
+
+def changes(
+  task: task_lib.Task, settings: settings_lib.Settings
+) -> dict[str, Any]:
+  """The resolved settings that are not the defaults of task and method.
+
+  What names a run anyway, as its method and its seed, is not among them, nor is
+  the folder of the data.
+  """
+  main = ('task', 'partition', 'method', 'correction', 'personalization')
+  main += ('tested_personalization',)
+  plain = resolve(
+    task, settings_lib.Settings(**{k: getattr(settings, k) for k in main})
+  )
+  return {
+    name: value
+    for name, value in vars(settings).items()
+    if name not in (*main, 'seed', 'data_dir') and value != vars(plain)[name]
+  }
+
+
+def assignments(values: Mapping[str, Any]) -> list[str]:
+  """Settings as parts of a name, NAME=VALUE."""
+  return [f'{name}={value}' for name, value in values.items()]
+
+
+def folder_name(parts: Iterable[str]) -> str:
+  """The parts as a name of a folder; a long one has a hash for its end."""
+  # Such characters have a meaning in a shell or in TensorFlow's file names.
+  name = re.sub(r'[^\w.,=+-]+', '-', '_'.join(parts))
+  if len(name) <= _MAX_NAME_LENGTH:
+    return name
+  hashed = hashlib.sha256(name.encode()).hexdigest()[:8]
+  return f'{name[: _MAX_NAME_LENGTH - 9]}_{hashed}'
 
 
 def _validation(data: ClientData, period: int) -> tuple[ClientData, ClientData]:
@@ -101,64 +154,19 @@ class Experiment:
   def name(self) -> str:
     """A name of the run, which tells it from runs with other settings."""
     s = self.settings
-    main = ('task', 'partition', 'method', 'correction', 'personalization')
-    main += ('tested_personalization',)
-    plain = resolve(
-      self.task, settings_lib.Settings(**{k: getattr(s, k) for k in main})
-    )
     parts = [s.task, s.partition, *s.method_names, f'seed{s.seed}']
-    parts += [
-      f'{name}={value}'
-      for name, value in vars(s).items()
-      if name not in (*main, 'seed', 'data_dir') and value != vars(plain)[name]
-    ]
-    # Such characters have a meaning in a shell or in TensorFlow's file names.
-    name = re.sub(r'[^\w.,=+-]+', '-', '_'.join(parts))
-    if len(name) <= _MAX_NAME_LENGTH:
-      return name
-    hashed = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f'{name[: _MAX_NAME_LENGTH - 9]}_{hashed}'
-
-  @property
-  def title(self) -> str:
-    """The method and the task, for people."""
-    method, personalization = map(names.name, self.settings.method_names)
-    if self.settings.tested_personalization is not None:
-      personalization = f'tested with {personalization}'
-    return f'{method}, {personalization} on {self.data_title}'
-
-  @property
-  def data_title(self) -> str:
-    """The task and how it is split, for people."""
-    s = self.settings
-    split = {
-      'acid': f'ACID, {s.classes_per_client} classes a device',
-      'alid': f'ALID, {s.classes_per_client} classes a device',
-      'dirichlet': f'Dirichlet({s.concentration})',
-      'natural': 'its own users',
-    }[s.partition]
-    return (
-      f'{names.name(s.task)}: {split}, {s.clients_per_round} of'
-      f' {s.num_clients - self._num_held_out} devices a round'
-      + (f', {self._num_held_out} held out' * (s.held_out_share > 0))
-      + ', tested on validation examples' * (s.validation_share > 0)
-    )
+    return folder_name([*parts, *assignments(changes(self.task, s))])
 
   @property
   def _validation_period(self) -> int:
-    """The n of which each n-th example is for validation; 0 for none."""
+    """n, if every n-th training example is for validation; 0 for none."""
     share = self.settings.validation_share
     return round(1 / share) if share else 0
 
-  @property
-  def _num_held_out(self) -> int:
-    s = self.settings
-    return max(round(s.held_out_share * s.num_clients), s.held_out_share > 0)
-
   def _check_clients_per_round(self) -> None:
     s = self.settings
-    if s.clients_per_round > s.num_clients - self._num_held_out:
-      held_out = f' less the {self._num_held_out} of --held_out_share'
+    if s.clients_per_round > s.num_clients - s.num_held_out:
+      held_out = f' less the {s.num_held_out} of --held_out_share'
       raise errors.UserError(
         f'--clients_per_round={s.clients_per_round} must be at most'
         f' --num_clients={s.num_clients}{held_out * (s.held_out_share > 0)}.'
@@ -168,8 +176,8 @@ class Experiment:
   def held_out_clients(self) -> list[str]:
     """The ids of the clients that never take part in training."""
     ids = self.train_data.client_ids
-    rng = np.random.default_rng([self.settings.seed, 3])
-    chosen = rng.choice(len(ids), self._num_held_out, replace=False)
+    rng = Stream.HELD_OUT_CLIENTS.rng(self.settings.seed)
+    chosen = rng.choice(len(ids), self.settings.num_held_out, replace=False)
     return [ids[i] for i in sorted(chosen)]
 
   @functools.cached_property
@@ -221,7 +229,7 @@ class Experiment:
           ' does not end with a null character.'
         )
     users = sorted(users)
-    rng = np.random.default_rng([s.seed, 2])
+    rng = Stream.USERS.rng(s.seed)
     chosen = rng.choice(len(users), s.num_clients, replace=False)
     return tuple(
       ClientData.from_clients_and_tf_fn(
@@ -252,7 +260,7 @@ class Experiment:
 
   def _check_labels(self, client_id: str, dataset: tf.data.Dataset) -> None:
     """Raises a `DataError` if a label of a client is out of range."""
-    for batch in dataset.batch(_EVALUATION_BATCH_SIZE):
+    for batch in dataset.batch(EVALUATION_BATCH_SIZE):
       for label in batch['y'].numpy():
         if not 0 <= label < self.num_outputs:
           raise files.DataError(
@@ -338,7 +346,7 @@ class Experiment:
     ids = self.training_clients
     chosen = np.arange(len(ids))
     if 0 < s.evaluation_clients < len(ids):
-      rng = np.random.default_rng([s.seed, 1])
+      rng = Stream.TESTED_CLIENTS.rng(s.seed)
       chosen = rng.choice(len(ids), s.evaluation_clients, replace=False)
     clients = [self.client_data(ids[i]) for i in sorted(chosen)]
     if self._validation_period and all(
@@ -359,7 +367,7 @@ class Experiment:
       (
         name,
         pipeline.test_dataset(
-          self._examples(data, client_id), _EVALUATION_BATCH_SIZE
+          self._examples(data, client_id), EVALUATION_BATCH_SIZE
         ),
       )
       for name, data in (('train', self.train_data), ('test', self.test_data))

@@ -4,7 +4,6 @@ A folder is to be trusted like a program: a checkpoint is a TensorFlow graph,
 and `settings.json` can name modules to import. What can be checked is checked.
 """
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -22,9 +21,6 @@ import uuid
 
 from tasks.runs import errors
 from tasks.runs import settings as settings_lib
-
-#: Draws a run's picture, from its metrics, a title and the file's path.
-Draw = Callable[[list[dict[str, Any]], str, str], None]
 
 _MODELS = ('distributor/models', 'aggregator/models')
 _ACCURACY = 'evaluation/by_client/accuracy'
@@ -141,7 +137,10 @@ class RunFolder:
     return run
 
   def _refuse_links(self) -> None:
-    """What is written or removed through a link may be anybody's."""
+    """Refuses symbolic links.
+
+    Through one, a run could overwrite or delete files outside its folder.
+    """
     for entry in os.scandir(self.path):
       if entry.is_symlink():
         raise RunFolderError(
@@ -228,6 +227,13 @@ class RunFolder:
         f'{self.metrics} is damaged ({errors.first_line(e)}). The command of'
         ' the run, given again, restores it from the last checkpoint.'
       ) from e
+
+  def is_current(self, path: str) -> bool:
+    """Whether a file is there and not older than the metrics."""
+    try:
+      return os.path.getmtime(path) >= os.path.getmtime(self.metrics)
+    except FileNotFoundError:
+      return False
 
 
 def evaluations(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

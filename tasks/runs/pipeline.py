@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tff_debias import checks
+
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 # Batches are sent as they are up to this size. Sending and unpacking them takes
@@ -44,9 +46,8 @@ def training_dataset(
   support and query by turns. The seed is nonnegative integers: (run, round,
   client). `augment` is as in `task.Task`.
   """
-  for name, value in (('batch_size', batch_size), ('num_batches', num_batches)):
-    if value < 1:
-      raise ValueError(f'{name} must be at least 1, got {value}.')
+  checks.check_integer('batch_size', batch_size)
+  checks.check_integer('num_batches', num_batches)
   spec = dataset.element_spec
   if not isinstance(spec, Mapping) or set(spec) != {'x', 'y'}:
     raise TypeError(

@@ -33,7 +33,7 @@ class Run:
   rounds: int
   worker_network: str = 'private'
 
-  def train(self, draw: folder_lib.Draw) -> list[dict[str, Any]]:
+  def train(self) -> list[dict[str, Any]]:
     """Trains in this process, as `tasks.train` does; gives the metrics."""
     import tensorflow as tf
 
@@ -46,7 +46,6 @@ class Run:
       experiment_lib.Experiment(self.settings),
       self.folder,
       self.rounds,
-      draw,
       worker_network=self.worker_network,
     )
 
@@ -63,19 +62,14 @@ class Run:
     except folder_lib.RunFolderError:
       return 0  # The run restores them.
     last = int(rows[-1]['round']) if rows else 0
-    has_ended = last > self.rounds or self._has_new_picture()
+    # Training writes the meta-model last.
+    has_ended = last > self.rounds or self.folder.is_current(
+      self.folder.meta_model
+    )
     return min(last, self.rounds if has_ended else self.rounds - 1)
 
-  def _has_new_picture(self) -> bool:
-    """Whether the picture, the last file that a run writes, is up to date."""
-    try:
-      drawn = os.path.getmtime(self.folder.picture)
-      return drawn >= os.path.getmtime(self.folder.metrics)
-    except FileNotFoundError:
-      return False
 
-
-def run_all(runs: Sequence[Run], at_a_time: int, draw: folder_lib.Draw) -> None:
+def run_all(runs: Sequence[Run], at_a_time: int) -> None:
   """Trains the runs that have not finished.
 
   A process trains one run after the other, because it takes many seconds to
@@ -94,13 +88,13 @@ def run_all(runs: Sequence[Run], at_a_time: int, draw: folder_lib.Draw) -> None:
   running: dict[concurrent.futures.Future, tuple[Run, Any]] = {}
   failed: dict[str, str] = {}
   total = sum(run.rounds for run in runs)
-  with progress.progress(total, 'round') as bar:
-    bar.initial = bar.n = sum(run.done for run in runs)
+  done = sum(run.done for run in runs)
+  with progress.progress(total, 'round', initial=done) as bar:
     try:
       while waiting or running:
         while waiting and free:
           run, process = waiting.pop(0), free.pop()
-          running[process.submit(_train, run, draw)] = run, process
+          running[process.submit(_train, run)] = run, process
         ended, _ = concurrent.futures.wait(running, _SECONDS_BETWEEN_LOOKS)
         for future in ended:
           run, process = running.pop(future)
@@ -153,7 +147,7 @@ def _begin(launcher: str, parent: int) -> None:
   runpy.run_path(launcher)['end_with'](parent, signal.SIGKILL)
 
 
-def _train(run: Run, draw: folder_lib.Draw) -> str | None:
+def _train(run: Run) -> str | None:
   """Trains with all messages in the run's log; returns that of an error."""
   os.makedirs(os.path.dirname(run.log) or '.', exist_ok=True)
   with open(run.log, 'w') as log:
@@ -161,8 +155,8 @@ def _train(run: Run, draw: folder_lib.Draw) -> str | None:
       stream.flush()
       os.dup2(log.fileno(), stream.fileno())
   try:
-    run.train(draw)
-  except Exception as e:  # pylint: disable=broad-exception-caught
+    run.train()
+  except Exception as e:
     traceback.print_exc()
     return str(e) if isinstance(e, errors.UserError) else errors.first_line(e)
   return None

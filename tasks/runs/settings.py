@@ -17,6 +17,10 @@ from absl import flags
 from tasks import catalog
 from tasks.runs import components
 from tasks.runs import errors
+from tasks.runs import names as names_lib
+
+# The flags defined here are those of the program that asks for them.
+flags.disclaim_key_flags()
 
 #: The published methods: their correction, and whether they personalize.
 METHODS = types.MappingProxyType(
@@ -115,7 +119,7 @@ class Settings:
   validation_share: float = _setting(
     "The share of each client's training examples that are kept for validation:"
     ' all tests are then on them, and not on the test examples. It is rounded'
-    ' to one of 2, 3, 4, …',
+    ' to 1/2, 1/3, 1/4, …',
     0.0,
     at_least=0,
     at_most=0.5,
@@ -144,8 +148,9 @@ class Settings:
   )
   max_grad_norm: float | None = _setting(
     'The bound on the norm of a gradient; inf for none. By default 10 for'
-    ' methods that personalize, as published, and none for the others. Without'
-    ' a bound, those are tested with --tested_personalization by its default.',
+    ' methods that personalize, as published, and none for the others. A method'
+    ' without a bound that is tested with --tested_personalization takes that'
+    " personalization's default bound in its tests.",
     above=0,
     may_be_infinite=True,
   )
@@ -306,6 +311,36 @@ class Settings:
     names = (self.method or self.correction, self.personalization_in_tests)
     return tuple(name.partition(':')[2] or name for name in names)
 
+  @property
+  def title(self) -> str:
+    """The method and the data of resolved settings, for people."""
+    method, personalization = map(names_lib.name, self.method_names)
+    if self.tested_personalization is not None:
+      personalization = f'tested with {personalization}'
+    return f'{method}, {personalization} on {self.data_title}'
+
+  @property
+  def data_title(self) -> str:
+    """The task of resolved settings and how it is split, for people."""
+    split = {
+      'acid': f'ACID, {self.classes_per_client} classes a device',
+      'alid': f'ALID, {self.classes_per_client} classes a device',
+      'dirichlet': f'Dirichlet({self.concentration})',
+      'natural': 'its own users',
+    }[self.partition]
+    return (
+      f'{names_lib.name(self.task)}: {split}, {self.clients_per_round} of'
+      f' {self.num_clients - self.num_held_out} devices a round'
+      + (f', {self.num_held_out} held out' * (self.held_out_share > 0))
+      + ', tested on validation examples' * (self.validation_share > 0)
+    )
+
+  @property
+  def num_held_out(self) -> int:
+    """The number of clients of resolved settings that never train."""
+    number = round(self.held_out_share * self.num_clients)
+    return max(number, int(self.held_out_share > 0))
+
   def resolve(self, defaults: Mapping[str, Any]) -> 'Settings':
     """Puts `defaults` for the settings that are `None` and have an effect."""
     known = dataclasses.replace(
@@ -346,17 +381,26 @@ def define_flags(without: Collection[str] = ()) -> None:
     define[_type(field.name)](field.name, field.default, help_text)
 
 
+def define_worker_network() -> flags.FlagHolder[str]:
+  """Defines the flag --worker_network, see `runtime.local_context`."""
+  return flags.DEFINE_enum(
+    'worker_network',
+    'private',
+    ['private', 'shared'],
+    "The network of TFF's worker process. Whoever can connect to the worker can"
+    ' run code as you. private: only this program can connect; where the system'
+    ' does not permit that, a warning says so. shared: every user of this'
+    ' machine can, and every machine that reaches it.',
+  )
+
+
 def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
   """The settings that the parsed flags give, and those `given` without a flag.
 
   With `only_with_effect` a flag without effect is ignored, and not an error:
   for programs in which the same flags are for several methods.
   """
-  values = {
-    field.name: flags.FLAGS[field.name].value
-    for field in dataclasses.fields(Settings)
-    if field.name in flags.FLAGS
-  } | given
+  values = _flag_values() | given
   if only_with_effect:
     fields = dataclasses.fields(Settings)
     decisive = {f.name for f in fields if 'only_with' not in f.metadata}
@@ -364,6 +408,24 @@ def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
     effective = {f.name for f in fields if known.has_effect(f.name)}
     values = {k: v for k, v in values.items() if k in effective}
   return Settings(**values)
+
+
+def check_flags_have_effect(settings: Collection[Settings]) -> None:
+  """Raises an error if a flag has no effect on any of the settings."""
+  for name, value in _flag_values().items():
+    if value is not None and not any(s.has_effect(name) for s in settings):
+      raise errors.UserError(
+        f'--{name}={value} has no effect on any of the methods. Leave it out.'
+      )
+
+
+def _flag_values() -> dict[str, Any]:
+  """The values of the flags that give settings, by name."""
+  return {
+    field.name: flags.FLAGS[field.name].value
+    for field in dataclasses.fields(Settings)
+    if field.name in flags.FLAGS
+  }
 
 
 def parse(name: str, text: str) -> Any:

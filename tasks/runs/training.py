@@ -26,12 +26,11 @@ def run(
   experiment: experiment_lib.Experiment,
   folder: folder_lib.RunFolder,
   rounds: int,
-  draw: folder_lib.Draw,
   rounds_per_checkpoint: int = 10,
   from_round: int | None = None,
   worker_network: str = 'private',
 ) -> list[dict[str, Any]]:
-  """Trains to the given round from the folder's checkpoint, and draws.
+  """Trains to the given round from the folder's checkpoint.
 
   With `from_round` it goes on from the checkpoint of that round, and what came
   later is removed; by default from the last one. `worker_network` is as in
@@ -46,9 +45,7 @@ def run(
       from_round,
       worker_network,
     )
-    rows = folder.read_metrics()
-    draw(rows, experiment.title, folder.picture)
-  return rows
+    return folder.read_metrics()
 
 
 def _train(
@@ -124,6 +121,7 @@ def _train(
     if max(_wait(checkpoints.get_versions()) or [0]) < rounds:
       _wait(checkpoints.save(state, rounds))
     weights = experiment.evaluated_weights(process, state)
+  # Last, so that a new meta-model says that the run has ended.
   model = experiment.build_keras_model()
   weights.assign_weights_to(model)
   unfinished = os.path.join(folder.path, 'meta_model.new.keras')

@@ -27,7 +27,7 @@ def define_flag() -> flags.FlagHolder[str | None]:
 
 def key(settings: settings_lib.Settings) -> str:
   """The method and the tests' personalization, as `pfl_dyn/maml`."""
-  return f'{settings.method}/{settings.personalization_in_tests}'
+  return '/'.join(settings.method_names)
 
 
 @dataclasses.dataclass(frozen=True)

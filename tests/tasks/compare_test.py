@@ -1,22 +1,16 @@
 import csv
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from small_models import snapshot
 
 from tasks.runs import folder as folder_lib
+from tests.tasks import small_runs
 
 
 def compare(*flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'tasks.compare', *flags],
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  return small_runs.run_program('compare', *flags)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +24,14 @@ def compare(*flags):
     (('--batch_size=1000000000',), 'must be at most 1000000'),
     (('--seeds=0,x',), '--seed=x must be of int'),
     (('--methods=',), 'must not be empty'),
+    (
+      ('--methods=per_fed_avg', '--alpha=7'),
+      '--alpha=7.0 has no effect on any of the methods. .* Leave it out',
+    ),
+    (
+      ('--personalizations=proto', '--nomaml_first_order'),
+      '--maml_first_order=False has no effect on any of the methods',
+    ),
     (('--targets=0.9,high',), '--targets=0.9,high must be numbers'),
     (('--targets=90',), '--targets=90 must be above 0 and at most 1'),
     (('--override=pfl_dyn:alpha=1',), 'must be METHOD/PERSONALIZATION:NAME'),
@@ -83,6 +85,9 @@ def test_compares_and_trains_nothing_twice(tmp_path):
   result = compare(*flags, '--targets=')
   assert result.returncode == 0, result.stderr
   assert 'PFLDyn' in result.stdout and 'ServiceManager' not in result.stderr
+  # On digits local training is a part of it.
+  assert 'Local training alone' in result.stdout
+  assert 'Settings given: num_clients=8 clients_per_round=2' in result.stdout
   files = snapshot(tmp_path)
   assert {f'comparison.{kind}' for kind in ('md', 'csv', 'png', 'pdf')} <= {
     os.path.basename(name) for name in files
@@ -101,6 +106,9 @@ def test_compares_and_trains_nothing_twice(tmp_path):
     smoothed = {
       r['method']: float(r['final_accuracy']) for r in csv.DictReader(file)
     }
+  with open(path, newline='') as file:
+    alphas = {r['method']: r['settings/alpha'] for r in csv.DictReader(file)}
+  assert alphas == {'per_fed_avg': '', 'pfl_dyn': '0.1'}
   for method, accuracy in smoothed.items():
     metrics = tmp_path / 'comparison' / f'{method}_proto_seed3' / 'metrics.csv'
     with open(metrics, newline='') as file:
@@ -115,3 +123,34 @@ def test_compares_and_trains_nothing_twice(tmp_path):
   other = compare(*flags, '--batch_size=7')
   assert other.returncode == 2
   assert '--batch_size=10 there, 7 here' in other.stderr
+
+
+@pytest.mark.slow
+def test_a_correction_of_ones_own_is_compared(tmp_path):
+  environment = small_runs.own_module(tmp_path)
+  flags = [
+    *('--methods=per_fed_avg', '--personalizations=proto', '--seeds=3'),
+    *('--rounds=1', '--num_clients=8', '--clients_per_round=2'),
+    *('--local_steps=2', f'--output_dir={tmp_path / "comparison"}'),
+    '--local_training=0',
+  ]
+
+  def compare_own(*more):
+    return small_runs.run_program('compare', *flags, *more, env=environment)
+
+  wrong = compare_own('--correction=my_module:Pall(gamma=1)')
+  assert wrong.returncode == 2 and 'Did you mean Pull?' in wrong.stderr
+  assert not (tmp_path / 'comparison').exists()
+  result = compare_own(
+    '--correction=my_module:Pull(gamma=9, beside=1.0)',
+    '--override=Pull(gamma=9, beside=1.0)/proto:learning_rate=0.2',
+  )
+  assert result.returncode == 0, result.stderr
+  assert '| Pull(gamma=9, beside=1.0) |' in result.stdout
+  with open(tmp_path / 'comparison' / 'comparison.csv', newline='') as file:
+    none, own = csv.DictReader(file)
+  assert (none['gap'], own['method']) == ('0', 'Pull(gamma=9, beside=1.0)')
+  gap = float(own['final_accuracy']) - float(none['final_accuracy'])
+  assert gap != 0 and float(own['gap']) == pytest.approx(gap)
+  name = 'Pull-gamma=9,-beside=1.0-_proto_learning_rate=0.2_seed3'
+  assert (tmp_path / 'comparison' / name / 'metrics.csv').exists()

@@ -1,11 +1,10 @@
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from tests import small_models
+from tests.tasks import small_runs
 
 
 @pytest.mark.slow
@@ -14,13 +13,10 @@ def test_a_running_folder_is_only_read(copy_run):
   shutil.rmtree(folder.evaluation, ignore_errors=True)
   with folder.lock():
     before = small_models.snapshot(folder.path)
-    result = subprocess.run(
-      [
-        *(sys.executable, '-m', 'tasks.evaluate', f'--run={folder.path}'),
-        *('--round=2', '--max_clients=5', '--few_shot='),
-      ],
-      capture_output=True,
-      text=True,
+    result = small_runs.run_program(
+      'evaluate',
+      f'--run={folder.path}',
+      *('--round=2', '--max_clients=5', '--few_shot='),
     )
   assert result.returncode == 0, result.stderr
   assert 'after round 2' in result.stdout
@@ -43,10 +39,8 @@ def test_a_running_folder_is_only_read(copy_run):
   ],
 )
 def test_wrong_flags_do_not_wait_for_tensorflow(flags, said):
-  result = subprocess.run(
-    [sys.executable, '-X', 'importtime', '-m', 'tasks.evaluate', *flags],
-    capture_output=True,
-    text=True,
+  result = small_runs.run_program(
+    'evaluate', *flags, options=('-X', 'importtime')
   )
   assert result.returncode != 0
   assert said in result.stderr

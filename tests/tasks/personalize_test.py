@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import tensorflow as tf
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
+from tests.tasks import small_runs
 from tff_debias import evaluation
 
 
@@ -26,12 +25,7 @@ def make_run(path, **options):
 
 
 def personalize(*flags):
-  return subprocess.run(
-    [sys.executable, '-m', 'tasks.personalize', *flags],
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  return small_runs.run_program('personalize', *flags)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
+from tests.tasks import small_runs
+
 _FLAGS = [
   '--num_clients=8',
   '--clients_per_round=3',
@@ -28,9 +30,9 @@ def command(folder, *flags):
   ]
 
 
-def train(folder, *flags):
-  return subprocess.run(
-    command(folder, *flags), capture_output=True, text=True, timeout=300
+def train(folder, *flags, env=None):
+  return small_runs.run_program(
+    'train', f'--output_dir={folder}', *_FLAGS, *flags, env=env
   )
 
 
@@ -70,6 +72,8 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
+      # Once the signal ended the process by a fault; then this says where.
+      env=os.environ | {'PYTHONFAULTHANDLER': '1'},
     )
     wait_for_round(pieces, at, process)
     process.send_signal(stop)
@@ -77,7 +81,7 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
     _, said = process.communicate(timeout=60)
     assert int(rows(pieces)[-1]['round']) < 24
     if stop == signal.SIGINT:
-      assert process.returncode == 130
+      assert process.returncode == 130, said
       assert 'The same command goes on' in said
       assert 'Traceback' not in said
   result = train(pieces, '--rounds=24', '--method=pfl_scaf')
@@ -103,36 +107,12 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
   assert os.listdir(whole / 'tensorboard')
 
 
-_CORRECTION = """
-import dataclasses
-import tff_debias
-
-@dataclasses.dataclass(frozen=True)
-class Pull(tff_debias.Correction):
-  gamma: float
-
-  def gradient_term(self, *arguments, **named):
-    weights = arguments[2] if len(arguments) > 2 else named['weights']
-    return tuple(self.gamma * w for w in weights)
-
-class FewSteps(tff_debias.Maml):
-  pass
-"""
-
-
 @pytest.mark.slow
 def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
-  (tmp_path / 'my_module.py').write_text(_CORRECTION)
-  environment = os.environ | {'PYTHONPATH': str(tmp_path)}
+  environment = small_runs.own_module(tmp_path)
 
   def train_own(name, *flags):
-    return subprocess.run(
-      command(tmp_path / name, '--rounds=2', *flags),
-      capture_output=True,
-      text=True,
-      timeout=300,
-      env=environment,
-    )
+    return train(tmp_path / name, '--rounds=2', *flags, env=environment)
 
   personalization = '--personalization=my_module:FewSteps(num_steps=1)'
   accuracies = {}

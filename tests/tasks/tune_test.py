@@ -1,18 +1,9 @@
 import csv
 import json
-import subprocess
-import sys
 
 import pytest
 
-
-def run(program, *flags):
-  return subprocess.run(
-    [sys.executable, '-m', f'tasks.{program}', *flags],
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+from tests.tasks import small_runs
 
 
 @pytest.mark.parametrize(
@@ -35,14 +26,14 @@ def run(program, *flags):
   ],
 )
 def test_wrong_flags_say_what_would_be_right(flags, message):
-  result = run('tune', *flags)
+  result = small_runs.run_program('tune', *flags)
   assert result.returncode == 2
   assert message in result.stderr and 'Traceback' not in result.stderr
 
 
 @pytest.mark.slow
 def test_tunes_and_the_choice_can_be_trained(tmp_path):
-  result = run(
+  result = small_runs.run_program(
     'tune',
     '--grid=alpha=0.01,0.1',
     *('--methods=pfl_dyn', '--personalizations=proto', '--seeds=3'),
@@ -66,7 +57,7 @@ def test_tunes_and_the_choice_can_be_trained(tmp_path):
     assert found == pytest.approx(float(row['accuracy']))
   best = max(rows, key=lambda row: float(row['accuracy']))
   path = tmp_path / 'tuned.json'
-  result = run('train', f'--tuned={path}', '--show_settings')
+  result = small_runs.run_program('train', f'--tuned={path}', '--show_settings')
   assert result.returncode == 0, result.stderr
   assert f'--alpha={best["alpha"]}\n' in result.stdout
   # The tuned run is tested on the test examples.

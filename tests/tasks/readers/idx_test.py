@@ -19,13 +19,14 @@ def encode(array, type_code=8):
 ARRAY = np.arange(2 * 3 * 4).reshape(2, 3, 4) * 10
 BYTES = encode(ARRAY)
 ZIPPED = gzip.compress(BYTES, mtime=0)
+PUBLISHED = ('MNIST', hashlib.sha256(BYTES).hexdigest())
 
 
 @pytest.mark.parametrize('content', [BYTES, ZIPPED])
 def test_round_trip(tmp_path, content):
   path = tmp_path / 'images'
   path.write_bytes(content)
-  array = idx.read(path, rank=3)
+  array = idx.read(path, 3, PUBLISHED)
   assert array.dtype == np.uint8
   assert np.array_equal(array, ARRAY)
 
@@ -33,7 +34,7 @@ def test_round_trip(tmp_path, content):
 def test_no_elements(tmp_path):
   path = tmp_path / 'labels'
   path.write_bytes(encode(np.zeros(0)))
-  assert idx.read(path, rank=1).shape == (0,)
+  assert idx.read(path, 1, PUBLISHED).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -58,23 +59,23 @@ def test_a_damaged_file_says_what_is_wrong(tmp_path, content, match):
   path = tmp_path / 'images'
   path.write_bytes(content)
   with pytest.raises(files.DataError, match=match) as e:
-    idx.read(path, rank=3)
+    idx.read(path, 3, PUBLISHED)
   assert str(path) in str(e.value)
 
 
 def test_an_unreadable_file_says_why(tmp_path):
   with pytest.raises(files.DataError, match='nothing cannot be read: No such'):
-    idx.read(tmp_path / 'nothing', rank=1)
+    idx.read(tmp_path / 'nothing', 1, PUBLISHED)
   with pytest.raises(files.DataError, match='cannot be read: Is a directory'):
-    idx.read(tmp_path, rank=1)
+    idx.read(tmp_path, 1, PUBLISHED)
 
 
 @pytest.mark.parametrize('content', [BYTES, ZIPPED])
 def test_says_which_file_is_not_the_published_one(tmp_path, caplog, content):
   path = tmp_path / 'images'
   path.write_bytes(content)
-  digest = hashlib.sha256(BYTES).hexdigest()
-  idx.read(path, 3, ('MNIST', digest))
+  title, digest = PUBLISHED
+  idx.read(path, 3, (title, digest))
   assert not caplog.messages
-  idx.read(path, 3, ('MNIST', digest[::-1]))
+  idx.read(path, 3, (title, digest[::-1]))
   assert caplog.messages == [f'{path} is not the published file of MNIST.']

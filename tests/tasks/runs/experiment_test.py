@@ -56,7 +56,7 @@ def test_users_are_the_devices(natural_task):
   experiment = experiment_lib.Experiment(settings_lib.Settings())
   assert experiment.settings.partition == 'natural'
   assert experiment.name.startswith('digits_natural_pfl_dyn')
-  assert 'its own users, 2 of 6 devices' in experiment.title
+  assert 'its own users, 2 of 6 devices' in experiment.settings.title
   assert experiment.train_data.client_ids == list('abcefg')
   assert experiment.test_data.client_ids == list('abcefg')
   assert len(experiment.evaluation_data) == 6
@@ -175,7 +175,7 @@ def test_training_without_personalization_is_tested_with_one(
   assert experiment.settings.max_grad_norm == options.get(
     'max_grad_norm', math.inf
   )
-  assert 'tested with MAML' in experiment.title
+  assert 'tested with MAML' in experiment.settings.title
 
 
 def examples_of(data, client_id):
@@ -195,7 +195,10 @@ def test_the_validation_examples_are_a_share_of_the_training_examples():
     assert sorted(examples_of(split.train_data, client_id)) == sorted(rest)
     data = split.test_data.create_tf_dataset_for_client(client_id)
     assert data.cardinality() == len(examples) // 5
-  assert 'validation' in split.title and 'validation' not in everything.title
+  assert (
+    'validation' in split.settings.title
+    and 'validation' not in everything.settings.title
+  )
 
 
 def test_a_small_user_keeps_its_examples_for_training(natural_task):
@@ -311,6 +314,11 @@ def test_held_out_clients_never_train():
     set(small_runs.experiment(held_out_share=0.3, seed=1).held_out_clients)
     != held_out
   )
+
+
+def test_a_small_share_holds_out_one_client():
+  settings = small_runs.experiment(held_out_share=0.01).settings
+  assert '2 of 11 devices a round, 1 held out' in settings.title
 
 
 def test_with_none_held_out_the_participants_are_as_ever():

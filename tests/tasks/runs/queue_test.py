@@ -18,13 +18,13 @@ from tasks.runs import settings as settings_lib
 class Fake(queue.Run):
   """A run that writes when and where it was trained."""
 
-  def train(self, draw):
+  def train(self):
     self._write('started')
     time.sleep(0.3)
     os.makedirs(self.folder.path, exist_ok=True)
     with open(self.folder.metrics, 'w') as file:
       file.write('round,x\n0,1\n1,1\n2,1\n3,1\n')
-    draw([], '', self.folder.picture)
+    open(self.folder.meta_model, 'w').close()
     self._write('ended')
 
   def _write(self, name):
@@ -38,25 +38,21 @@ class Fake(queue.Run):
 
 
 class Failing(Fake):
-  def train(self, draw):
+  def train(self):
     print('some words')
     raise errors.UserError('no data\nat all')
 
 
 class Dying(Fake):
-  def train(self, draw):
+  def train(self):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Waiting(Fake):
-  def train(self, draw):
+  def train(self):
     self._write('new')
     os.replace(f'{self.folder.path}.new', f'{self.folder.path}.started')
     time.sleep(60)
-
-
-def draw(rows, title, path):
-  open(path, 'w').close()
 
 
 def make(path, kind=Fake, rounds=3):
@@ -77,7 +73,7 @@ def wait_for(condition):
 
 def test_two_processes_train_all_runs(tmp_path):
   runs = [make(tmp_path / str(i)) for i in range(6)]
-  queue.run_all(runs, 2, draw)
+  queue.run_all(runs, 2)
   assert [run.done for run in runs] == [3] * 6
   started, pids = zip(*(run.read('started') for run in runs), strict=True)
   ended = [run.read('ended')[0] for run in runs]
@@ -92,18 +88,18 @@ def test_two_processes_train_all_runs(tmp_path):
 
 def test_what_is_finished_does_not_run_again(tmp_path):
   run = make(tmp_path / 'run')
-  queue.run_all([run], 1, draw)
+  queue.run_all([run], 1)
   (tmp_path / 'run.started').unlink()
-  queue.run_all([run], 1, draw)
+  queue.run_all([run], 1)
   assert not (tmp_path / 'run.started').exists()
   # With more rounds it does.
   assert make(tmp_path / 'run', rounds=4).done == 3
-  # Its picture is not of all rounds.
-  os.utime(tmp_path / 'run' / 'convergence.png', (1, 1))
+  # Its meta-model is not of the last round.
+  os.utime(tmp_path / 'run' / 'meta_model.keras', (1, 1))
   assert run.done == 2
-  # Without its picture it is not at its end, but with fewer rounds nothing is
-  # to be done.
-  (tmp_path / 'run' / 'convergence.png').unlink()
+  # Without its meta-model it is not at its end, but with fewer rounds nothing
+  # is to be done.
+  (tmp_path / 'run' / 'meta_model.keras').unlink()
   assert run.done == 2
   assert make(tmp_path / 'run', rounds=2).done == 2
 
@@ -113,7 +109,7 @@ def test_a_run_that_fails_or_dies_says_why_and_the_others_go_on(tmp_path):
   dying = make(tmp_path / 'dying', Dying)
   good = make(tmp_path / 'good')
   with pytest.raises(errors.UserError) as error:
-    queue.run_all([failing, dying, good], 1, draw)
+    queue.run_all([failing, dying, good], 1)
   assert good.done == 3
   assert str(error.value) == (
     f'The run in {tmp_path}/failing failed. no data\nat all\n'
@@ -133,7 +129,7 @@ def test_an_interrupt_ends_the_runs(tmp_path):
 
   threading.Thread(target=interrupt).start()
   with pytest.raises(KeyboardInterrupt):
-    queue.run_all(runs, 2, draw)
+    queue.run_all(runs, 2)
   assert not any(is_running(run.read('started')[1]) for run in runs)
 
 
@@ -146,7 +142,7 @@ from tasks.runs import queue
 
 if __name__ == '__main__':
   run = queue_test.make({str(tmp_path / 'run')!r}, queue_test.Waiting)
-  queue.run_all([run], 1, queue_test.draw)
+  queue.run_all([run], 1)
 """
   path = tmp_path / 'program.py'
   path.write_text(program)

@@ -1,12 +1,11 @@
 import dataclasses
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tasks.runs import errors
 from tasks.runs import settings as settings_lib
+from tests.tasks import small_runs
 
 
 def test_defaults_are_pfl_dyn_with_prototypes_on_digits():
@@ -214,11 +213,7 @@ def test_parse_says_what_is_wrong(name, text, message):
   ],
 )
 def test_help_and_wrong_flags_do_not_wait_for_tensorflow(flag, status, said):
-  result = subprocess.run(
-    [sys.executable, '-X', 'importtime', '-m', 'tasks.train', flag],
-    capture_output=True,
-    text=True,
-  )
+  result = small_runs.run_program('train', flag, options=('-X', 'importtime'))
   assert result.returncode == status
   assert said in result.stdout + result.stderr
   assert 'Traceback' not in result.stderr

@@ -21,7 +21,7 @@ def experiment():
 
 
 def train(folder, rounds, from_round=None):
-  training.run(experiment(), folder, rounds, lambda *_: None, 3, from_round)
+  training.run(experiment(), folder, rounds, 3, from_round)
 
 
 @pytest.fixture(scope='module')

@@ -33,6 +33,11 @@ def test_what_is_written_is_read_and_goes_behind_what_is_given(tmp_path):
   assert tuned.apply(plain) == plain
 
 
+def test_a_correction_of_ones_own_has_a_key():
+  settings = settings_lib.Settings(correction='a:B(gamma=1)')
+  assert tuned_lib.key(settings) == 'B(gamma=1)/proto'
+
+
 @pytest.mark.parametrize(
   ('options', 'message'),
   [

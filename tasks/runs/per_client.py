@@ -18,7 +18,6 @@ from tff_debias import runtime
 
 GROUPS = ('took part', 'not yet', 'held out')
 
-_BATCH_SIZE = 500
 # The data of this many devices are sent to TFF's worker at a time, which bounds
 # the memory.
 _CLIENTS_PER_CALL = 20
@@ -149,9 +148,10 @@ def _evaluate(
   if few_shot:
     everything = population.right_share(personalized)
     shots += population.curve('examples', 'all', everything)
+  settings = experiment.settings
   return Evaluation(
-    f'{experiment.title}; the model {experiment.settings.evaluated_model!r}'
-    f' after round {population.round_num}',
+    f'{settings.title}; the model {settings.evaluated_model!r} after round'
+    f' {population.round_num}',
     population.round_num,
     trained,
     population.rows(meta, personalized),
@@ -173,7 +173,7 @@ class _Population:
     self.experiment = experiment
     self.round_num = round_num
     everyone = experiment.train_data.client_ids
-    rng = np.random.default_rng([experiment.settings.seed, 4])
+    rng = experiment_lib.Stream.EVALUATED_CLIENTS.rng(experiment.settings.seed)
     chosen = rng.permutation(len(everyone))[:max_clients]
     self._places = np.sort(chosen)
     self.ids = [everyone[place] for place in self._places]
@@ -218,14 +218,16 @@ class _Population:
     data = self.experiment.client_data(self.ids[client])
     if size is not None:
       num_examples = self.train_examples[client]
-      seed = [self.experiment.settings.seed, 5, self._places[client]]
-      order = np.random.default_rng(seed).permutation(num_examples)[:size]
+      rng = experiment_lib.Stream.FEW_SHOT_EXAMPLES.rng(
+        self.experiment.settings.seed, self._places[client]
+      )
+      order = rng.permutation(num_examples)[:size]
       examples = data['train'].unbatch().batch(num_examples)
       chosen = tf.nest.map_structure(
         lambda values: tf.gather(values, order), examples.get_single_element()
       )
       chosen = tf.data.Dataset.from_tensor_slices(chosen)
-      data['train'] = chosen.batch(_BATCH_SIZE)
+      data['train'] = chosen.batch(experiment_lib.EVALUATION_BATCH_SIZE)
     return data
 
   def right_share(self, results: Results) -> np.ndarray:

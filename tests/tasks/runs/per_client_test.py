@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from tasks.reports import client_report
-from tasks.reports import per_client
 from tasks.runs import checkpoint
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
+from tasks.runs import per_client
 from tests.tasks import small_runs
 import tff_debias
 
