@@ -12,6 +12,7 @@ from absl import flags
 
 from tasks import cli
 from tasks.runs import folder as folder_lib
+from tasks.runs import settings as settings_lib
 
 _SECTIONS = (
   *('plain', 'proto', 'maml', 'tiny', 'evaluation'),
@@ -42,7 +43,7 @@ flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', 'runs/benchmark', 'The folder for benchmark.md and .csv.'
 )
-_WORKER_NETWORK = cli.define_worker_network()
+_WORKER_NETWORK = settings_lib.define_worker_network()
 
 
 def main() -> None:
