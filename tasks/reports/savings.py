@@ -79,7 +79,8 @@ def curve(
       np.array([test[name] for test in tests])
       for name in ('round', 'models', 'accuracy')
     ),
-    vars(settings),
+    # The folder of the data is a place on this machine.
+    {k: v for k, v in vars(settings).items() if k != 'data_dir'},
   )
 
 
