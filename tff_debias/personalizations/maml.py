@@ -60,8 +60,8 @@ class Maml(base.Personalization):
 
   def personalize(self, model, weights, dataset, max_grad_norm):
     """See base class: full-batch steps, clipped, without weight decay."""
-    adapted = weights.trainable
-    for step in range(self.num_steps):
+
+    def take_step(step, adapted):
       gradients = _full_batch_gradient(
         model.fold_in(step),
         models.ModelWeights(adapted, weights.non_trainable),
@@ -72,6 +72,15 @@ class Maml(base.Personalization):
         u - self.learning_rate * g
         for u, g in zip(adapted, gradients, strict=True)
       )
+      return step + 1, adapted
+
+    # A loop in the graph: a hundred steps would make a graph of a minute.
+    _, adapted = tf.while_loop(
+      lambda step, _: step < self.num_steps,
+      take_step,
+      (0, weights.trainable),
+      parallel_iterations=1,
+    )
     return models.ModelWeights(adapted, weights.non_trainable)
 
   def evaluate(self, model, personalized, batch):
