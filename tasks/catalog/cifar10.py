@@ -19,8 +19,9 @@ _VARIANT = cifar.Variant(
 )
 
 
-# 0.75 was fixed before the first run that was longer than ten rounds, the others
-# when one run had 60 rounds (Per-FedAvg with prototypes, 0.798) and none more.
+# 0.75 was fixed before the first run of more than ten rounds. The others were
+# fixed when one run had 60 rounds (Per-FedAvg with prototypes, at 0.798) and
+# none had more.
 _TARGETS = {
   (partition, personalization): (0.75, 0.80, 0.84)
   for partition in ('acid', 'alid')

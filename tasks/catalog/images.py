@@ -45,22 +45,17 @@ def random_crop_and_flip(padding: int = 4) -> Augmentation:
   def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     height, width = images.shape[1:3]
     drawn = tf.random.stateless_uniform([3, tf.shape(images)[0]], seed)
-    down, right = tf.unstack(tf.floor(drawn[:2] * (2 * padding + 1)) - padding)
-    mirrored = tf.floor(drawn[2] * 2)
-    # One operation for the batch is many times faster than one for each image.
-    # A transform says from where a pixel comes: from column a · column + b, and
-    # from a row likewise.
-    zeros = tf.zeros_like(down)
-    transforms = [1 - 2 * mirrored, zeros, right + mirrored * (width - 1)]
-    transforms += [zeros, zeros + 1, down, zeros, zeros]
-    moved = tf.raw_ops.ImageProjectiveTransformV3(
-      images=images,
-      transforms=tf.stack(transforms, axis=1),
-      output_shape=[height, width],
-      fill_value=0.0,
-      interpolation='NEAREST',
-      fill_mode='CONSTANT',
-    )
+    # The place of the upper left corner in the padded image.
+    top, left = tf.unstack(tf.cast(drawn[:2] * (2 * padding + 1), tf.int32))
+    rows = top[:, None] + tf.range(height)
+    columns = left[:, None] + tf.range(width)
+    is_mirrored = drawn[2, :, None] >= 0.5
+    columns = tf.where(is_mirrored, columns[:, ::-1], columns)
+    # A batch takes two gathers, which is many times faster than operations for
+    # each image, and three times as fast as ImageProjectiveTransformV3.
+    around = [[0, 0], [padding, padding], [padding, padding], [0, 0]]
+    moved = tf.gather(tf.pad(images, around), rows, axis=1, batch_dims=1)
+    moved = tf.gather(moved, columns, axis=2, batch_dims=1)
     return tf.ensure_shape(moved, images.shape)
 
   return augment
