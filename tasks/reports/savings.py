@@ -13,8 +13,6 @@ import numpy as np
 
 from tasks.runs import settings as settings_lib
 
-_UNCORRECTED = ('fed_avg', 'per_fed_avg')
-
 #: A run whose accuracy falls by more than this is flagged.
 MAX_LOSS = 0.05
 
@@ -52,7 +50,8 @@ class Curve:
 
     It has no correction, and personalizes in training as it does in tests.
     """
-    return self.is_tested_as_trained and self.method in _UNCORRECTED
+    correction, _ = settings_lib.METHODS.get(self.method, (None, True))
+    return self.is_tested_as_trained and correction == 'none'
 
   @property
   def is_tested_as_trained(self) -> bool:
