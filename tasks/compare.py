@@ -172,9 +172,14 @@ def main() -> None:
     pathlib.Path(f'{path}.md').write_text(text)
     rows = method_report.to_rows(curves, targets, origin)
     tables.write_csv(rows, f'{path}.csv')
+    points = [row for curve in curves for row in curve.to_rows()]
+    tables.write_csv(points, os.path.join(comparison.path, 'curves.csv'))
     figures.save_comparison(curves, targets, title, f'{path}.png')
     print(text)
-    print(f'results in {comparison.path}: comparison.md, .csv, .png and .pdf')
+    print(
+      f'results in {comparison.path}: comparison.md, .csv, .png and .pdf,'
+      ' curves.csv'
+    )
 
 
 if __name__ == '__main__':

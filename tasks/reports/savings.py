@@ -44,6 +44,23 @@ class Curve:
       self, accuracy=np.array(mean), unsmoothed=self.accuracy
     )
 
+  def to_rows(self) -> list[dict[str, Any]]:
+    """A row for each test, to draw the curve; the accuracy is not smoothed."""
+    tests = self.accuracy if self.unsmoothed is None else self.unsmoothed
+    return [
+      {
+        'personalization': self.personalization,
+        'method': self.method,
+        'seed': self.seed,
+        'round': int(round_num),
+        'models': float(models),
+        'accuracy': float(accuracy),
+      }
+      for round_num, models, accuracy in zip(
+        self.rounds, self.models, tests, strict=True
+      )
+    ]
+
   @property
   def is_uncorrected(self) -> bool:
     """Whether it is the one with which others are compared.

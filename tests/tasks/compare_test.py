@@ -106,6 +106,8 @@ def test_compares_and_trains_nothing_twice(tmp_path):
     smoothed = {
       r['method']: float(r['final_accuracy']) for r in csv.DictReader(file)
     }
+  with open(path.with_name('curves.csv'), newline='') as file:
+    points = list(csv.DictReader(file))
   with open(path, newline='') as file:
     alphas = {r['method']: r['settings/alpha'] for r in csv.DictReader(file)}
   assert alphas == {'per_fed_avg': '', 'pfl_dyn': '0.1'}
@@ -119,6 +121,12 @@ def test_compares_and_trains_nothing_twice(tmp_path):
       ]
     assert len(tests) == 2
     np.testing.assert_allclose(accuracy, np.mean(tests))
+    # A curve is kept as it was measured.
+    curve = [row for row in points if row['method'] == method]
+    assert [row['round'] for row in curve] == ['1', '2']
+    np.testing.assert_allclose(
+      [float(row['accuracy']) for row in curve], tests, rtol=1e-6
+    )
   # The figures of other settings are not taken for these.
   other = compare(*flags, '--batch_size=7')
   assert other.returncode == 2
