@@ -44,9 +44,13 @@ class Curve:
       self, accuracy=np.array(mean), unsmoothed=self.accuracy
     )
 
+  @property
+  def tests(self) -> np.ndarray:
+    """The accuracy of each test as it was measured, `[tests]`."""
+    return self.accuracy if self.unsmoothed is None else self.unsmoothed
+
   def to_rows(self) -> list[dict[str, Any]]:
     """A row for each test, to draw the curve; the accuracy is not smoothed."""
-    tests = self.accuracy if self.unsmoothed is None else self.unsmoothed
     return [
       {
         'personalization': self.personalization,
@@ -57,7 +61,7 @@ class Curve:
         'accuracy': float(accuracy),
       }
       for round_num, models, accuracy in zip(
-        self.rounds, self.models, tests, strict=True
+        self.rounds, self.models, self.tests, strict=True
       )
     ]
 
@@ -67,19 +71,23 @@ class Curve:
 
     It has no correction, and personalizes in training as it does in tests.
     """
-    correction, _ = settings_lib.METHODS.get(self.method, (None, True))
+    correction, _ = self._parts
     return self.is_tested_as_trained and correction == 'none'
 
   @property
   def is_tested_as_trained(self) -> bool:
     """Whether training has the personalization of the tests."""
-    _, personalizes = settings_lib.METHODS.get(self.method, (None, True))
+    _, personalizes = self._parts
     return personalizes or self.personalization == 'none'
+
+  @property
+  def _parts(self) -> tuple[str | None, bool]:
+    """The correction, `None` for one's own, and whether it personalizes."""
+    return settings_lib.METHODS.get(self.method, (None, True))
 
   def largest_loss(self) -> tuple[float, int]:
     """The most that a single test fell below the best so far, and the round."""
-    tests = self.accuracy if self.unsmoothed is None else self.unsmoothed
-    losses = np.maximum.accumulate(tests) - tests
+    losses = np.maximum.accumulate(self.tests) - self.tests
     worst = int(losses.argmax())
     return float(losses[worst]), int(self.rounds[worst])
 
