@@ -21,7 +21,7 @@ def is_alive(pid):
   try:
     with open(f'/proc/{pid}/stat') as file:
       return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
-  except FileNotFoundError:
+  except (FileNotFoundError, ProcessLookupError):  # Before or while it is read.
     return False
 
 
