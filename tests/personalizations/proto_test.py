@@ -108,6 +108,23 @@ def test_the_loss_and_its_gradient(support_labels, query_labels):
   assert np.isin(np.argmax(result.predictions, axis=1), known).all()
 
 
+def test_the_names_of_the_classes_do_not_matter():
+  """So ALID, where every device renames its classes, is ACID to prototypes."""
+  model, weights = small_models.network()
+  names = np.array([2, 0, 1])
+  of_names = []
+  for rename in (lambda y: y, lambda y: names[y]):
+    support = small_models.batch(5, rename(labels(0, 1, 2, 2, 0)), seed=1)
+    query = small_models.batch(4, rename(labels(2, 1, 0, 1)), seed=2)
+    of_names.append(meta_loss(model, weights, support, query))
+  (result, gradient), (renamed, of_renamed) = of_names
+  np.testing.assert_allclose(renamed.loss, result.loss, rtol=1e-6)
+  for g, r in zip(gradient, of_renamed, strict=True):
+    np.testing.assert_allclose(r, g, rtol=1e-5, atol=1e-6)
+  logits = tf.gather(renamed.predictions, names, axis=1)
+  np.testing.assert_allclose(logits, result.predictions, rtol=1e-6)
+
+
 @pytest.mark.parametrize('query_labels', [[0, 0, 2], [0]])
 def test_a_support_without_any_class_of_the_query(query_labels):
   model, weights = small_models.network()
