@@ -58,7 +58,7 @@ _SHOW_SETTINGS = flags.DEFINE_boolean(
   'show_settings',
   False,
   'Prints all settings of the run, also those that its task and method decide,'
-  ' and trains nothing. The data of the task must be there.',
+  ' and trains nothing. It needs no data.',
 )
 settings_lib.define_flags()
 
@@ -70,11 +70,12 @@ def main() -> None:
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import training
 
-  experiment = experiment_lib.Experiment(_settings())
-  rounds = _ROUNDS.value or experiment.default_rounds
+  settings = _settings()
+  rounds = _ROUNDS.value or experiment_lib.default_rounds(settings)
   if _SHOW_SETTINGS.value:
-    print(_settings_table(experiment.settings, rounds))
+    print(_settings_table(experiment_lib.resolve(settings), rounds))
     return
+  experiment = experiment_lib.Experiment(settings)
   folder = folder_lib.RunFolder(
     _OUTPUT_DIR.value or os.path.join('runs', experiment.name)
   )

@@ -28,6 +28,8 @@ _TARGETS = {
   for personalization in ('maml', 'proto')
 }
 
+defaults = published.defaults
+
 
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the task, 50,000 training and 10,000 test images `[32, 32, 3]`."""

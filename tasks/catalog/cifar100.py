@@ -4,6 +4,8 @@ The authors' program treats it like CIFAR-10, but was run on CIFAR-10 only. That
 a client holds 20 of the 100 classes is our assumption.
 """
 
+import functools
+
 from tasks.catalog import published
 from tasks.catalog import task
 from tasks.readers import cifar
@@ -21,10 +23,10 @@ _VARIANT = cifar.Variant(
   num_classes=100,
 )
 
+defaults = functools.partial(published.defaults, classes_per_client=20)
+
 
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the task: 50,000 and 10,000 images of the 100 fine classes."""
   train, test = cifar.load(_VARIANT, data_dir)
-  return published.image_task(
-    train, test, _VARIANT.num_classes, classes_per_client=20
-  )
+  return published.image_task(train, test, _VARIANT.num_classes)

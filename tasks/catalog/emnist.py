@@ -15,6 +15,16 @@ from tasks.catalog import published
 from tasks.catalog import task
 from tasks.readers import tff_data
 
+defaults = functools.partial(
+  published.defaults,
+  partition='natural',
+  num_clients=3400,
+  classes_per_client=None,
+  local_steps=10,
+  batch_size=20,
+  evaluation_clients=100,
+)
+
 
 def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
   """Loads the task, with the writers as its natural partition only.
@@ -44,14 +54,6 @@ def make_task(
     build_model=lambda num_outputs: networks.cnn(
       (28, 28, 1), num_outputs, scaling()
     ),
-    defaults=lambda *method: {
-      **published.defaults(*method),
-      'num_clients': len(train.client_ids),
-      'classes_per_client': None,
-      'local_steps': 10,
-      'batch_size': 20,
-      'evaluation_clients': 100,
-    },
     natural=(train.preprocess(_preprocess), test.preprocess(_preprocess)),
   )
 

@@ -29,6 +29,8 @@ _DIGESTS = {
   ),
 }
 
+defaults = published.defaults
+
 
 def load(data_dir: str | None = None) -> task.Task:
   """Loads 60,000 training and 10,000 test images `[28, 28, 1]`.

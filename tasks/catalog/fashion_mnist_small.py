@@ -1,12 +1,14 @@
 """Loads Fashion-MNIST for a laptop: 14×14 pixels, a multilayer perceptron."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from tasks.catalog import fashion_mnist
 from tasks.catalog import images
 from tasks.catalog import networks
+from tasks.catalog import published
 from tasks.catalog import task
 
 # A middle one and one that only some methods reach within 100 rounds.
@@ -16,6 +18,10 @@ _TARGETS = {
   ('alid', 'maml'): (0.77, 0.84),
   ('alid', 'proto'): (0.91, 0.92),
 }
+
+defaults = functools.partial(
+  published.defaults, rounds=200, local_steps=10, rounds_per_evaluation=5
+)
 
 
 def load(data_dir: str | None = None) -> task.Task:
@@ -42,12 +48,6 @@ def load(data_dir: str | None = None) -> task.Task:
       has_published_weights=True,
     ),
     augment=None,
-    defaults=lambda *method: {
-      **full.defaults(*method),
-      'rounds': 200,
-      'local_steps': 10,
-      'rounds_per_evaluation': 5,
-    },
     targets=_TARGETS,
   )
 

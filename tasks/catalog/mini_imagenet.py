@@ -7,6 +7,7 @@ Their program was run on CIFAR-10 only. That a client holds 20 of the 100
 classes is our assumption.
 """
 
+import functools
 import os
 from typing import Any
 
@@ -39,6 +40,8 @@ _HOW_TO_GET = (
   f' {", ".join(_FORMATS[1])} (linked from'
   ' https://github.com/renmengye/few-shot-ssl-public).'
 )
+
+defaults = functools.partial(published.defaults, classes_per_client=20)
 
 
 def load(data_dir: str | None = None) -> task.Task:
@@ -78,10 +81,6 @@ def load(data_dir: str | None = None) -> task.Task:
     augment=images.compose(
       images.random_crop_and_flip(padding=8), images.random_color()
     ),
-    defaults=lambda *method: {
-      **published.defaults(*method),
-      'classes_per_client': 20,
-    },
   )
 
 

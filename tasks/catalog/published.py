@@ -10,11 +10,14 @@ from tasks.catalog import networks
 from tasks.catalog import task
 
 
-def defaults(correction: str, personalization: str) -> dict[str, Any]:
-  """The published settings of CIFAR-10, as `task.Task.defaults`."""
+def defaults(
+  correction: str, personalization: str, **others: Any
+) -> dict[str, Any]:
+  """The defaults of a task: CIFAR-10's as published, and others instead."""
   is_scaf = correction == 'scaf'
   return {
     'rounds': 1000,
+    'partition': 'acid',
     'num_clients': 100,
     'clients_per_round': 10,
     'classes_per_client': 5,
@@ -32,6 +35,7 @@ def defaults(correction: str, personalization: str) -> dict[str, Any]:
     'maml_first_order': False,
     'evaluation_clients': 0,
     'rounds_per_evaluation': 10,
+    **others,
   }
 
 
@@ -39,13 +43,12 @@ def image_task(
   train: tuple[np.ndarray, np.ndarray],
   test: tuple[np.ndarray, np.ndarray],
   num_classes: int,
-  **other_defaults: Any,
 ) -> task.Task:
   """A task with the published treatment of small images, uint8.
 
   Images are normalized by the mean and the deviation of the training set;
   training images are padded by 4, cropped and mirrored at random. The network
-  is `networks.cnn`. `other_defaults` differ from those of `defaults`.
+  is `networks.cnn`.
   """
   shape = train[0].shape[1:]
   statistics = images.statistics(train[0])
@@ -57,5 +60,4 @@ def image_task(
       shape, num_outputs, images.scaling(*statistics)
     ),
     augment=images.random_crop_and_flip(),
-    defaults=lambda *method: {**defaults(*method), **other_defaults},
   )

@@ -7,6 +7,7 @@ batch size are LEAF's too. The other settings are our own.
 """
 
 import collections
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -20,6 +21,18 @@ from tasks.readers import tff_data
 _LENGTH = 80
 # The codes of ASCII. Code 0 stands before the first character of a text.
 _NUM_CHARACTERS = 128
+
+defaults = functools.partial(
+  published.defaults,
+  partition='natural',
+  num_clients=715,
+  classes_per_client=None,
+  local_steps=10,
+  batch_size=10,
+  weight_decay=0.0,
+  evaluation_clients=20,
+  rounds_per_evaluation=50,
+)
 
 
 def load(data_dir: str | None = None) -> task.Task:
@@ -45,16 +58,6 @@ def make_task(train: task.ClientData, test: task.ClientData) -> task.Task:
     build_model=lambda num_outputs: networks.character_lstm(
       _LENGTH, _NUM_CHARACTERS, num_outputs
     ),
-    defaults=lambda *method: {
-      **published.defaults(*method),
-      'num_clients': len(train.client_ids),
-      'classes_per_client': None,
-      'local_steps': 10,
-      'batch_size': 10,
-      'weight_decay': 0.0,
-      'evaluation_clients': 20,
-      'rounds_per_evaluation': 50,
-    },
     natural=(train.preprocess(_windows), test.preprocess(_windows)),
   )
 

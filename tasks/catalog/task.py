@@ -1,9 +1,8 @@
-"""Defines what a task is: data, a network, and settings that suit them."""
+"""Defines what a task is: data and a network."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -14,7 +13,7 @@ ClientData = tff.simulation.datasets.ClientData
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """A classification problem: its data, its network and what suits it.
+  """A classification problem: its data, its network and what suits them.
 
   The data are raw, as the data set has them, and the network scales them. So
   bytes are kept and sent as bytes, and a saved model takes raw input.
@@ -23,9 +22,6 @@ class Task:
     num_classes: The number of classes.
     build_model: A function of a number n. It makes a new Keras model from
       inputs `[b, ...]` to n logits. Keras' global seed decides the weights.
-    defaults: A function of the names of the correction and the personalization
-      (the flags `--correction` and `--personalization`). It gives the number of
-      `rounds`, and a value for each setting that need not be given.
     train: The training set `(x, y)`: `[examples, ...]`, and the classes, int32
       `[examples]`, from 0. `None` if there is only the `natural` partition.
     test: The test set likewise.
@@ -41,7 +37,6 @@ class Task:
 
   num_classes: int
   build_model: Callable[[int], tf.keras.Model]
-  defaults: Callable[[str, str], Mapping[str, Any]]
   train: tuple[np.ndarray, np.ndarray] | None = None
   test: tuple[np.ndarray, np.ndarray] | None = None
   augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None

@@ -133,8 +133,8 @@ class Comparison:
     shared, runs = {}, {}
     for settings, own in members:
       components.check_own(settings)
-      resolved = experiment_lib.resolve(experiment.task, settings)
-      changes = experiment_lib.changes(experiment.task, resolved)
+      resolved = experiment_lib.resolve(settings)
+      changes = experiment_lib.changes(resolved)
       shared |= {k: v for k, v in changes.items() if k not in own}
       parts = [*settings.method_names, *experiment_lib.assignments(own)]
       name = experiment_lib.folder_name([*parts, f'seed{settings.seed}'])
@@ -145,7 +145,7 @@ class Comparison:
     self.path = _OUTPUT_DIR.value or os.path.join(
       'runs', experiment_lib.folder_name(parts)
     )
-    self.rounds = _ROUNDS.value or experiment.default_rounds
+    self.rounds = _ROUNDS.value or experiment_lib.default_rounds(s)
     if self.rounds % s.rounds_per_evaluation:
       raise errors.UserError(
         f'--rounds={self.rounds} must be a multiple of'
@@ -177,9 +177,7 @@ class Comparison:
 
     for run in runs:
       if os.path.exists(run.folder.settings):
-        run.folder.claim(
-          experiment_lib.resolve(self.experiment.task, run.settings)
-        )
+        run.folder.claim(experiment_lib.resolve(run.settings))
     at_a_time = _RUNS_AT_A_TIME.value or max(1, (os.cpu_count() or 1) // 2)
     queue.run_all(runs, at_a_time)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 import enum
 import functools
 import hashlib
-import importlib
 import math
 import re
 from typing import Any
@@ -15,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks import catalog
 from tasks.catalog import networks
-from tasks.catalog import task as task_lib
 from tasks.readers import files
 from tasks.runs import components
 from tasks.runs import errors
@@ -47,20 +46,21 @@ class Stream(enum.IntEnum):
     return np.random.default_rng([seed, self, *place])
 
 
-def resolve(
-  task: task_lib.Task, settings: settings_lib.Settings
-) -> settings_lib.Settings:
+def resolve(settings: settings_lib.Settings) -> settings_lib.Settings:
   """The settings, with the task's defaults for those that are `None`."""
-  partition = 'acid' if task.natural is None else 'natural'
-  return settings.resolve({'partition': partition, **_defaults(task, settings)})
+  return settings.resolve(_defaults(settings))
 
 
-def _defaults(
-  task: task_lib.Task, settings: settings_lib.Settings
-) -> dict[str, Any]:
+def default_rounds(settings: settings_lib.Settings) -> int:
+  """The number of rounds if none is given."""
+  return _defaults(settings)['rounds']
+
+
+def _defaults(settings: settings_lib.Settings) -> dict[str, Any]:
   """The task's defaults; those of MAML's steps are for the tests, too."""
+  defaults = catalog.module_of(settings.task).defaults
   training, tests = (
-    task.defaults(settings.correction, personalization)
+    defaults(settings.correction, personalization)
     for personalization in (
       settings.personalization,
       settings.personalization_in_tests,
@@ -72,9 +72,7 @@ def _defaults(
   }
 
 
-def changes(
-  task: task_lib.Task, settings: settings_lib.Settings
-) -> dict[str, Any]:
+def changes(settings: settings_lib.Settings) -> dict[str, Any]:
   """The resolved settings that are not the defaults of task and method.
 
   What names a run anyway, as its method and its seed, is not among them, nor is
@@ -83,7 +81,7 @@ def changes(
   main = ('task', 'partition', 'method', 'correction', 'personalization')
   main += ('tested_personalization',)
   plain = resolve(
-    task, settings_lib.Settings(**{k: getattr(settings, k) for k in main})
+    settings_lib.Settings(**{k: getattr(settings, k) for k in main})
   )
   return {
     name: value
@@ -130,10 +128,8 @@ class Experiment:
 
   def __init__(self, settings: settings_lib.Settings):
     """Loads the data and splits them; settings that are `None` get defaults."""
-    module = importlib.import_module(f'tasks.catalog.{settings.task}')
-    self.task = module.load(settings.data_dir)
-    self.default_rounds = _defaults(self.task, settings)['rounds']
-    self.settings = resolve(self.task, settings)
+    self.task = catalog.module_of(settings.task).load(settings.data_dir)
+    self.settings = resolve(settings)
     self.correction = components.build('correction', self.settings)
     self.personalization = components.build('personalization', self.settings)
     self.personalization_in_tests = self.personalization
@@ -155,7 +151,7 @@ class Experiment:
     """A name of the run, which tells it from runs with other settings."""
     s = self.settings
     parts = [s.task, s.partition, *s.method_names, f'seed{s.seed}']
-    return folder_name([*parts, *assignments(changes(self.task, s))])
+    return folder_name([*parts, *assignments(changes(s))])
 
   @property
   def _validation_period(self) -> int:
@@ -387,8 +383,8 @@ class Experiment:
     s = self.settings
     if s.tested_personalization is None or s.max_grad_norm < math.inf:
       return s.max_grad_norm
-    defaults = self.task.defaults(s.correction, s.tested_personalization)
-    return defaults['max_grad_norm']
+    defaults = catalog.module_of(s.task).defaults
+    return defaults(s.correction, s.tested_personalization)['max_grad_norm']
 
   def evaluated_weights(self, process: Any, state: Any) -> Any:
     """The weights of the model that the settings say is evaluated."""

@@ -172,6 +172,18 @@ def test_wrong_flags_say_what_would_be_right(tmp_path, flag, message):
   assert not os.path.exists(tmp_path / 'run')
 
 
+def test_settings_are_shown_without_data():
+  flags = ['--task=mini_imagenet', '--method=pfl_scaf', '--show_settings']
+  result = small_runs.run_program('train', *flags)
+  assert result.returncode == 0, result.stderr
+  shown = result.stdout.splitlines()
+  assert {'--partition=acid', '--classes_per_client=20'} <= set(shown)
+  assert not any(line.startswith(('--alpha', '--maml_')) for line in shown)
+  # They can be given again.
+  again = small_runs.run_program('train', *shown, '--show_settings')
+  assert again.stdout.splitlines() == shown
+
+
 def network_of_the_worker(process):
   """The network namespace of the worker that a process has started."""
   while process.poll() is None:

@@ -52,7 +52,7 @@ def test_defaults_complete_the_settings(method):
   settings = settings_lib.Settings(
     method=method, personalization='maml' if personalizes else 'none'
   )
-  resolved = experiment_lib.resolve(digits.load(), settings)
+  resolved = experiment_lib.resolve(settings)
   unset = {k for k, v in vars(resolved).items() if v is None}
   without_effect = {'concentration'}
   if not personalizes:

@@ -27,9 +27,13 @@ def test_a_device_is_a_writer(tmp_path, module, num_classes):
         assert one['y'].shape == () and one['y'].dtype == np.int32
         np.testing.assert_array_equal(one['x'][..., 0], raw['pixels'])
         assert one['y'] == raw['label']
-  settings = settings_lib.Settings(personalization='maml')
-  resolved = experiment_lib.resolve(loaded, settings)
-  assert resolved.num_clients == 4
+  settings = settings_lib.Settings(
+    task=module.__name__.split('.')[-1], personalization='maml'
+  )
+  resolved = experiment_lib.resolve(settings)
+  assert resolved.partition == 'natural'
+  # As TFF's documentation says of its data.
+  assert resolved.num_clients == {62: 3400, 10: 3383}[num_classes]
   unset = {k for k, v in vars(resolved).items() if v is None}
   assert unset == {
     *('data_dir', 'classes_per_client', 'concentration', 'mu'),

@@ -31,7 +31,7 @@ def test_the_network_and_the_settings_are_smaller(files):  # noqa: F811
   # The published initial weights: Keras' biases are 0.
   assert all(weights.all() for weights in model.get_weights())
   assert model(task.test[0]).shape == (20, 10)
-  defaults = task.defaults('scaf', 'proto')
+  defaults = fashion_mnist_small.defaults('scaf', 'proto')
   assert defaults['local_steps'] == 10
   # As published.
   assert (defaults['num_clients'], defaults['clients_per_round']) == (100, 10)

@@ -173,8 +173,8 @@ def test_network_and_defaults(files):
   assert loaded.num_classes == 10
   model = loaded.build_model(5)
   assert model(loaded.train[0][:2]).shape == (2, 5)
-  settings = settings_lib.Settings(personalization='maml')
-  resolved = vars(experiment_lib.resolve(loaded, settings))
+  settings = settings_lib.Settings(task='fashion_mnist', personalization='maml')
+  resolved = vars(experiment_lib.resolve(settings))
   unset = {k for k, v in resolved.items() if v is None}
   assert unset == {
     *('data_dir', 'concentration', 'mu', 'tested_personalization'),

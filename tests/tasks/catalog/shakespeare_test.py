@@ -60,9 +60,14 @@ def test_takes_tffs_own_examples():
   )
   text = bytes(int(example['y']) for example in dataset)
   assert text.startswith(b'Never.But now, my lord.How if fair')
-  settings = settings_lib.Settings(personalization='maml')
-  resolved = experiment_lib.resolve(made, settings)
-  assert resolved.num_clients == 3
+
+
+def test_defaults_complete_the_settings():
+  settings = settings_lib.Settings(task='shakespeare', personalization='maml')
+  resolved = experiment_lib.resolve(settings)
+  assert resolved.partition == 'natural'
+  # As TFF's documentation says of its data.
+  assert resolved.num_clients == 715
   unset = {k for k, v in vars(resolved).items() if v is None}
   assert unset == {
     *('data_dir', 'classes_per_client', 'concentration', 'mu'),
@@ -91,6 +96,7 @@ def test_trains_and_tests_through_the_runtime(
       task='shakespeare',
       personalization=personalization,
       data_dir=folder,
+      num_clients=2,
       clients_per_round=2,
       local_steps=1,
       maml_steps=1 if personalization == 'maml' else None,

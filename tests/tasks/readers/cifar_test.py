@@ -257,7 +257,7 @@ def test_is_the_published_experiment(
   assert experiment.build_keras_model().count_params() == (
     797_962 + 193 * (outputs - 10)
   )
-  assert experiment.default_rounds == 1000
+  assert experiment_lib.default_rounds(experiment.settings) == 1000
   held = set()
   for batch in experiment.client_data('client_0003')['train']:
     held.update(batch['y'].numpy().tolist())

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import functools
 import math
 import string
 
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks import catalog
 from tasks.catalog import digits
 from tasks.catalog import networks
 from tasks.catalog import published
@@ -42,14 +44,23 @@ def natural_task(monkeypatch):
     num_classes=2,
     build_model=lambda num_outputs: networks.mlp((3,), (4,), num_outputs),
     augment=None,
-    defaults=lambda *method: {
-      **published.defaults(*method),
-      'num_clients': 6,
-      'clients_per_round': 2,
-    },
     natural=(users('gafbecd', 5), users('gafbec', 3)),
   )
   monkeypatch.setattr(digits, 'load', lambda data_dir: made)
+  defaults = functools.partial(
+    published.defaults, partition='natural', num_clients=6, clients_per_round=2
+  )
+  monkeypatch.setattr(digits, 'defaults', defaults)
+
+
+@pytest.mark.parametrize('name', catalog.TASKS)
+def test_a_task_has_defaults_without_data(name):
+  settings = settings_lib.Settings(task=name)
+  resolved = experiment_lib.resolve(settings)
+  assert resolved.partition in ('acid', 'natural')
+  assert resolved.clients_per_round <= resolved.num_clients
+  assert experiment_lib.changes(resolved) == {}
+  assert experiment_lib.default_rounds(settings) >= 100
 
 
 def test_users_are_the_devices(natural_task):
@@ -111,9 +122,9 @@ def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
     num_classes=10,
     build_model=lambda num_outputs: networks.mlp((8, 8), (4,), num_outputs),
     augment=None,
-    defaults=published.defaults,
   )
   monkeypatch.setattr(digits, 'load', lambda data_dir: made)
+  monkeypatch.setattr(digits, 'defaults', published.defaults)
   experiment = experiment_lib.Experiment(
     settings_lib.Settings(num_clients=8, clients_per_round=2, batch_size=4)
   )
