@@ -10,6 +10,8 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
+from tasks.runs import experiment as experiment_lib
+from tasks.runs import settings as settings_lib
 from tests.tasks import small_runs
 
 _FLAGS = [
@@ -179,9 +181,15 @@ def test_settings_are_shown_without_data():
   shown = result.stdout.splitlines()
   assert {'--partition=acid', '--classes_per_client=20'} <= set(shown)
   assert not any(line.startswith(('--alpha', '--maml_')) for line in shown)
-  # They can be given again.
-  again = small_runs.run_program('train', *shown, '--show_settings')
-  assert again.stdout.splitlines() == shown
+  # Given again, they are the same settings.
+  given = dict(line.removeprefix('--').split('=') for line in shown)
+  assert given.pop('rounds') == '1000'
+  again = settings_lib.Settings(
+    **{name: settings_lib.parse(name, value) for name, value in given.items()}
+  )
+  assert again == experiment_lib.resolve(
+    settings_lib.Settings(task='mini_imagenet', method='pfl_scaf')
+  )
 
 
 def network_of_the_worker(process):
