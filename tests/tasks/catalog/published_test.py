@@ -47,6 +47,11 @@ def test_what_is_given_is_no_default():
   assert (resolved.maml_steps, resolved.maml_learning_rate) == (3, 0.1)
 
 
+def test_a_task_has_other_defaults_instead():
+  changed = published.defaults('dyn', 'proto', rounds=7)
+  assert changed == published.defaults('dyn', 'proto') | {'rounds': 7}
+
+
 def test_image_task_is_the_published_treatment():
   rng = np.random.default_rng(0)
   x = rng.integers(0, 200, (40, 32, 32, 3)).astype(np.uint8)
