@@ -1,5 +1,4 @@
 import collections
-import dataclasses
 import functools
 import math
 import string
@@ -14,7 +13,6 @@ from tasks.catalog import digits
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import files
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
@@ -95,7 +93,10 @@ def test_some_users_are_drawn(natural_task):
 @pytest.mark.parametrize(
   'given, said',
   [
-    ({'partition': 'acid'}, 'acid does not go with --task=digits, whose data'),
+    (
+      {'partition': 'acid'},
+      'acid does not go with --task=digits: take .*natural',
+    ),
     ({'num_clients': 7}, '--num_clients=7 must be at most 6'),
     (
       {'num_clients': 1},
@@ -106,11 +107,6 @@ def test_some_users_are_drawn(natural_task):
 def test_what_users_cannot_do_is_an_error(natural_task, given, said):
   with pytest.raises(errors.UserError, match=said):
     experiment_lib.Experiment(settings_lib.Settings(**given))
-
-
-def test_data_without_users_have_no_natural_partition():
-  with pytest.raises(errors.UserError, match='acid, alid or dirich'):
-    experiment_lib.Experiment(settings_lib.Settings(partition='natural'))
 
 
 def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
@@ -221,7 +217,7 @@ def test_a_small_user_keeps_its_examples_for_training(natural_task):
   (client_id, *_) = experiment(0.2).test_data.client_ids
   assert len(examples_of(experiment(0.2).test_data, client_id)) == 1
   assert len(examples_of(experiment(0.15).train_data, client_id)) == 5
-  with pytest.raises(errors.UserError, match='No client has 7 examples'):
+  with pytest.raises(errors.UserError, match='must be larger: no client has'):
     experiment(0.15).evaluation_data  # noqa: B018
 
 
@@ -237,12 +233,7 @@ def test_runs_with_other_settings_have_other_names():
     {'learning_rate': 0.2, 'local_steps': 3},
     {'correction': 'tff_debias:Dyn(alpha=0.02)'},
     {'correction': 'tff_debias:Dyn(alpha=0.03)'},
-    # So many that the name would be too long for a folder.
-    {'learning_rate': 0.2, 'weight_decay': 0.1, 'held_out_share': 0.1,
-     'batch_size': 3, 'num_clients': 20},
-    {'learning_rate': 0.2, 'weight_decay': 0.1, 'held_out_share': 0.1,
-     'batch_size': 3, 'num_clients': 21},
-  ]  # fmt: skip
+  ]
   names = [
     experiment_lib.Experiment(settings_lib.Settings(**options)).name
     for options in given
@@ -250,61 +241,11 @@ def test_runs_with_other_settings_have_other_names():
   assert len(set(names)) == len(names)
   assert names[0] == 'digits_acid_pfl_dyn_proto_seed0'
   assert names[5] == 'digits_acid_pfl_dyn_proto_seed0_alpha=0.02'
-  assert max(map(len, names)) <= 100
   for name in names:
     assert set(name) <= set(string.ascii_letters + string.digits + '_=.,+-')
   # The task's default is not named.
   same = experiment_lib.Experiment(settings_lib.Settings(num_clients=40))
   assert same.name == names[0]
-
-
-def test_a_label_out_of_range_is_named_before_training(monkeypatch):
-  made = digits.load()
-  y = made.train[1].copy()
-  y[:40] = 10
-  test_y = made.test[1].copy()
-  test_y[:20] = 10
-  wrong = dataclasses.replace(
-    made, train=(made.train[0], y), test=(made.test[0], test_y)
-  )
-  monkeypatch.setattr(digits, 'load', lambda data_dir: wrong)
-  with pytest.raises(
-    files.DataError, match=r'client client_\d+ has the label 10.* from 0 to 9'
-  ):
-    experiment_lib.Experiment(settings_lib.Settings(partition='dirichlet'))
-
-
-def test_a_label_out_of_range_of_a_user_is_named(natural_task, monkeypatch):
-  two_classes = digits.load(None)
-  one_class = dataclasses.replace(two_classes, num_classes=1)
-  monkeypatch.setattr(digits, 'load', lambda data_dir: one_class)
-  experiment = experiment_lib.Experiment(settings_lib.Settings())
-  with pytest.raises(
-    files.DataError, match='client [a-g] has the label 1, .* from 0 to 0'
-  ):
-    experiment.training_data(1)
-  with pytest.raises(files.DataError, match='client a has the label 1'):
-    assert experiment.evaluation_data
-
-
-def test_ids_that_would_become_another_clients_are_refused(
-  natural_task, monkeypatch
-):
-  made = digits.load(None)
-  names = [*'abcde', 'a\0']
-  wrong = dataclasses.replace(made, natural=(users(names, 5), users(names, 3)))
-  monkeypatch.setattr(digits, 'load', lambda data_dir: wrong)
-  with pytest.raises(files.DataError, match=r"The user 'a\\x00' of digits"):
-    experiment_lib.Experiment(settings_lib.Settings())
-
-
-def test_no_client_is_twice_in_a_round(natural_task):
-  experiment = experiment_lib.Experiment(
-    settings_lib.Settings(clients_per_round=6)
-  )
-  for round_num in range(1, 20):
-    ids = [d['client_id'] for d in experiment.training_data(round_num)]
-    assert sorted(ids) == list('abcefg')
 
 
 def test_held_out_clients_never_train():
@@ -327,11 +268,6 @@ def test_held_out_clients_never_train():
   )
 
 
-def test_a_small_share_holds_out_one_client():
-  settings = small_runs.experiment(held_out_share=0.01).settings
-  assert '2 of 11 devices a round, 1 held out' in settings.title
-
-
 def test_with_none_held_out_the_participants_are_as_ever():
   everyone = small_runs.experiment(held_out_share=0.0)
   ids = [f'client_{i:04d}' for i in range(12)]
@@ -340,20 +276,3 @@ def test_with_none_held_out_the_participants_are_as_ever():
   for r in (1, 7):
     participants = [d['client_id'] for d in everyone.training_data(r)]
     assert participants == sample(r, 2)
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    (
-      {'clients_per_round': 10},
-      'clients_per_round=10 must be .* less the 3 of --held',
-    ),
-    ({'held_out_share': 1.0}, 'held_out_share=1.0 must be below 1'),
-    ({'held_out_share': -0.1}, 'held_out_share=-0.1 must be at least 0'),
-    ({'validation_share': 0.6}, 'validation_share=0.6 must be at most 0.5'),
-  ],
-)
-def test_wrong_shares_say_what_would_be_right(options, message):
-  with pytest.raises(errors.UserError, match=message):
-    small_runs.experiment(**options)
