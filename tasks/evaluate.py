@@ -9,7 +9,6 @@ from absl import flags
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import settings as settings_lib
 
 _RUN = flags.DEFINE_string('run', None, 'The folder of the run.')
 _ROUND = flags.DEFINE_integer(
@@ -38,21 +37,20 @@ _STEPS = flags.DEFINE_integer(
   ' the training.',
   lower_bound=1,
 )
-_WORKER_NETWORK = settings_lib.define_worker_network()
 
 
 def main() -> None:
   """Evaluates, writes the files and prints the summary."""
   from tasks.reports import client_report
-  from tasks.runs import checkpoint
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import per_client
+  from tasks.runs import training
   from tff_debias import runtime
 
-  folder = folder_lib.find(_RUN.value)
-  experiment = experiment_lib.Experiment(folder.read()[0])
-  with runtime.local_context(worker_network=_WORKER_NETWORK.value):
-    weights, round_num = checkpoint.load(experiment, folder, _ROUND.value)
+  folder = folder_lib.RunFolder(_RUN.value)
+  experiment = experiment_lib.Experiment(folder.read())
+  with runtime.local_context():
+    weights, round_num = training.load(experiment, folder, _ROUND.value)
     result = per_client.evaluate(
       experiment,
       weights,
@@ -65,24 +63,20 @@ def main() -> None:
 
 
 def _few_shot() -> list[int] | None:
-  if _FEW_SHOT.value is None:
+  texts = _FEW_SHOT.value
+  if texts is None:
     return None
-  try:
-    sizes = sorted({int(size) for size in _FEW_SHOT.value})
-  except ValueError:
-    sizes = [0]
-  if sizes and sizes[0] < 1:
+  if not all(text.isdecimal() and int(text) for text in texts):
     raise errors.UserError(
-      f'--few_shot={",".join(_FEW_SHOT.value)} must be positive integers, as'
-      ' 1,2,5.'
+      f'--few_shot={",".join(texts)} must be positive integers, as 1,2,5.'
     )
-  return sizes
+  return sorted({int(text) for text in texts})
 
 
 def _check_flags() -> None:
   if _RUN.value is None:
     raise errors.UserError('Name the folder of the run: --run=runs/NAME.')
-  folder_lib.find(_RUN.value)
+  folder_lib.RunFolder(_RUN.value).read()
   _few_shot()
 
 

@@ -1,10 +1,8 @@
 """Trains one method on one task: `python -m tasks.train --help`.
 
 The defaults of the settings depend on the task and the method; --show_settings
-prints them.
-
-The same command again goes on where the last one stopped. Only do that in a
-folder of your own, or of somebody whose programs you would run.
+prints them. Run the same command again to resume. Only do that in a folder of
+your own, or of somebody whose programs you would run.
 """
 
 import os
@@ -15,7 +13,6 @@ from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import names
-from tasks.runs import queue
 from tasks.runs import settings as settings_lib
 from tasks.runs import tuned as tuned_lib
 
@@ -45,7 +42,6 @@ _FROM_ROUND = flags.DEFINE_integer(
   ' default a run goes on from its last checkpoint. The last two are kept.',
   lower_bound=0,
 )
-_WORKER_NETWORK = settings_lib.define_worker_network()
 _TUNED = tuned_lib.define_flag()
 _BASELINE = flags.DEFINE_boolean(
   'baseline',
@@ -85,7 +81,6 @@ def main() -> None:
     rounds,
     _ROUNDS_PER_CHECKPOINT.value,
     _FROM_ROUND.value,
-    _WORKER_NETWORK.value,
   )
   title = experiment.settings.title
   figures.save_convergence(rows, title, folder.picture)
@@ -94,22 +89,17 @@ def main() -> None:
   if has_baseline is None:
     has_baseline = experiment.task.is_quick
   if has_baseline and experiment.settings.correction != 'none':
-    baseline = queue.Run(
-      experiment.settings.uncorrected(),
-      folder_lib.RunFolder(os.path.join(folder.path, 'baseline')),
-      rounds,
-      _WORKER_NETWORK.value,
+    uncorrected = experiment_lib.Experiment(experiment.settings.uncorrected())
+    settings = uncorrected.settings
+    baseline = folder_lib.RunFolder(os.path.join(folder.path, 'baseline'))
+    others = training.run(
+      uncorrected, baseline, rounds, _ROUNDS_PER_CHECKPOINT.value
     )
-    others = baseline.train()
-    settings, _ = baseline.folder.read()
-    figures.save_convergence(others, settings.title, baseline.folder.picture)
-    name = f'{names.name(baseline.settings.method)} (without correction)'
+    figures.save_convergence(others, settings.title, baseline.picture)
+    name = f'{names.name(settings.method)} (without correction)'
     figures.save_convergence(rows, title, folder.picture, {name: others})
     print(f'{name}:\n{run_report.summary(settings, others)}')
-  print(
-    f'results in {folder.path}: {os.path.basename(folder.picture)},'
-    ' metrics.csv, meta_model.keras, tensorboard/'
-  )
+  print(f'results in {folder.path}: convergence.png, meta_model.keras, …')
 
 
 def _settings() -> settings_lib.Settings:
@@ -132,12 +122,6 @@ def _settings_table(settings: settings_lib.Settings, rounds: int) -> str:
 
 
 def _check_flags() -> None:
-  if _ROUNDS.value and (_FROM_ROUND.value or 0) > _ROUNDS.value:
-    raise errors.UserError(
-      f'--from_round={_FROM_ROUND.value} must be at most'
-      f' --rounds={_ROUNDS.value}.'
-    )
-  folder_lib.check_output_dir(_OUTPUT_DIR.value)
   settings = _settings()
   if _BASELINE.value and settings.correction == 'none':
     raise errors.UserError(

@@ -5,8 +5,10 @@ import os
 
 from absl import logging
 
+from tasks.runs import errors
 
-class DataError(ValueError):
+
+class DataError(errors.UserError):
   """The data of a task are missing or damaged: which, and what to do."""
 
 

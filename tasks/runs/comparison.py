@@ -66,7 +66,6 @@ _OUTPUT_DIR = flags.DEFINE_string(
   'The folder of the runs and results. By default a folder in runs/ with a name'
   ' made of the task, the partition and the settings that all runs share.',
 )
-_WORKER_NETWORK = settings_lib.define_worker_network()
 settings_lib.define_flags(
   without=(
     *('method', 'correction', 'seed'),
@@ -77,7 +76,6 @@ settings_lib.define_flags(
 
 def settings_from_flags() -> list[settings_lib.Settings]:
   """The settings of every run: each seed, method and personalization."""
-  folder_lib.check_output_dir(_OUTPUT_DIR.value)
   results = {}
   methods = [(method, None) for method in _METHODS.value]
   methods += [(None, correction) for correction in _CORRECTIONS.value]
@@ -163,7 +161,6 @@ class Comparison:
         settings,
         folder_lib.RunFolder(os.path.join(self.path, name)),
         rounds,
-        _WORKER_NETWORK.value,
       )
       for name, settings in runs.items()
     ]
@@ -185,8 +182,7 @@ class Comparison:
     """The metrics, title and path of the runs' pictures that are not new."""
     for folder in (run.folder for run in self._runs):
       if not folder.is_current(folder.picture):
-        settings, _ = folder.read()
-        yield folder.read_metrics(), settings.title, folder.picture
+        yield folder.read_metrics(), folder.read().title, folder.picture
 
   def train_locally(self, num_steps: int) -> list[float]:
     """The accuracy of local training alone, for each seed.
@@ -232,9 +228,8 @@ class Comparison:
     step = self.experiment.settings.rounds_per_evaluation
     for run in self._runs:
       tests = folder_lib.evaluations(run.folder.read_metrics())
-      settings, _ = run.folder.read()
       yield (
-        settings,
+        run.folder.read(),
         [
           test
           for test in tests

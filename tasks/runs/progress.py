@@ -1,49 +1,20 @@
-"""How a program shows its progress: a bar in a terminal, lines in a file."""
+"""Shows the progress of a program."""
 
 import sys
 from typing import Any
-from typing import TextIO
 
 import tqdm
 
 _SECONDS_BETWEEN_LINES = 30
-_LINE = '{desc}{n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}{postfix}]'
 
 
 def progress(total: int, unit: str, **options: Any) -> tqdm.tqdm:
-  """A bar in a terminal, and a line every 30 seconds in a file."""
-  if sys.stderr.isatty():
-    return tqdm.tqdm(total=total, unit=unit, dynamic_ncols=True, **options)
-  return _Lines(
+  """A bar: redrawn at once in a terminal, every 30 seconds in a file."""
+  is_terminal = sys.stderr.isatty()
+  return tqdm.tqdm(
     total=total,
     unit=unit,
-    file=_LineByLine(sys.stderr),
-    mininterval=_SECONDS_BETWEEN_LINES,
-    miniters=1,
-    bar_format=_LINE,
+    dynamic_ncols=is_terminal,
+    mininterval=0.1 if is_terminal else _SECONDS_BETWEEN_LINES,
     **options,
   )
-
-
-class _Lines(tqdm.tqdm):
-  """A bar that a new remark alone does not draw anew."""
-
-  def set_postfix_str(self, s: str = '', refresh: bool = True) -> None:
-    """See base class."""
-    super().set_postfix_str(s, refresh=False)
-
-
-class _LineByLine:
-  """Writes each state of a bar as a line of its own."""
-
-  def __init__(self, file: TextIO):
-    self._file = file
-
-  def write(self, text: str) -> None:
-    """Writes a line; tqdm clears the last one with blanks before."""
-    if text.strip():
-      self._file.write(text.strip() + '\n')
-
-  def flush(self) -> None:
-    """Writes at once."""
-    self._file.flush()

@@ -22,16 +22,11 @@ _SECONDS_BETWEEN_LOOKS = 1
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run of an experiment, with its settings as the user gave them.
-
-  `rounds` is the round to train to, `worker_network` is as in
-  `runtime.local_context`.
-  """
+  """A run of an experiment to a round, with its settings as the user gave."""
 
   settings: settings_lib.Settings
   folder: folder_lib.RunFolder
   rounds: int
-  worker_network: str = 'private'
 
   def train(self) -> list[dict[str, Any]]:
     """Trains in this process, as `tasks.train` does; gives the metrics."""
@@ -43,10 +38,7 @@ class Run:
     # Keras counts the layers of a process, and names them so.
     tf.keras.backend.clear_session()
     return training.run(
-      experiment_lib.Experiment(self.settings),
-      self.folder,
-      self.rounds,
-      worker_network=self.worker_network,
+      experiment_lib.Experiment(self.settings), self.folder, self.rounds
     )
 
   @property
@@ -57,10 +49,7 @@ class Run:
   @property
   def done(self) -> int:
     """The number of rounds in its metrics; `rounds` only if it has ended."""
-    try:
-      rows = self.folder.read_metrics()
-    except folder_lib.RunFolderError:
-      return 0  # The run restores them.
+    rows = self.folder.read_metrics()
     last = int(rows[-1]['round']) if rows else 0
     # Training writes the meta-model last.
     has_ended = last > self.rounds or self.folder.is_current(
@@ -75,15 +64,7 @@ def run_all(runs: Sequence[Run], at_a_time: int) -> None:
   A process trains one run after the other, because it takes many seconds to
   start. If a run fails, an error says so after the others have ended.
   """
-  # It imports TensorFlow, for which errors in flags should not wait.
-  from tasks.runs import state_manager
-
-  waiting = [
-    run
-    for run in runs
-    if run.done < run.rounds
-    or not state_manager.StateManager(run.folder).has_metrics()
-  ]
+  waiting = [run for run in runs if run.done < run.rounds]
   free = [_new_process() for _ in range(at_a_time)]
   running: dict[concurrent.futures.Future, tuple[Run, Any]] = {}
   failed: dict[str, str] = {}

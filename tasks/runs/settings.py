@@ -381,19 +381,6 @@ def define_flags(without: Collection[str] = ()) -> None:
     define[_type(field.name)](field.name, field.default, help_text)
 
 
-def define_worker_network() -> flags.FlagHolder[str]:
-  """Defines the flag --worker_network, see `runtime.local_context`."""
-  return flags.DEFINE_enum(
-    'worker_network',
-    'private',
-    ['private', 'shared'],
-    "The network of TFF's worker process. Whoever can connect to the worker can"
-    ' run code as you. private: only this program can connect; where the system'
-    ' does not permit that, a warning says so. shared: every user of this'
-    ' machine can, and every machine that reaches it.',
-  )
-
-
 def from_flags(only_with_effect: bool = False, **given: Any) -> Settings:
   """The settings that the parsed flags give, and those `given` without a flag.
 

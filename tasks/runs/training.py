@@ -1,11 +1,11 @@
-"""Trains an experiment in its folder, with TFF's own loop."""
+"""Trains an experiment in its folder with TFF's loop, and reads its models."""
 
 import asyncio
 import collections
-import contextlib
+from collections.abc import Coroutine
 import os
-import re
 import shutil
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,32 @@ from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
 from tasks.runs import progress as progress_lib
-from tasks.runs import state_manager
 import tff_debias
 from tff_debias import runtime
-from tff_debias import storage as storage_lib
+
+_PREFIX = 'round_'
+
+
+class _Checkpoints(tff.program.FileProgramStateManager):
+  """TFF's state manager, which keeps two; its errors say what helps."""
+
+  def __init__(self, folder: folder_lib.RunFolder):
+    self._path = folder.checkpoints
+    super().__init__(self._path, _PREFIX, keep_total=2, keep_first=False)
+
+  async def load(self, version: int, structure: Any) -> Any:
+    """Raises a `UserError` if the checkpoint cannot be read."""
+    try:
+      return await super().load(version, structure)
+    except Exception as e:  # Each file has its own kinds of error.
+      way_back = 'Begin a new run in another --output_dir.'
+      for earlier in await self.get_versions() or []:
+        if earlier < version:
+          way_back = f'Train from the one before it: --from_round={earlier}.'
+      raise errors.UserError(
+        f'The checkpoint of round {version} in {self._path} is damaged, or of'
+        f' another version ({errors.first_line(e)}). {way_back}'
+      ) from e
 
 
 def run(
@@ -28,149 +50,116 @@ def run(
   rounds: int,
   rounds_per_checkpoint: int = 10,
   from_round: int | None = None,
-  worker_network: str = 'private',
-) -> list[dict[str, Any]]:
-  """Trains to the given round from the folder's checkpoint.
+) -> list[dict[str, float]]:
+  """Trains to a round from the folder's last checkpoint; returns the metrics.
 
-  With `from_round` it goes on from the checkpoint of that round, and what came
-  later is removed; by default from the last one. `worker_network` is as in
-  `runtime.local_context`. The folder is locked meanwhile. Gives the metrics.
+  With `from_round` it goes on from the checkpoint of that round, and removes
+  later ones. The folder is locked meanwhile.
   """
-  with folder.lock():
-    _train(
-      experiment,
-      folder,
-      rounds,
-      rounds_per_checkpoint,
-      from_round,
-      worker_network,
-    )
-    return folder.read_metrics()
+  with folder.lock(), runtime.local_context():
+    folder.claim(experiment.settings)
+    storage = tff_debias.ClientStorage(folder.storage)
+    process = experiment.build_process(storage)
+    evaluation = experiment.build_evaluation()
+
+    def evaluation_data(round_num: int) -> Any:
+      is_due = round_num % experiment.settings.rounds_per_evaluation == 0
+      is_due = is_due or round_num == rounds
+      return experiment.evaluation_data if is_due else None
+
+    def evaluate(state: Any, data: Any) -> Any:
+      if data is None:
+        return collections.OrderedDict()
+      return evaluation(experiment.evaluated_weights(process, state), data)
+
+    # TFF's loop asks for the event loop of the thread.
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    files = _Checkpoints(folder)
+    checkpoints = tff_debias.StorageStateManager(files, storage)
+    done = _go_back(folder, _versions(files), from_round)
+    if done > rounds:
+      raise errors.UserError(
+        f'--rounds={rounds} must be at least {done}, the number of rounds that'
+        f' are done in {folder.path}.'
+      )
+    with progress_lib.progress(rounds, 'round', initial=done) as bar:
+      state = tff.simulation.run_training_process(
+        process,
+        experiment.training_data,
+        rounds,
+        evaluate,
+        evaluation_data,
+        program_state_manager=checkpoints,
+        rounds_per_saving_program_state=rounds_per_checkpoint,
+        metrics_managers=[
+          # It replaces the file as a whole, so no kill leaves half a line.
+          tff.program.CSVFileReleaseManager(
+            folder.metrics, tff.program.CSVSaveMode.WRITE, 'round'
+          ),
+          tff.program.TensorBoardReleaseManager(folder.tensorboard),
+          _Progress(bar),
+        ],
+      )
+    if rounds not in _versions(files):
+      _wait(checkpoints.save(state, rounds))
+    # Last and as a whole, so that it says that the run has ended.
+    model = experiment.build_keras_model()
+    experiment.evaluated_weights(process, state).assign_weights_to(model)
+    unfinished = os.path.join(folder.path, 'meta_model.new.keras')
+    model.save(unfinished)
+    os.replace(unfinished, folder.meta_model)
+    # A run that was killed, or goes back, may have metrics of later rounds.
+    return [row for row in folder.read_metrics() if row['round'] <= rounds]
 
 
-def _train(
+def load(
   experiment: experiment_lib.Experiment,
   folder: folder_lib.RunFolder,
-  rounds: int,
-  rounds_per_checkpoint: int,
-  from_round: int | None,
-  worker_network: str,
-) -> None:
-  folder.claim(experiment.settings)
-  files = state_manager.StateManager(folder)
-  storage = tff_debias.ClientStorage(folder.storage)
-  checkpoints = tff_debias.StorageStateManager(files, storage)
-  process = experiment.build_process(storage)
-  evaluation = experiment.build_evaluation()
+  round_num: int | None = None,
+) -> tuple[tff.learning.models.ModelWeights, int]:
+  """The meta-model of a round of a run, which may go on, and the round.
 
-  def evaluation_data(round_num: int) -> Any:
-    is_due = round_num % experiment.settings.rounds_per_evaluation == 0
-    return experiment.evaluation_data if is_due or round_num == rounds else None
-
-  def evaluate(state: Any, data: Any) -> Any:
-    if data is None:
-      return collections.OrderedDict()
-    return evaluation(experiment.evaluated_weights(process, state), data)
-
-  asyncio.set_event_loop(asyncio.new_event_loop())
-  done = files.prepare(from_round)
-  if done > rounds:
-    raise errors.UserError(
-      f'--rounds={rounds} must be at least {done}, the number of rounds that'
-      f' are done in {folder.path}.'
-    )
-  tensorboard = _restored_tensorboard(folder)
-  with runtime.local_context(None, folder.worker_log, worker_network):
-    with progress_lib.progress(rounds, 'round', initial=done) as bar:
-      try:
-        state = tff.simulation.run_training_process(
-          process,
-          experiment.training_data,
-          rounds,
-          evaluate,
-          evaluation_data,
-          program_state_manager=checkpoints,
-          rounds_per_saving_program_state=rounds_per_checkpoint,
-          metrics_managers=[
-            tff.program.CSVFileReleaseManager(
-              folder.metrics, key_fieldname='round'
-            ),
-            tensorboard,
-            _Progress(bar),
-          ],
-        )
-      except (runtime.ComputationError, runtime.WorkerError) as e:
-        remedy = (
-          'Nothing is lost: the same command goes on from the last checkpoint.'
-        )
-        if state := _damaged_state(e, folder):
-          remedy = (
-            f'The client state {state[0]} is damaged. Put its files back from a'
-            f' copy. {_way_back(checkpoints, process, before=int(state[1]))}'
-          )
-        raise errors.UserError(
-          f'A round failed: {errors.first_line(e)}. {remedy}'
-        ) from e
-      except (
-        state_manager.CheckpointError,
-        storage_lib.ClientStorageError,
-      ) as e:
-        last = max(_wait(checkpoints.get_versions()) or [0])
-        way_back = _way_back(checkpoints, process, before=last)
-        raise errors.UserError(f'{e} {way_back}') from e
-    if max(_wait(checkpoints.get_versions()) or [0]) < rounds:
-      _wait(checkpoints.save(state, rounds))
-    weights = experiment.evaluated_weights(process, state)
-  # Last, so that a new meta-model says that the run has ended.
-  model = experiment.build_keras_model()
-  weights.assign_weights_to(model)
-  unfinished = os.path.join(folder.path, 'meta_model.new.keras')
-  model.save(unfinished)
-  os.replace(unfinished, folder.meta_model)
-
-
-def _restored_tensorboard(
-  folder: folder_lib.RunFolder,
-) -> tff.program.TensorBoardReleaseManager:
-  """The manager of TensorBoard's files, with just the rounds in the metrics.
-
-  A killed process has written rounds that are run again, and has not written
-  the last ones before.
+  `evaluated_model` in the settings says which model. The round is by default
+  that of the newest checkpoint.
   """
-  with contextlib.suppress(FileNotFoundError):
-    shutil.rmtree(folder.tensorboard)
-  manager = tff.program.TensorBoardReleaseManager(folder.tensorboard)
-  for row in folder.read_metrics():
-    _wait(manager.release(row, int(row.pop('round'))))
-  return manager
+  with tempfile.TemporaryDirectory() as storage:
+    # The process is only for the structure of its state.
+    process = experiment.build_process(tff_debias.ClientStorage(storage))
+    structure = process.initialize()
+  files = _Checkpoints(folder)
+  versions = asyncio.run(files.get_versions()) or []
+  chosen = max(versions, default=0) if round_num is None else round_num
+  if chosen not in versions:
+    kept = ', '.join(map(str, versions)) or 'there is none yet'
+    raise errors.UserError(
+      f'--round={chosen} is not among the checkpoints in {folder.path}: {kept}.'
+    )
+  state = asyncio.run(files.load(chosen, structure))
+  return experiment.evaluated_weights(process, state), chosen
 
 
-def _damaged_state(
-  error: Exception, folder: folder_lib.RunFolder
-) -> re.Match | None:
-  """The path of the client state that an error names, and its round."""
-  storage = re.escape(os.path.abspath(folder.storage))
-  return re.search(
-    storage + r'/\d+/clients/\d+/\d+_\d+/(\d{9})-\d{19}', str(error)
-  )
+def _go_back(
+  folder: folder_lib.RunFolder, versions: list[int], from_round: int | None
+) -> int:
+  """Removes the checkpoints after a round; returns the last that is left."""
+  if from_round is None:
+    return max(versions, default=0)
+  if from_round not in versions:
+    raise errors.UserError(
+      f'--from_round={from_round} is not among the checkpoints in'
+      f' {folder.path}: {", ".join(map(str, versions)) or "there is none"}.'
+    )
+  for version in versions:
+    if version > from_round:
+      shutil.rmtree(os.path.join(folder.checkpoints, f'{_PREFIX}{version}'))
+  return from_round
 
 
-def _way_back(
-  checkpoints: tff.program.ProgramStateManager,
-  process: tff.learning.templates.LearningProcess,
-  before: int,
-) -> str:
-  """Names the newest checkpoint before a round with which a run can go on."""
-  structure = process.initialize()
-  for version in reversed(_wait(checkpoints.get_versions()) or []):
-    with contextlib.suppress(ValueError):
-      if version < before:
-        _wait(checkpoints.load(version, structure))
-        return f'Or go on from round {version}: --from_round={version}.'
-  return 'Or begin a new run in another --output_dir.'
+def _versions(files: _Checkpoints) -> list[int]:
+  return _wait(files.get_versions()) or []
 
 
-def _wait(coroutine: Any) -> Any:
+def _wait(coroutine: Coroutine) -> Any:
   return asyncio.get_event_loop().run_until_complete(coroutine)
 
 
@@ -181,11 +170,10 @@ class _Progress(tff.program.ReleaseManager):
     self._bar = bar
 
   async def release(self, value: Any, key: int) -> None:
-    """See base class."""
+    """Moves the bar to a round."""
     self._bar.update(key - self._bar.n)
-    accuracy = value.get('evaluation/by_client')
-    if accuracy is not None:
+    if accuracy := value.get('evaluation/by_client'):
       mean = np.asarray(accuracy['accuracy']['mean'])
-      self._bar.set_postfix_str(f'accuracy {mean:.3f}')
+      self._bar.set_postfix_str(f'accuracy {mean:.3f}', refresh=False)
     if 'client_work' in value and not value['client_work']['participants']:
       self._bar.write(f'Round {key}: no client counted; the model stays.')

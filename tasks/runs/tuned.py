@@ -8,7 +8,6 @@ from typing import Any
 from absl import flags
 
 from tasks.runs import errors
-from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 
 # The flag defined here is one of the program that asks for it.
@@ -41,7 +40,8 @@ class Tuned:
 
   def save(self, path: str) -> None:
     """Writes what `load` reads."""
-    folder_lib.write(path, json.dumps(dataclasses.asdict(self), indent=1))
+    with open(path, 'w') as file:
+      json.dump(dataclasses.asdict(self), file, indent=1)
 
   def apply(self, settings: settings_lib.Settings) -> settings_lib.Settings:
     """Puts what was chosen for the settings that are `None`."""

@@ -1,34 +1,84 @@
+import signal
 import subprocess
 import sys
+import time
+
+import pytest
 
 _PROGRAM = """
-import gc, os, signal, time
+import gc, time
+import numpy as np
 from tasks import cli
+from tasks.runs import errors
 
-def callback(phase, info):
-  if phase == 'start' and not sent:
-    sent.append(phase)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0)
+def computation():
+  import tensorflow_federated as tff
+  from tff_debias import runtime
 
-sent = []
+  with runtime.local_context():
+    @tff.tensorflow.computation(np.int32)
+    def fail(x):
+      import tensorflow as tf
+      with tf.control_dependencies([tf.debugging.assert_equal(x, 1)]):
+        return tf.identity(x)
+    return fail(2)
 
-def main():
-  gc.disable()
-  gc.callbacks.append(callback)
-  gc.collect()
+def people():
+  raise errors.UserError('say what is right.')
+
+def bug():
+  raise ValueError('a bug')
+
+def wait():
+  assert not gc.callbacks  # There an interrupt would be lost.
+  print('ready', flush=True)
   time.sleep(60)
-  print('not interrupted')
 
-cli.run(main, lambda: None)
+cli.run(MAIN, lambda: None)
 """
 
 
-def test_an_interrupt_in_the_garbage_collector_is_not_lost(tmp_path):
-  (tmp_path / 'main.py').write_text(_PROGRAM)
-  result = subprocess.run(
-    [sys.executable, str(tmp_path / 'main.py')], capture_output=True, text=True
+def program(main):
+  return subprocess.Popen(
+    [sys.executable, '-c', _PROGRAM.replace('MAIN', main)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
   )
-  assert result.returncode == 130, result.stderr
-  assert 'Stopped.' in result.stderr
-  assert not result.stdout
+
+
+@pytest.mark.parametrize(
+  ('main', 'code', 'last_line', 'has_traceback'),
+  [
+    ('people', 2, 'Error: say what is right.', False),
+    ('bug', 1, 'ValueError: a bug', True),
+  ],
+)
+def test_only_errors_for_people_are_one_line(
+  main, code, last_line, has_traceback
+):
+  process = program(main)
+  _, said = process.communicate(timeout=120)
+  assert process.returncode == code
+  assert said.strip().split('\n')[-1] == last_line
+  assert ('Traceback' in said) == has_traceback
+
+
+@pytest.mark.slow
+def test_an_error_of_a_computation_is_for_people():
+  process = program('computation')
+  _, said = process.communicate(timeout=120)
+  assert process.returncode == 2, said
+  assert said.startswith('Error: ') and 'Traceback' not in said
+
+
+def test_an_interrupt_ends_with_130_and_one_line():
+  process = program('wait')
+  assert process.stdout.readline() == 'ready\n'
+  time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  _, said = process.communicate(timeout=10)
+  assert process.returncode == 130
+  assert said.strip() == (
+    'Stopped. The same command goes on from the last checkpoint.'
+  )

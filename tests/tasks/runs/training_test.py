@@ -1,6 +1,4 @@
-import collections
 import os
-import re
 import shutil
 
 import numpy as np
@@ -12,6 +10,7 @@ from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 from tasks.runs import training
+from tests import small_models
 
 
 def experiment():
@@ -21,7 +20,7 @@ def experiment():
 
 
 def train(folder, rounds, from_round=None):
-  training.run(experiment(), folder, rounds, 3, from_round)
+  return training.run(experiment(), folder, rounds, 3, from_round)
 
 
 @pytest.fixture(scope='module')
@@ -39,125 +38,74 @@ def copy(run, tmp_path):
   return folder_lib.RunFolder(path)
 
 
-def points(folder):
-  """TensorBoard's points: how many times each round of each metric is there."""
-  found = collections.Counter()
-  for name in os.listdir(folder.tensorboard):
-    path = os.path.join(folder.tensorboard, name)
-    for event in tf.compat.v1.train.summary_iterator(path):
-      for value in event.summary.value:
-        number = float(tf.make_ndarray(value.tensor))
-        found[value.tag, event.step, np.float32(number)] += 1
-  return found
-
-
-def expected_points(folder):
-  return {
-    (name, int(row['round']), np.float32(value)): 1
-    for row in folder.read_metrics()
-    for name, value in row.items()
-    if name != 'round'
-  }
-
-
 def without_times(rows):
   return [{k: v for k, v in r.items() if 'time' not in k} for r in rows]
 
 
-def test_metrics_and_tensorboard_follow_the_checkpoint(copy, run):
-  # A killed process has gone on for a round, and has lost TensorBoard's points.
-  with open(copy.metrics) as file:
-    content = file.read()
-  last = content.splitlines()[-1]
-  with open(copy.metrics, 'a') as file:
-    file.write('7' + last[1:] + '\n')
-  (name,) = os.listdir(copy.tensorboard)
-  path = os.path.join(copy.tensorboard, name)
-  os.truncate(path, os.path.getsize(path) // 2)
-  train(copy, 6)
-  assert copy.read_metrics() == run.read_metrics()
-  assert points(copy) == expected_points(copy)
-
-  # The run goes on, and goes back and on again, to the same numbers.
-  train(copy, 7)
-  once = copy.read_metrics()
-  assert [row['round'] for row in once] == list(range(8))
-  train(copy, 7, from_round=6)
-  assert without_times(copy.read_metrics()) == without_times(once)
-  assert points(copy) == expected_points(copy)
+def weights(folder):
+  return tf.keras.models.load_model(folder.meta_model).get_weights()
 
 
-def states(folder, round_num):
-  """The files of data of the client states written in a round."""
-  found = []
-  for root, _, names in os.walk(folder.storage):
-    found += [
-      os.path.join(root, name)
-      for name in names
-      if name.startswith(f'{round_num:09d}-') and '.data-' in name
-    ]
-  return found
+def test_a_finished_run_stays_as_it_is(copy, run):
+  before = run.read_metrics()
+  assert train(copy, 6) == before == copy.read_metrics()
+  tf.nest.map_structure(
+    np.testing.assert_array_equal, weights(copy), weights(run)
+  )
 
 
-def advised(error):
-  return int(re.search(r'--from_round=(\d+)', str(error)).group(1))
+def test_rounds_that_run_again_replace_their_metrics(copy):
+  """A run goes on, goes back and goes on again to the same numbers."""
+  once = without_times(train(copy, 8))
+  assert [row['round'] for row in once] == list(range(9))
+  model = weights(copy)
+  assert without_times(train(copy, 8, from_round=6)) == once
+  assert without_times(copy.read_metrics()) == once
+  tf.nest.map_structure(np.testing.assert_array_equal, weights(copy), model)
+  # Rounds after the one to train to are not among the results.
+  assert without_times(train(copy, 6, from_round=6)) == once[:7]
+  assert os.listdir(copy.checkpoints) == ['round_6']
 
 
-def test_a_lost_client_state_and_the_way_back(copy, run):
-  path = states(copy, 5)[0]
-  os.remove(path)
-  with pytest.raises(errors.UserError, match='lost or damaged') as e:
+def test_a_damaged_checkpoint_is_one_line_with_a_way_back(copy, run, runtime):
+  path = f'{copy.checkpoints}/round_6/variables'
+  os.truncate(f'{path}/variables.data-00000-of-00001', 10)
+  message = 'checkpoint of round 6 in .* is damaged.* --from_round=3'
+  with pytest.raises(errors.UserError, match=message) as e:
     train(copy, 8)
-  assert path[: path.index('.data-')] in str(e.value)
+  assert '\n' not in str(e.value)
+  with pytest.raises(errors.UserError, match=message):
+    training.load(experiment(), copy)
   # The advice is true.
-  train(copy, 6, advised(e.value))
-  assert without_times(copy.read_metrics()) == without_times(run.read_metrics())
-
-
-def test_a_flipped_bit_in_a_client_state_and_the_way_back(copy, run):
-  paths = [path for r in (4, 5, 6) for path in states(copy, r)]
-  for path in paths:
-    with open(path, 'rb+') as file:
-      content = bytearray(file.read())
-      content[len(content) // 2] ^= 1
-      file.seek(0)
-      file.write(content)
-  with pytest.raises(errors.UserError) as e:
-    train(copy, 30)
-  assert any(path[: path.index('.data-')] in str(e.value) for path in paths)
-  assert f'The client state {copy.storage}' in str(e.value)
-  assert 'the same command goes on' not in str(e.value)
-  assert advised(e.value) == 3
-  train(copy, 6, 3)
-  assert without_times(copy.read_metrics()) == without_times(run.read_metrics())
-
-
-def test_a_damaged_checkpoint_and_the_way_back(copy, run):
-  path = 'program_state_6/variables/variables.data-00000-of-00001'
-  path = os.path.join(copy.checkpoints, path)
-  os.truncate(path, 0)
-  with pytest.raises(errors.UserError, match=f'{path} is not .*--from_round=3'):
+  assert without_times(train(copy, 6, 3)) == without_times(run.read_metrics())
+  shutil.rmtree(f'{copy.checkpoints}/round_3')
+  os.truncate(f'{copy.checkpoints}/round_6/saved_model.pb', 10)
+  with pytest.raises(errors.UserError, match='in another --output_dir'):
     train(copy, 8)
-  train(copy, 6, 3)
-  assert without_times(copy.read_metrics()) == without_times(run.read_metrics())
 
 
-def test_no_way_back_is_promised_where_there_is_none(copy):
-  for version in (3, 6):
-    os.truncate(
-      os.path.join(
-        copy.checkpoints, f'program_state_{version}', 'saved_model.pb'
-      ),
-      0,
-    )
-  with pytest.raises(errors.UserError) as e:
-    train(copy, 8)
-  assert 'from_round' not in str(e.value)
-  assert 'Or begin a new run in another --output_dir.' in str(e.value)
+@pytest.mark.parametrize(
+  ('rounds', 'from_round', 'message'),
+  [
+    (5, None, '--rounds=5 must be at least 6'),
+    (8, 5, '--from_round=5 is not among the checkpoints .*: 3, 6'),
+  ],
+)
+def test_refuses_rounds_that_are_not_there(copy, rounds, from_round, message):
+  before = small_models.snapshot(copy.path)
+  with pytest.raises(errors.UserError, match=message):
+    train(copy, rounds, from_round)
+  assert small_models.snapshot(copy.path).keys() == before.keys()
+  assert copy.read_metrics()[-1]['round'] == 6
 
 
-def test_fewer_rounds_than_are_done_change_nothing(copy):
-  before = copy.read_metrics()
-  with pytest.raises(errors.UserError, match='--rounds=5 must be at least 6'):
-    train(copy, 5)
-  assert copy.read_metrics() == before
+def test_reads_the_model_of_a_round(copy, run, runtime):
+  loaded, round_num = training.load(experiment(), copy)
+  assert round_num == 6
+  for found, wanted in zip(loaded.trainable, weights(run), strict=True):
+    np.testing.assert_array_equal(found, wanted)
+  earlier, round_num = training.load(experiment(), copy, 3)
+  assert round_num == 3
+  assert np.any(earlier.trainable[0] != loaded.trainable[0])
+  with pytest.raises(errors.UserError, match='--round=4 is not .*3, 6'):
+    training.load(experiment(), copy, 4)
