@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,10 @@ from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import progress
 import tff_debias
-from tff_debias import runtime
 
 GROUPS = ('took part', 'not yet', 'held out')
 
-# The data of this many devices are sent to TFF's worker at a time, which bounds
-# the memory.
+# The data of so many devices are in memory at a time.
 _CLIENTS_PER_CALL = 20
 
 Row = dict[str, Any]
@@ -33,6 +32,8 @@ class Evaluation:
   """The results of all devices; a value that is missing or not finite is NaN.
 
   Attributes:
+    title: What was evaluated.
+    round_num: The round of the meta-model.
     trained_steps: The number of MAML steps in training; 0 without MAML.
     clients: A row for each device: its id `client`, its `group` (of `GROUPS`),
       its numbers of `train_examples` and `test_examples`, the number of the
@@ -44,7 +45,6 @@ class Evaluation:
       and `q90` of their accuracy, in which a test example of a class without a
       prototype is wrong.
     steps: A row for each `group` and number of MAML `steps`, likewise.
-    notes: Remarks without which the numbers would mislead.
   """
 
   title: str
@@ -53,7 +53,6 @@ class Evaluation:
   clients: list[Row]
   few_shot: list[Row]
   steps: list[Row]
-  notes: list[str]
 
 
 def evaluate(
@@ -71,97 +70,66 @@ def evaluate(
   numbers of local examples, by default 1, 2, 5, 10, 20, 50, … The curve against
   MAML steps ends at `num_steps`, by default twice those of the experiment.
   """
-  if num_steps is not None and not _is_maml(experiment):
+  personalization = experiment.personalization_in_tests
+  # The steps of a class that is derived from it can be others.
+  is_maml = type(personalization) is tff_debias.Maml
+  # Prototypes replace the last layer, so it is not trained.
+  is_proto = isinstance(experiment.personalization, tff_debias.Proto)
+  if num_steps is not None and not is_maml:
     raise errors.UserError(
       f'--steps={num_steps} is for MAML, but the run has'
       f' --personalization={experiment.settings.personalization_in_tests}.'
     )
-  population = _Population(experiment, round_num, max_clients)
-  most = population.train_examples.max()
-  if few_shot is None:
-    few_shot = [n * 10**k for k in range(9) for n in (1, 2, 5)]
-    few_shot = [n for n in few_shot if n < most]
-  elif max(few_shot, default=0) > most:
-    raise errors.UserError(
-      f'--few_shot has {max(few_shot)}, but no device has more than {most}'
-      ' training examples.'
-    )
-  if type(experiment.personalization_in_tests) is tff_debias.NoPersonalization:
+  devices = _Devices(experiment, round_num, max_clients)
+  if type(personalization) is tff_debias.NoPersonalization:
     few_shot = []
-  try:
-    with progress.progress(
-      len(population.ids) * (1 + len(few_shot)), 'device'
-    ) as bar:
-      return _evaluate(population, weights, few_shot, num_steps, bar)
-  except runtime.ComputationError as e:
-    raise errors.UserError(
-      f'The evaluation failed: {errors.first_line(e)}. Nothing was written.'
-    ) from e
-
-
-def _is_maml(experiment: experiment_lib.Experiment) -> bool:
-  # The steps of a class that is derived from it can be others.
-  return type(experiment.personalization_in_tests) is tff_debias.Maml
-
-
-def _evaluate(
-  population: '_Population',
-  weights: Any,
-  few_shot: Sequence[int],
-  num_steps: int | None,
-  bar: tqdm.tqdm,
-) -> Evaluation:
-  experiment = population.experiment
-  personalization = experiment.personalization_in_tests
-  arguments = (experiment.model, personalization)
-  options = {'max_grad_norm': experiment.max_grad_norm_in_tests}
-  test = tff_debias.build_client_evaluation(*arguments, **options)
-  steps, shots, trained = [], [], 0
-  if _is_maml(experiment):
-    trained = personalization.num_steps
-    shown = num_steps or 2 * trained
-    by_step = tff_debias.build_step_evaluation(
-      *arguments, max(shown, trained), **options
-    )
-    table = population.run(by_step, weights, bar)
-    meta, personalized = (
-      {name: values[:, step] for name, values in table.items()}
-      for step in (0, trained)
-    )
-    for step in range(shown + 1):
-      steps += population.curve('steps', step, table['accuracy'][:, step])
-  else:
-    personalized = meta = population.run(test, weights, bar)
-    if isinstance(experiment.personalization, tff_debias.Proto):
-      meta = {name: v * np.nan for name, v in personalized.items()}
-    elif type(personalization) is not tff_debias.NoPersonalization:
-      as_it_is = tff_debias.build_client_evaluation(
-        experiment.model, tff_debias.NoPersonalization(), **options
+  elif few_shot is None:
+    numbers = [n * 10**k for k in range(9) for n in (1, 2, 5)]
+    few_shot = [n for n in numbers if n < devices.train_examples.max()]
+  model, norm = experiment.model, experiment.max_grad_norm_in_tests
+  build = tff_debias.build_client_evaluation
+  test = build(model, personalization, max_grad_norm=norm)
+  steps, trained = [], 0
+  num_calls = 1 + len(few_shot) + (not is_maml and not is_proto)
+  with progress.progress(len(devices.ids) * num_calls, 'device') as bar:
+    run = functools.partial(devices.run, weights, bar)
+    if is_maml:
+      trained = personalization.num_steps
+      last = num_steps or 2 * trained
+      by_step = tff_debias.build_step_evaluation(
+        model, personalization, max(last, trained), max_grad_norm=norm
       )
-      bar.total += len(population.ids)
-      meta = population.run(as_it_is, weights, bar)
-  if few_shot and not isinstance(experiment.personalization, tff_debias.Proto):
-    shots += population.curve('examples', 0, population.right_share(meta))
-  for size in few_shot:
-    results = population.run(test, weights, bar, size)
-    shots += population.curve('examples', size, population.right_share(results))
+      table = run(by_step)
+      meta, personalized = (
+        {name: values[:, step] for name, values in table.items()}
+        for step in (0, trained)
+      )
+      for step in range(last + 1):
+        steps += devices.curve('steps', step, table['accuracy'][:, step])
+    else:
+      personalized = run(test)
+      meta = {name: values * np.nan for name, values in personalized.items()}
+      if not is_proto:
+        meta = run(build(model, tff_debias.NoPersonalization()))
+    shots = [(size, run(test, size)) for size in few_shot]
   if few_shot:
-    everything = population.right_share(personalized)
-    shots += population.curve('examples', 'all', everything)
-  settings = experiment.settings
+    shots = [(0, meta), *shots, ('all', personalized)]
   return Evaluation(
-    f'{settings.title}; the model {settings.evaluated_model!r} after round'
-    f' {population.round_num}',
-    population.round_num,
+    f'{experiment.settings.title}; the model'
+    f' {experiment.settings.evaluated_model!r} after round {round_num}',
+    round_num,
     trained,
-    population.rows(meta, personalized),
-    shots,
+    devices.rows(meta, personalized),
+    [
+      row
+      for size, results in shots
+      for row in devices.curve('examples', size, devices.right_share(results))
+    ],
     steps,
-    population.notes(personalized, bool(few_shot)),
   )
 
 
-class _Population:
+class _Devices:
   """The devices that are evaluated: their groups, their data, their results."""
 
   def __init__(
@@ -170,21 +138,15 @@ class _Population:
     round_num: int,
     max_clients: int | None,
   ):
-    self.experiment = experiment
-    self.round_num = round_num
+    self._experiment = experiment
     everyone = experiment.train_data.client_ids
     rng = experiment_lib.Stream.EVALUATED_CLIENTS.rng(experiment.settings.seed)
-    chosen = rng.permutation(len(everyone))[:max_clients]
-    self._places = np.sort(chosen)
+    self._places = np.sort(rng.permutation(len(everyone))[:max_clients])
     self.ids = [everyone[place] for place in self._places]
     held_out = set(experiment.held_out_clients)
     took_part = experiment.clients_until(round_num)
-    self._groups = np.array(
-      [
-        GROUPS[2 if id_ in held_out else 0 if id_ in took_part else 1]
-        for id_ in self.ids
-      ]
-    )
+    places = [2 * (i in held_out) or int(i not in took_part) for i in self.ids]
+    self._groups = np.array(GROUPS)[places]
     self.train_examples, self._test_examples = (
       np.array([_size(data.create_tf_dataset_for_client(i)) for i in self.ids])
       for data in (experiment.train_data, experiment.test_data)
@@ -192,13 +154,13 @@ class _Population:
 
   def run(
     self,
-    evaluation: tff.Computation,
     weights: Any,
     bar: tqdm.tqdm,
+    evaluation: tff.Computation,
     size: int | None = None,
   ) -> Results:
     """The results of the devices with at least `size` training examples."""
-    results = {}
+    results: Results = {}
     clients = np.flatnonzero(self.train_examples >= (size or 0))
     for start in range(0, len(clients), _CLIENTS_PER_CALL):
       chunk = clients[start : start + _CLIENTS_PER_CALL]
@@ -215,11 +177,11 @@ class _Population:
 
   def _data(self, client: int, size: int | None) -> Mapping[str, Any]:
     """A device's data, of its training examples the first of a fixed order."""
-    data = self.experiment.client_data(self.ids[client])
+    data = self._experiment.client_data(self.ids[client])
     if size is not None:
       num_examples = self.train_examples[client]
       rng = experiment_lib.Stream.FEW_SHOT_EXAMPLES.rng(
-        self.experiment.settings.seed, self._places[client]
+        self._experiment.settings.seed, self._places[client]
       )
       order = rng.permutation(num_examples)[:size]
       examples = data['train'].unbatch().batch(num_examples)
@@ -250,61 +212,21 @@ class _Population:
 
   def rows(self, meta: Results, personalized: Results) -> list[Row]:
     """The rows of the devices."""
-    columns = {
-      'client': self.ids,
-      'group': self._groups.tolist(),
-      'train_examples': self.train_examples,
-      'test_examples': self._test_examples,
-      'tested': personalized['num_examples'],
-      'meta_accuracy': meta['accuracy'],
-      'meta_loss': meta['loss'],
-      'accuracy': personalized['accuracy'],
-      'loss': personalized['loss'],
-      'gain': personalized['accuracy'] - meta['accuracy'],
-    }
     return [
-      dict(zip(columns, values, strict=True))
-      for values in zip(*columns.values(), strict=True)
+      {
+        'client': self.ids[i],
+        'group': self._groups[i],
+        'train_examples': self.train_examples[i],
+        'test_examples': self._test_examples[i],
+        'tested': personalized['num_examples'][i],
+        'meta_accuracy': meta['accuracy'][i],
+        'meta_loss': meta['loss'][i],
+        'accuracy': personalized['accuracy'][i],
+        'loss': personalized['loss'][i],
+        'gain': personalized['accuracy'][i] - meta['accuracy'][i],
+      }
+      for i in range(len(self.ids))
     ]
-
-  def notes(self, personalized: Results, has_few_shot: bool) -> list[str]:
-    """The remarks on the results."""
-    notes = []
-    num_clients = len(self.experiment.train_data.client_ids)
-    if len(self.ids) < num_clients:
-      notes.append(f'{len(self.ids)} of {num_clients} devices, chosen by seed.')
-    personalization = self.experiment.personalization_in_tests
-    if type(personalization) is tff_debias.NoPersonalization:
-      notes.append('The method does not personalize: there is no gain.')
-    if isinstance(self.experiment.personalization, tff_debias.Proto):
-      notes.append(
-        'Prototypes replace the last layer, which is therefore not trained. So'
-        ' the meta-model has no accuracy of its own, and no gain is given.'
-      )
-    lost = np.flatnonzero(np.isnan(personalized['accuracy']))
-    if len(lost):
-      named = [self.ids[i] for i in lost]
-      notes.append(
-        f'{len(named)} devices have no data to train or test on, or no finite'
-        f' result. No mean includes them: {", ".join(named[:5])}'
-        + (', …' if len(named) > 5 else '.')
-      )
-    untested = int(
-      self._test_examples.sum() - personalized['num_examples'].sum()
-    )
-    if untested:
-      notes.append(
-        f'{untested} test examples are of a class of which their device has no'
-        ' training example. The accuracy leaves them out; in the few-shot curve'
-        ' they are wrong.'
-      )
-    if has_few_shot:
-      notes.append(
-        'A point of the few-shot curve is the mean over the devices with at'
-        ' least that number of training examples. Each trains on that many of'
-        ' them, chosen at random, and keeps those of the point before.'
-      )
-    return notes
 
 
 def quantile(values: np.ndarray, shares: Any) -> Any:
