@@ -206,10 +206,11 @@ def _examples(
   given, y = (np.asarray(array) for array in data)
   is_right = given.shape[1:] == tuple(x_spec.shape[1:]) and len(given) > 0
   if not is_right or y.shape != given.shape[:1] or y.dtype.kind not in 'iu':
+    shape = ', '.join(map(str, ['examples', *x_spec.shape[1:]]))
     raise ExportError(
-      f'The examples must be x {["examples", *x_spec.shape[1:]]} and their'
-      " classes y ['examples'], integers, one example at least; got x"
-      f' {given.dtype} {list(given.shape)} and y {y.dtype} {list(y.shape)}.'
+      f'The inputs x must be [{shape}], got {list(given.shape)}, and the labels'
+      f' y integers, one for each input, got {y.dtype} {list(y.shape)}; one'
+      ' example at least.'
     )
   num_classes = getattr(personalization, 'num_classes', None)
   num_classes = num_classes or max(predictions.shape[-1], 2)
