@@ -159,7 +159,7 @@ def privacy_spent(
     ValueError: If an argument is out of range, or the aggregator adds no noise.
   """
   noise = getattr(aggregator, 'noise_multiplier', None)
-  if noise is None:
+  if noise is None or aggregator.num_planned is None:
     raise ValueError(
       'aggregator must be a dp_aggregator(...), as the process has, got'
       f' {type(aggregator).__name__}.'

@@ -49,7 +49,7 @@ class Client:
     keras_model: The personalized model, from inputs to probabilities.
     network: The part of it that is a clone of the user's network.
     probabilities: The personalization's own probabilities of the first inputs.
-    trains_on_device: Whether `take_step` is a step of the personalization.
+    maml: The personalization, if `take_step` is a step of it; else `None`.
   """
 
   def __init__(
@@ -67,10 +67,11 @@ class Client:
     self.x, self.y = _examples(self._model, personalization, data)
     self._meta_weights = _meta_weights(keras_model, self._model)
     personalization.check_model(self._model)
-    # A class derived from MAML may take other steps.
-    self.trains_on_device = (
-      type(personalization).personalize is personalizations.Maml.personalize
-    )
+    self.maml: personalizations.Maml | None = None
+    if isinstance(personalization, personalizations.Maml):
+      # A class derived from MAML may take other steps.
+      if type(personalization).personalize is personalizations.Maml.personalize:
+        self.maml = personalization
     personalized, predictions = self._personalize()
     if not np.isfinite(predictions).all():
       raise ExportError(
@@ -112,6 +113,7 @@ class Client:
     self, x: tf.Tensor, y: tf.Tensor, step: tf.Tensor
   ) -> tuple[tf.Tensor, int]:
     """A step of MAML, which changes the network: its loss, and their number."""
+    assert self.maml
     variables = self.network.trainable_variables
     weights = tuple(
       tf.where(step == 0, meta_weight, variable)
@@ -130,8 +132,8 @@ class Client:
     gradients = tape.gradient(loss, weights, unconnected_gradients='zero')
     gradients = base.clip(gradients, self._max_grad_norm)
     for variable, w, g in zip(variables, weights, gradients, strict=True):
-      variable.assign(w - self._personalization.learning_rate * g)
-    return loss, self._personalization.num_steps
+      variable.assign(w - self.maml.learning_rate * g)
+    return loss, self.maml.num_steps
 
   def _batch(self, x: Any, y: Any) -> Any:
     is_mapping = isinstance(self._model.input_spec, dict)
@@ -271,8 +273,9 @@ def _prototype_logits(
   The mean of the prototypes is m. The rest is 2 f·(p_c - m) - ‖p_c‖² + ‖m‖²,
   a Dense layer behind the part of the network that gives the feature f.
   """
-  place, is_input = models.place_of_feature(network, feature_layer)
-  layer = models.leaves(network)[place]
+  place = models.place_of_feature(network, feature_layer)
+  assert place, 'A network that was cloned is not subclassed.'
+  layer, is_input = models.leaves(network)[place[0]], place[1]
   try:
     feature = layer.input if is_input else layer.output
     features = tf.keras.Model(network.inputs, feature)

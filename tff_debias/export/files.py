@@ -106,11 +106,10 @@ def export_personalized_model(
     _save_signatures(client, *files[1:])
     difference = _verify(client, *files)
     shutil.copytree(folder, directory, dirs_exist_ok=True)
-  return Export(
-    *(os.path.join(os.path.abspath(directory), name) for name in _NAMES),
-    client.keras_model,
-    difference,
+  keras, saved_model, tflite = (
+    os.path.join(os.path.abspath(directory), name) for name in _NAMES
   )
+  return Export(keras, saved_model, tflite, client.keras_model, difference)
 
 
 def _save_signatures(
@@ -156,12 +155,12 @@ def _save_signatures(
   module.tracked = client.keras_model.variables
   tf.saved_model.save(module, saved_model, {'serving_default': infer})
   signatures = {'infer': infer}
-  if client.trains_on_device:
+  if client.maml:
     signatures.update(personalize=personalize, save=save, restore=restore)
   with tempfile.TemporaryDirectory() as folder, open(tflite, 'wb') as file:
     tf.saved_model.save(module, folder, signatures)
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-    if client.trains_on_device:
+    if client.maml:
       converter.experimental_enable_resource_variables = True
       converter.target_spec.supported_ops = [
         tf.lite.OpsSet.TFLITE_BUILTINS,
@@ -199,7 +198,7 @@ def _verify(
     'saved_model': serve(x=x)['probabilities'],
     'model.tflite': infer(x=x)['probabilities'],
   }
-  if client.trains_on_device:
+  if client.maml:
     # Random steps, as with Dropout, end elsewhere: they cannot be compared.
     personalize = interpreter.get_signature_runner('personalize')
     step, num_steps = np.int32(0), 1
