@@ -114,6 +114,7 @@ def _train(
     data = data.map(lambda example: (example['x'], example['y']))
     return data.batch(size)
 
+  aggregator = tff_debias.dp_aggregator(noise, CLIENTS_PER_ROUND, CLIP_NORM)
   rng = np.random.default_rng([seed, 1])
   sampling_rate = CLIENTS_PER_ROUND / NUM_CLIENTS
   with tempfile.TemporaryDirectory() as folder:
@@ -124,9 +125,7 @@ def _train(
       learning_rate=0.1,
       num_clients=NUM_CLIENTS,
       storage=tff_debias.ClientStorage(folder),
-      model_aggregator=tff_debias.dp_aggregator(
-        noise, CLIENTS_PER_ROUND, CLIP_NORM
-      ),
+      model_aggregator=aggregator,
     )
     state = process.initialize()
     for _ in range(NUM_ROUNDS):
@@ -152,9 +151,9 @@ def _train(
     for weights in (model.initial_weights, process.get_model_weights(state))
   )
   epsilon, _ = tff_debias.privacy_spent(
-    state,
+    aggregator,
+    NUM_ROUNDS,
     num_clients=NUM_CLIENTS,
-    clients_per_round=CLIENTS_PER_ROUND,
     delta=DELTA,
     sampling='poisson',
   )

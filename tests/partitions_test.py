@@ -1,12 +1,11 @@
 import collections
+import hashlib
 import time
 
 import numpy as np
 import pytest
-import scipy.sparse.csgraph
 from sklearn import datasets
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from tff_debias import partitions
 
@@ -19,8 +18,7 @@ def make_set(counts, seed=0):
   """Examples that carry their own index, so that each can be recognized."""
   y = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
   np.random.default_rng(seed).shuffle(y)
-  x = np.arange(2 * len(y), dtype=np.float32).reshape(-1, 2)
-  return x, y
+  return np.arange(len(y), dtype=np.float32), y
 
 
 def read(client_data):
@@ -29,70 +27,99 @@ def read(client_data):
   for client_id in client_data.client_ids:
     dataset = client_data.create_tf_dataset_for_client(client_id)
     examples = dataset.batch(10**6).get_single_element()
-    x = examples['x'].numpy()
-    assert np.all(x[:, 1] == x[:, 0] + 1)
-    clients.append(((x[:, 0] / 2).astype(int), examples['y'].numpy()))
+    clients.append((examples['x'].numpy().astype(int), examples['y'].numpy()))
   return clients
 
 
-def as_lists(client_data):
-  return [(i.tolist(), y.tolist()) for i, y in read(client_data)]
+def digest(*split):
+  """The first digits of the SHA-256 of all ids, indices and labels."""
+  digest = hashlib.sha256()
+  for client_data in split:
+    for i, (indices, labels) in enumerate(read(client_data)):
+      digest.update(client_data.client_ids[i].encode())
+      digest.update(indices.astype('<i4').tobytes())
+      digest.update(labels.astype('<i4').tobytes())
+  return digest.hexdigest()[:16]
 
 
 def check_exactly_once(clients, num_examples, num_clients):
   assert len(clients) == num_clients
   together = np.concatenate([indices for indices, _ in clients])
   assert np.array_equal(np.sort(together), np.arange(num_examples))
-  sizes = [len(indices) for indices, _ in clients]
-  assert max(sizes) - min(sizes) <= 1
 
 
-def is_feasible(counts, num_clients, classes_per_client):
-  """Whether an ACID split exists, by a flow over single examples and places.
-
-  Independent of the implementation: all choices of who gets one example more
-  are left to the flow, through places that any client may take.
-  """
-  total, num_classes = sum(counts), len(counts)
-  size, num_larger = divmod(total, num_clients)
-  source, sink = 0, 1
-  classes = 2 + np.arange(num_classes)
-  firm = 2 + num_classes + np.arange(num_clients)
-  spare = firm + num_clients
-  pool = int(spare[-1]) + 1
-  capacity = np.zeros((pool + 1, pool + 1), np.int32)
-  capacity[source, classes] = counts
-  for client in range(num_clients):
-    for k in range(classes_per_client):
-      held = classes[(client + k) % num_classes]
-      capacity[held, firm[client]] = total
-      capacity[held, spare[client]] = 1
-    capacity[firm[client], sink] = size
-    capacity[spare[client], pool] = 1
-  capacity[pool, sink] = num_larger
-  flow = scipy.sparse.csgraph.maximum_flow(
-    scipy.sparse.csr_matrix(capacity), source, sink
+# The devices of the published experiment, as they were when its results were
+# made.
+@pytest.mark.parametrize(
+  ('examples', 'num_classes', 'classes_per_client', 'digests'),
+  [
+    # CIFAR-10.
+    (
+      (50_000, 10_000),
+      10,
+      5,
+      (
+        '04b3c44abeccd192',
+        '0144316539b9f998',
+        'fc1ace317004c270',
+        'b2ac9d2865cf204a',
+      ),
+    ),
+    # CIFAR-100.
+    (
+      (50_000, 10_000),
+      100,
+      20,
+      (
+        '4971a3523e8afde9',
+        'dc290650837169cf',
+        '43bafc65764f5645',
+        '9bfb7d0c8ecf08fc',
+      ),
+    ),
+    # Fashion-MNIST.
+    (
+      (60_000, 10_000),
+      10,
+      5,
+      (
+        '9438406af6d1fec1',
+        '7d65514dad2abc34',
+        '9a219202ec55ddf2',
+        'd4666bfead156fff',
+      ),
+    ),
+  ],
+)
+def test_published_devices_keep_their_examples(
+  examples, num_classes, classes_per_client, digests
+):
+  train, test = (
+    make_set([size // num_classes] * num_classes, seed)
+    for seed, size in enumerate(examples)
   )
-  return flow.flow_value == total
+  found = [
+    digest(*split(train, test, 100, classes_per_client, seed))
+    for split in (partitions.acid, partitions.alid)
+    for seed in (0, 1)
+  ]
+  assert tuple(found) == digests
 
 
 @pytest.mark.parametrize(
-  'counts, num_clients, classes_per_client',
+  ('counts', 'num_clients', 'classes_per_client'),
   [
     (DIGITS, 40, 3),
-    (DIGITS, 10, 2),
     (DIGITS, 37, 3),
     (DIGITS, 8, 3),
     (DIGITS, 1, 10),
     (EVEN, 20, 1),
     (EVEN, 100, 5),
-    (EVEN, 600, 3),
     ([5, 3], 2, 2),
     ([1], 1, 1),
-    ([500] * 100, 100, 5),
   ],
 )
-def test_acid_gives_consecutive_classes_and_each_example_once(
+def test_acid_shares_each_class_equally_among_consecutive_holders(
   counts, num_clients, classes_per_client
 ):
   train, test = make_set(counts), make_set(np.array(counts) * 2, seed=1)
@@ -100,60 +127,14 @@ def test_acid_gives_consecutive_classes_and_each_example_once(
   for client_data, (_, y) in zip(split, (train, test), strict=True):
     clients = read(client_data)
     check_exactly_once(clients, len(y), num_clients)
+    amounts = [[] for _ in counts]
     for client, (indices, labels) in enumerate(clients):
       assert np.array_equal(labels, y[indices])
-      allowed = (client + np.arange(classes_per_client)) % len(counts)
-      assert set(labels) <= set(allowed)
-      if len(y) >= classes_per_client * num_clients:
-        assert set(labels) == set(allowed)
-
-
-def test_acid_is_perfectly_balanced_where_the_counts_allow_it():
-  train, test = make_set(EVEN), make_set(EVEN // 2, seed=1)
-  for client_data, amount in zip(
-    partitions.acid(train, test, 20, 3, 0), (10, 5), strict=True
-  ):
-    for _, labels in read(client_data):
-      assert np.unique(labels, return_counts=True)[1].tolist() == [amount] * 3
-
-
-def test_acid_is_nearly_balanced_on_the_digits():
-  train, test = make_set(DIGITS), make_set(DIGITS // 2, seed=1)
-  for client_data, most in zip(
-    partitions.acid(train, test, 40, 3, 0), (2, 2), strict=True
-  ):
-    for _, labels in read(client_data):
-      assert np.ptp(np.unique(labels, return_counts=True)[1]) <= most
-
-
-def test_acid_succeeds_exactly_where_a_split_exists():
-  rng = np.random.default_rng(0)
-  outcomes = collections.Counter()
-  for _ in range(60):
-    num_classes = rng.integers(2, 6)
-    counts = rng.integers(6, 20, num_classes)
-    size = rng.integers(1, num_classes + 1)
-    num_clients = rng.integers(num_classes - size + 1, 12)
-    data = make_set(counts)
-    expected = is_feasible(counts, num_clients, size)
-    outcomes[expected] += 1
-    if expected:
-      client_data, _ = partitions.acid(data, data, num_clients, size, 0)
-      check_exactly_once(read(client_data), len(data[1]), num_clients)
-    else:
-      with pytest.raises(ValueError, match='classes_per_client must be') as e:
-        partitions.acid(data, data, num_clients, size, 0)
-      enough = int(str(e.value).split('at least ')[1].split()[0])
-      assert is_feasible(counts, num_clients, enough)
-      assert not is_feasible(counts, num_clients, enough - 1)
-  assert min(outcomes.values()) > 10
-
-
-def test_a_split_that_only_the_test_set_prevents_says_so():
-  with pytest.raises(ValueError, match='The test set has .*120.* at least 2'):
-    partitions.acid(
-      make_set([60] * 10), make_set([120] + [60] * 9), 20, 1, seed=0
-    )
+      held = (client + np.arange(classes_per_client)) % len(counts)
+      assert set(labels) == set(held)
+      for label in held:
+        amounts[label].append(np.sum(labels == label))
+    assert max(np.ptp(of_class) for of_class in amounts) <= 1
 
 
 def test_alid_relabels_with_one_permutation_a_client_for_train_and_test():
@@ -179,7 +160,7 @@ def test_alid_relabels_with_one_permutation_a_client_for_train_and_test():
   assert len(set(orders)) == 6
 
 
-@pytest.mark.parametrize('concentration', [1e-3, 0.3, 100.0])
+@pytest.mark.parametrize('concentration', [1e-300, 1e-3, 0.3, 100.0])
 @pytest.mark.parametrize('num_clients', [7, 30])
 def test_dirichlet_gives_train_and_test_the_same_mixtures(
   concentration, num_clients
@@ -194,10 +175,11 @@ def test_dirichlet_gives_train_and_test_the_same_mixtures(
     clients = read(client_data)
     check_exactly_once(clients, len(y), num_clients)
     counts = [np.bincount(labels, minlength=10) for _, labels in clients]
+    # Each of the ten classes is rounded by less than one.
+    assert np.ptp(np.sum(counts, axis=1)) < 10
     mixtures.append(np.array([c / c.sum() for c in counts]))
-  # Rounding moves an amount by less than one.
   size = test[1].size // num_clients
-  assert np.abs(mixtures[0] - mixtures[1]).max() < 1.6 / size
+  assert np.abs(mixtures[0] - mixtures[1]).max() < 2.5 / size
 
 
 def test_dirichlet_mixtures_follow_the_distribution():
@@ -216,6 +198,12 @@ def test_dirichlet_mixtures_follow_the_distribution():
     assert shares.var() == pytest.approx(expected, rel=0.3)
 
 
+def test_dirichlet_takes_a_class_that_the_test_set_lacks():
+  train, test = make_set(EVEN), make_set(EVEN[:9])
+  _, client_data = partitions.dirichlet(train, test, 20, 0.5, 0)
+  check_exactly_once(read(client_data), 540, 20)
+
+
 SPLITS = [
   lambda train, test, seed: partitions.acid(train, test, 20, 3, seed),
   lambda train, test, seed: partitions.alid(train, test, 20, 3, seed),
@@ -227,19 +215,17 @@ SPLITS = [
 def test_the_seed_decides(split):
   train, test = make_set(EVEN), make_set(EVEN, seed=1)
   first, again, other = (split(train, test, seed) for seed in (1, 1, 2))
-  for which in range(2):
-    assert as_lists(first[which]) == as_lists(again[which])
-    assert as_lists(first[which]) != as_lists(other[which])
-  assert as_lists(first[0]) != as_lists(first[1])
+  for part, same, different in zip(first, again, other, strict=True):
+    assert digest(part) == digest(same) != digest(different)
 
 
 @pytest.mark.parametrize('split', SPLITS)
 def test_a_graph_gives_the_same_as_the_fast_way(split):
   train, test = make_set(EVEN), make_set(EVEN, seed=1)
-  client_data, _ = split((train[0], train[1].astype(np.uint8)), test, 0)
+  client_data, _ = split((train[0], train[1].astype(np.uint64)), test, 0)
   assert client_data.client_ids[7] == 'client_0007'
   assert client_data.element_type_structure == collections.OrderedDict(
-    x=tf.TensorSpec([2], tf.float32), y=tf.TensorSpec([], tf.int32)
+    x=tf.TensorSpec([], tf.float32), y=tf.TensorSpec([], tf.int32)
   )
   as_graph = tf.function(client_data.serializable_dataset_fn)
   for client_id in client_data.client_ids:
@@ -255,29 +241,6 @@ def test_a_graph_gives_the_same_as_the_fast_way(split):
   assert len(list(together)) == len(train[1])
 
 
-def test_dataset_computation_runs_in_tff(runtime):
-  train = make_set(EVEN)
-  client_data, _ = partitions.acid(train, train, 20, 3, 0)
-
-  @tff.tensorflow.computation(
-    tff.SequenceType(
-      client_data.dataset_computation.type_signature.result.element
-    )
-  )
-  def total(dataset):
-    return dataset.reduce(0.0, lambda s, example: s + example['x'][0])
-
-  composed = tff.simulation.compose_dataset_computation_with_computation(
-    client_data.dataset_computation,
-    tff.federated_computation(
-      lambda datasets: tff.federated_sum(tff.federated_map(total, datasets)),
-      tff.FederatedType(total.type_signature.parameter, tff.CLIENTS),
-    ),
-  )
-  expected = sum(read(client_data)[i][0].sum() * 2 for i in (3, 4))
-  assert composed(['client_0003', 'client_0004']) == expected
-
-
 def test_a_client_is_made_fast_and_its_graph_holds_its_data_only():
   rng = np.random.default_rng(0)
   y = np.repeat(np.arange(10), 2000)
@@ -287,9 +250,7 @@ def test_a_client_is_made_fast_and_its_graph_holds_its_data_only():
   graph = tf.raw_ops.DatasetToGraphV2(
     input_dataset=tf.data.experimental.to_variant(dataset)
   ).numpy()
-  assert len(graph) < 500 * (28 * 28 + 1) * 4 + 1000
-  nodes = tf.compat.v1.GraphDef.FromString(graph).node
-  assert len(nodes) == 4
+  assert len(graph) < 510 * (28 * 28 + 1) * 4
   times = []
   for client_id in client_data.client_ids:
     start = time.perf_counter()
@@ -302,46 +263,31 @@ def test_a_client_is_made_fast_and_its_graph_holds_its_data_only():
 GOOD = make_set(EVEN)
 
 
-def changed(x=None, y=None):
-  return (GOOD[0] if x is None else x, GOOD[1] if y is None else y)
-
-
-def with_nan():
-  x = GOOD[0].copy()
-  x[17, 1] = np.nan
-  return x
-
-
 @pytest.mark.parametrize(
-  'error, match, arguments',
+  ('error', 'match', 'arguments'),
   [
-    (TypeError, 'train must be a pair .* got ndarray', {'train': GOOD[0]}),
-    (TypeError, 'test must be a pair', {'test': (1, 2)}),
+    (TypeError, 'train must be NumPy arrays .* list', {'train': ([1], [0])}),
     (TypeError, 'num_clients must be an integer, got 2.5', {'m': 2.5}),
-    (TypeError, 'num_clients must be an integer, got True', {'m': True}),
     (ValueError, 'num_clients must be at least 1, got 0', {'m': 0}),
     (ValueError, 'num_clients must be at most 600, .* 601', {'m': 601}),
     (ValueError, 'seed must be at least 0, got -1', {'seed': -1}),
-    (ValueError, r'train y .* got float32 of shape \[600\]',
-     {'train': changed(y=GOOD[1].astype(np.float32))}),
-    (ValueError, r'train y .* got int32 of shape \[600, 1\]',
-     {'train': changed(y=GOOD[1][:, None])}),
-    (ValueError, r'test x .* 599 examples .* shape \[600, 2\]',
-     {'test': changed(y=GOOD[1][:-1])}),
-    (ValueError, 'train x .* 600 examples', {'train': changed(x=np.ones(()))}),
-    (ValueError, 'test y must not be negative, got -1',
-     {'test': changed(y=GOOD[1] - 1)}),
-    (ValueError, 'test y .* classes 0 to 10, .* none of class 10',
-     {'train': changed(y=np.append(GOOD[1][1:], 10).astype(int))}),
-    (ValueError, 'train y .* classes 0 to 10, .* none of class 0',
-     {'train': changed(y=GOOD[1] + 1), 'test': changed(y=GOOD[1] + 1)}),
-    (ValueError, 'example 17 has a NaN', {'train': changed(x=with_nan())}),
-    (ValueError, r'alike, got .*float32\[2\] and float64\[2\]',
-     {'test': changed(x=GOOD[0].astype(float))}),
-    (ValueError, r'alike, got .*float32\[2\] and float32\[1\]',
-     {'test': changed(x=GOOD[0][:, :1])}),
+    (
+      ValueError,
+      r'train must be arrays .* y float32\[600\]',
+      {'train': (GOOD[0], GOOD[1].astype(np.float32))},
+    ),
+    (
+      ValueError,
+      r'test must be arrays .* x float32\[600\], y int32\[599\]',
+      {'test': (GOOD[0], GOOD[1][:-1])},
+    ),
+    (
+      ValueError,
+      'test y must not be negative, got -1',
+      {'test': (GOOD[0], GOOD[1] - 1)},
+    ),
   ],
-)  # fmt: skip
+)
 def test_bad_data_are_refused(error, match, arguments):
   arguments = {'train': GOOD, 'test': GOOD, 'm': 20, 'seed': 0} | arguments
   train, test, m, seed = arguments.values()
@@ -351,32 +297,27 @@ def test_bad_data_are_refused(error, match, arguments):
 
 
 @pytest.mark.parametrize(
-  'error, match, num_clients, classes_per_client',
+  ('match', 'counts', 'num_clients', 'classes_per_client'),
   [
-    (ValueError, 'classes_per_client must be at least 1, got 0', 20, 0),
-    (ValueError, 'classes_per_client must be at most 10, .* got 11', 20, 11),
-    (TypeError, 'classes_per_client must be an integer', 20, '3'),
-    (ValueError, 'classes from 8 on: num_clients must be at least 8', 6, 3),
+    ('classes_per_client must be at least 1, got 0', EVEN, 20, 0),
+    ('classes_per_client must be at most 10, .* got 11', EVEN, 20, 11),
+    ('60 examples of class 8 for the 0 devices', EVEN, 6, 3),
+    ('60 examples of class 0 for the 61 devices', EVEN, 201, 3),
+    ('test set has 0 examples of class 1 for the 8', [60, 0, 60], 12, 2),
   ],
 )
-def test_bad_classes_per_client_are_refused(
-  error, match, num_clients, classes_per_client
+def test_classes_that_cannot_be_shared_out_are_refused(
+  match, counts, num_clients, classes_per_client
 ):
+  train, test = make_set(EVEN[: len(counts)]), make_set(counts)
   for split in (partitions.acid, partitions.alid):
-    with pytest.raises(error, match=match):
-      split(GOOD, GOOD, num_clients, classes_per_client, 0)
+    with pytest.raises(ValueError, match=match):
+      split(train, test, num_clients, classes_per_client, 0)
 
 
-@pytest.mark.parametrize('concentration', [0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize('concentration', [0, -1.0, np.nan, np.inf, '1'])
 def test_bad_concentrations_are_refused(concentration):
   with pytest.raises(
     ValueError, match='concentration must be a positive finite number'
   ):
     partitions.dirichlet(GOOD, GOOD, 20, concentration, 0)
-
-
-def test_a_concentration_that_numpy_cannot_draw_is_refused():
-  with pytest.raises(ValueError, match='at least 1e-06, got 1e-300'):
-    partitions.dirichlet(GOOD, GOOD, 20, 1e-300, 0)
-  with pytest.raises(TypeError, match="concentration .* got '1'"):
-    partitions.dirichlet(GOOD, GOOD, 20, '1', 0)

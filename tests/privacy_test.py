@@ -1,10 +1,9 @@
-"""Clipping, noise, secure sums and decay, with states that stay in step."""
+"""Clipping, noise and secure sums, with states that stay in step."""
 
 import math
 import pathlib
 import subprocess
 import sys
-import types
 
 import dp_accounting
 import numpy as np
@@ -38,18 +37,18 @@ def client(i):
   return small_models.client(f'client {i}', *DATA[i], 3)
 
 
-def mean_of_states(folder, state, decay=0.0):
-  """The mean of all five clients' λ_i or c_i, each aged by its own rounds."""
+def mean_of_states(folder, state):
+  """The mean of all five clients' λ_i or c_i."""
   states = []
   for i in range(5):
-    (kept,), _, age = storage_lib.ClientStorage(folder).read(
+    (kept,), *_ = storage_lib.ClientStorage(folder).read(
       storage_lib.Lineage(
         *(tf.constant(value) for value in state.client_work['lineage'])
       ),
       tf.constant(f'client {i}'),
       [tf.zeros([3, 1])],
     )
-    states.append((1 - decay) ** int(age) * np.float64(kept))
+    states.append(np.float64(kept))
   return np.mean(states, axis=0)
 
 
@@ -64,64 +63,23 @@ def rounds(process, count, size=2, seed=0):
 
 
 @pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize(
-  'correction',
-  [
-    corrections.Dyn(alpha=0.5, decay=0.1),
-    corrections.Scaf(decay=0.1),
-    corrections.Scaf(equal_steps=True, decay=0.1),
-  ],
-)
-def test_a_decay_keeps_the_mean_of_all_states(tmp_path, correction):
-  ages = set()
-  for state, _, _ in rounds(build(correction, tmp_path), 20):
-    (mean,) = state.finalizer['means'][0]
-    np.testing.assert_allclose(
-      mean, mean_of_states(tmp_path, state, 0.1), rtol=0, atol=1e-6
-    )
-    ages.add(len(state.client_work['lineage'].windows))
-  assert len(ages) == 20 and np.linalg.norm(mean) > 1e-2
-
-
-@pytest.mark.usefixtures('runtime')
-def test_a_round_without_participants_decays_too(tmp_path):
-  process = build(corrections.Dyn(0.5, decay=0.1), tmp_path)
-  *_, (state, _, _) = rounds(process, 1)
-  (before,) = state.finalizer['means'][0]
-  state, _ = process.next(state, [small_models.client('none', *DATA[0], 0)])
-  (after,) = state.finalizer['means'][0]
-  np.testing.assert_allclose(after, 0.9 * before, rtol=1e-6)
-  np.testing.assert_allclose(
-    after, mean_of_states(tmp_path, state, 0.1), rtol=0, atol=1e-6
+def test_noise_moves_the_mean_of_the_states_by_a_random_walk(tmp_path):
+  noise, alpha = 2.0, 0.5
+  process = build(
+    corrections.Dyn(alpha),
+    tmp_path,
+    model_aggregator=privacy.dp_aggregator(noise, 2, 1.0),
   )
-
-
-@pytest.mark.usefixtures('runtime')
-def test_noise_in_the_mean_of_the_states_is_bounded_by_a_decay(tmp_path):
-  noise, alpha, decay = 2.0, 0.5, 0.2
-  errors = {}
-  for gamma in (0.0, decay):
-    folder = tmp_path / str(gamma)
-    process = build(
-      corrections.Dyn(alpha, decay=gamma),
-      folder,
-      model_aggregator=privacy.dp_aggregator(noise, 2, 1.0),
-    )
-    errors[gamma] = [
-      state.finalizer['means'][0][0] - mean_of_states(folder, state, gamma)
-      for state, _, _ in rounds(process, 40)
-    ]
+  errors = [
+    state.finalizer['means'][0][0] - mean_of_states(tmp_path, state)
+    for state, _, _ in rounds(process, 40)
+  ]
+  # Three numbers a round.
+  steps = np.diff([np.zeros([3, 1]), *errors], axis=0)
   step = alpha * noise / 5
-  # Three numbers a round: the random walk's steps, and the decaying error's.
-  walk = np.diff([np.zeros([3, 1]), *errors[0.0]], axis=0)
-  assert step * 0.75 < walk.std() < step * 1.25
-  old = [np.zeros([3, 1]), *errors[decay][:-1]]
-  steps = np.array(errors[decay]) - (1 - decay) * np.array(old)
   assert step * 0.75 < steps.std() < step * 1.25
-  bound = step / math.sqrt(2 * decay - decay**2)
-  assert 0.5 * bound < np.std(errors[decay][10:]) < 1.6 * bound
   # No noise is used twice, whatever the program's seed.
-  assert len({float(value) for value in walk.flat}) == walk.size
+  assert len({float(value) for value in steps.flat}) == steps.size
 
 
 @pytest.mark.usefixtures('runtime')
@@ -282,29 +240,13 @@ def epsilon_by_hand(noise, rate, num_rounds, delta):
   return best
 
 
-def state_after(num_rounds, *events):
-  """The parts of a state that tell what was spent."""
-  return types.SimpleNamespace(
-    client_work={'round': num_rounds},
-    aggregator={
-      'process': {
-        str(i): types.SimpleNamespace(
-          dp_event=event.to_named_tuple(), is_init_state=False
-        )
-        for i, event in enumerate(events)
-      }
-    },
-  )
-
-
 def test_what_is_spent_is_that_of_the_accountant_by_hand():
   delta = 1e-5
   for noise, num_rounds in ((1.0, 100), (2.0, 1000), (0.6, 10)):
-    state = state_after(num_rounds, dp_accounting.GaussianDpEvent(noise))
     epsilon, same_delta = privacy.privacy_spent(
-      state,
+      privacy.dp_aggregator(noise, 50, 0.3),
+      num_rounds,
       num_clients=1000,
-      clients_per_round=50,
       delta=delta,
       sampling='poisson',
     )
@@ -322,65 +264,63 @@ def test_what_is_spent_is_that_of_the_accountant_by_hand():
     assert epsilon > exact.get_epsilon(delta) - 1e-3
 
 
-def test_all_uploads_and_a_replaced_client_count():
-  one, two = (
-    state_after(20, *[dp_accounting.GaussianDpEvent(1.0)] * n) for n in (1, 2)
-  )
-  arguments = dict(num_clients=100, clients_per_round=10, delta=1e-5)
+def test_unsampled_and_replaced_clients_count():
+  def spent(clients_per_round, sampling):
+    return privacy.privacy_spent(
+      privacy.dp_aggregator(1.0, clients_per_round, 0.3),
+      20,
+      num_clients=100,
+      delta=1e-5,
+      sampling=sampling,
+    )[0]
 
-  def spent(state, sampling):
-    return privacy.privacy_spent(state, **arguments, sampling=sampling)[0]
-
-  for sampling in ('fixed_size', 'poisson', 'unknown'):
-    assert spent(two, sampling) > spent(one, sampling)
-  # Two uploads with noise 1 are one with noise 1/√2.
-  halved = state_after(20, dp_accounting.GaussianDpEvent(0.5**0.5))
-  assert spent(two, 'poisson') == pytest.approx(spent(halved, 'poisson'))
-  # Without sampling: 20 Gaussians are one, whose ε is known exactly.
-  exact = dp_accounting.pld.PLDAccountant()
-  exact.compose(dp_accounting.GaussianDpEvent(1.0), 20)
-  assert (
-    exact.get_epsilon(1e-5)
-    < spent(one, 'unknown')
-    < 1.1 * exact.get_epsilon(1e-5)
-  )
-  # All clients in every round, one replaced: twice the change of the sum.
-  everyone = dict(arguments, clients_per_round=100)
-  replaced, _ = privacy.privacy_spent(one, **everyone)
-  exact = dp_accounting.pld.PLDAccountant()
-  exact.compose(dp_accounting.GaussianDpEvent(0.5), 20)
-  assert exact.get_epsilon(1e-5) < replaced < 1.1 * exact.get_epsilon(1e-5)
-
-
-@pytest.mark.usefixtures('runtime')
-def test_the_state_of_a_process_tells_what_was_spent(tmp_path):
-  process = build(
-    DYN, tmp_path, model_aggregator=privacy.dp_aggregator(1.5, 2, 0.3)
-  )
-  arguments = dict(
-    num_clients=5, clients_per_round=2, delta=1e-5, sampling='poisson'
-  )
-  assert privacy.privacy_spent(process.initialize(), **arguments) == (0, 1e-5)
-  *_, (state, _, _) = rounds(process, 3)
-  epsilon, _ = privacy.privacy_spent(state, **arguments)
-  by_hand = epsilon_by_hand(1.5, 0.4, 3, 1e-5)
-  assert epsilon == pytest.approx(by_hand, rel=2e-3)
-  for wrong, message in (
-    (dict(delta=1.0), 'delta must be below 1'),
-    (dict(sampling='uniform'), 'sampling must be one of'),
-    (dict(clients_per_round=6), 'clients_per_round must be at most'),
+  assert spent(10, 'poisson') < spent(10, 'fixed_size') < spent(10, 'unknown')
+  # Without sampling: 20 Gaussians are one, whose ε is known exactly. All
+  # clients in every round, one replaced: twice the change of the sum.
+  for epsilon, noise in (
+    (spent(10, 'unknown'), 1.0),
+    (spent(100, 'fixed_size'), 0.5),
   ):
-    with pytest.raises(ValueError, match=message):
-      privacy.privacy_spent(state, **{**arguments, **wrong})
+    exact = dp_accounting.pld.PLDAccountant()
+    exact.compose(dp_accounting.GaussianDpEvent(noise), 20)
+    assert exact.get_epsilon(1e-5) < epsilon < 1.1 * exact.get_epsilon(1e-5)
 
 
-@pytest.mark.usefixtures('runtime')
-def test_a_state_without_noise_has_no_epsilon():
-  process = build(corrections.NoCorrection())
-  with pytest.raises(ValueError, match='not that of a process with'):
-    privacy.privacy_spent(
-      process.initialize(), num_clients=5, clients_per_round=2, delta=1e-5
+def test_nothing_is_spent_before_the_first_round_and_all_without_noise():
+  arguments = dict(num_clients=5, delta=1e-5)
+  for noise, num_rounds, epsilon in (
+    (1.0, 0, 0),
+    (0.0, 0, 0),
+    (0.0, 1, np.inf),
+  ):
+    found = privacy.privacy_spent(
+      privacy.dp_aggregator(noise, 2, 0.3), num_rounds, **arguments
     )
+    assert found == (epsilon, 1e-5)
+
+
+@pytest.mark.parametrize(
+  ('wrong', 'message'),
+  [
+    ({'delta': 1.0}, 'delta must be below 1'),
+    ({'sampling': 'uniform'}, 'sampling must be one of'),
+    ({'num_clients': 1}, 'num_clients must be at least 2, got 1'),
+    ({'num_rounds': -1}, 'num_rounds must be at least 0'),
+    (
+      {'aggregator': privacy.secure_aggregator(1.0)},
+      'must be a dp_aggregator.*got BoundedMeanFactory',
+    ),
+  ],
+)
+def test_what_cannot_be_accounted_for_is_refused(wrong, message):
+  arguments = {
+    'aggregator': privacy.dp_aggregator(1.5, 2, 0.3),
+    'num_rounds': 3,
+    'num_clients': 5,
+    'delta': 1e-5,
+  }
+  with pytest.raises(ValueError, match=message):
+    privacy.privacy_spent(**{**arguments, **wrong})
 
 
 @pytest.mark.usefixtures('runtime')

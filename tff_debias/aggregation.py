@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterator
 from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -10,11 +11,10 @@ import tensorflow_federated as tff
 
 from tff_debias import privacy
 
-AggregationFactory = (
+AggregationFactory: TypeAlias = (
   tff.aggregators.WeightedAggregationFactory
   | tff.aggregators.UnweightedAggregationFactory
 )
-
 
 # No mean by themselves. All others are made of them.
 _SUMS = (
@@ -49,7 +49,7 @@ def build_mean(
     and the factory's measurements likewise.
 
   Raises:
-    TypeError: If it is no factory, or changes the type of what it aggregates.
+    TypeError: If it is no factory.
     ValueError: If it makes a sum.
   """
   if factory is None:
@@ -90,7 +90,7 @@ def of_participants(
   num_clients: tf.Tensor,
   num_participants: tf.Tensor,
 ) -> Any:
-  """The means over participants, made of what an aggregator gives.
+  """Rescales an aggregator's result to the mean over the participants.
 
   An unweighted factory divides the sum of all uploads by the number of clients,
   and a `dp_aggregator` by a fixed number. A client that is left out uploads
@@ -136,16 +136,15 @@ def check_exact(
     process: What `build_mean` made of it.
     reason: What needs an exact mean, for the message.
   """
+  measured = process.next.type_signature.result.measurements.member
   if isinstance(factory, privacy.BoundedMeanFactory):
-    measured = process.next.type_signature.result.measurements.member
     if tff.structure.name_list(measured) != ['update']:
       raise ValueError(
         f'{reason} sends more than the update, which is all that'
-        ' dp_aggregator and secure_aggregator bound. Use Scaf(equal_steps=True)'
+        ' dp_aggregator and secure_aggregator bound. Use Scaf(num_steps=K)'
         ' in place of Scaf(), or track_all=False.'
       )
     return
-  measured = process.next.type_signature.result.measurements.member
   for path, name in _names(measured):
     # The weights of a mean are in the bounds of its secure sum.
     if name in _INEXACT and not {'mean_weight', 'mean_count'} & set(path):
@@ -183,18 +182,10 @@ def _create(
       f' tff.aggregators.UnweightedMeanFactory({type(factory).__name__}(...)).'
     )
   if isinstance(factory, tff.aggregators.WeightedAggregationFactory):
-    process = factory.create(value_type, tff.TensorType(np.float32))
-  elif isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
-    process = factory.create(value_type)
-  else:
-    raise TypeError(
-      'model_aggregator must be a tff.aggregators factory, got'
-      f' {type(factory).__name__}.'
-    )
-  result_type = process.next.type_signature.result.result.member
-  if not value_type.is_equivalent_to(result_type):
-    raise TypeError(
-      'model_aggregator must keep the type of what it aggregates, but it makes'
-      f' {result_type} of {value_type}.'
-    )
-  return process
+    return factory.create(value_type, tff.TensorType(np.float32))
+  if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
+    return factory.create(value_type)
+  raise TypeError(
+    'model_aggregator must be a tff.aggregators factory, got'
+    f' {type(factory).__name__}.'
+  )

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable
 import dataclasses
 from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +14,12 @@ from tff_debias import checks
 from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
+
+Result: TypeAlias = collections.OrderedDict[str, tf.Tensor]
+# From the weights, the training and the test data of a client to its result.
+ClientTest: TypeAlias = Callable[
+  [models.ModelWeights, tf.data.Dataset, tf.data.Dataset], Result
+]
 
 _QUANTILES = (0.1, 0.5, 0.9)
 
@@ -55,20 +62,21 @@ def build_personalized_evaluation(
     TypeError: If `model` is no model.
     ValueError: If the model cannot be personalized this way.
   """
-  model = models.as_model(model)
-  test_client = _build_client_test(model, personalization, max_grad_norm)
-  weights_type, client_type = test_client.type_signature.parameter
-  names = list(_metrics_spec(model))
-  table = tff.TensorType(np.float32, [None, len(names) + 2])
+  evaluate = build_client_evaluation(
+    model, personalization, max_grad_norm=max_grad_norm
+  )
+  result_type = evaluate.type_signature.result.member
+  # First `is_included` and `num_examples`, then the loss and the metrics.
+  names = tff.structure.name_list(result_type)
+  table = tff.TensorType(np.float32, [None, len(names)])
 
   @tff.tensorflow.computation
   def empty_table():
-    return tf.zeros([0, len(names) + 2])
+    return tf.zeros([0, len(names)])
 
-  @tff.tensorflow.computation(table, test_client.type_signature.result)
+  @tff.tensorflow.computation(table, result_type)
   def add_client(table, result):
-    columns = ['is_included', 'num_examples', *names]
-    row = tf.stack([tf.cast(result[name], tf.float32) for name in columns])
+    row = tf.stack([tf.cast(value, tf.float32) for value in result.values()])
     return tf.concat([table, row[tf.newaxis]], axis=0)
 
   @tff.tensorflow.computation(table, table)
@@ -80,10 +88,10 @@ def build_personalized_evaluation(
     valid = tf.boolean_mask(table, table[:, 0] > 0)
     num_examples = valid[:, 1]
 
-    def statistics(weights: tf.Tensor):
+    def statistics(weights: tf.Tensor) -> collections.OrderedDict[str, Any]:
       return collections.OrderedDict(
         (name, _statistics(valid[:, i], weights))
-        for i, name in enumerate(names, start=2)
+        for i, name in enumerate(names[2:], start=2)
       )
 
     return collections.OrderedDict(
@@ -94,16 +102,10 @@ def build_personalized_evaluation(
       num_examples=tf.cast(tf.reduce_sum(num_examples), tf.int32),
     )
 
-  @tff.federated_computation(
-    tff.FederatedType(weights_type, tff.SERVER),
-    tff.FederatedType(client_type, tff.CLIENTS),
-  )
+  @tff.federated_computation(*evaluate.type_signature.parameter)
   def personalized_evaluation(weights, data):
-    results = tff.federated_map(
-      test_client, (tff.federated_broadcast(weights), data)
-    )
     return tff.federated_aggregate(
-      results, empty_table(), add_client, merge, summarize
+      evaluate(weights, data), empty_table(), add_client, merge, summarize
     )
 
   return personalized_evaluation
@@ -123,23 +125,10 @@ def build_client_evaluation(
   metrics. All are scalars, and 0 for a client that is left out. It is only for
   simulation: a deployed device keeps its result to itself.
 
-  Args:
-    model: As `build_learning_process` takes it. Its metrics must be scalars.
-    personalization: T_i.
-    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
-      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
-
-  Returns:
-    The computation.
-
-  Raises:
-    TypeError: If `model` is no model.
-    ValueError: If the model cannot be personalized this way.
+  The arguments and errors are those of `build_personalized_evaluation`.
   """
   model = models.as_model(model)
-  return _for_each_client(
-    _build_client_test(model, personalization, max_grad_norm)
-  )
+  return _build(model, _client_test(model, personalization, max_grad_norm))
 
 
 def build_step_evaluation(
@@ -154,40 +143,26 @@ def build_step_evaluation(
   Every value of R is a vector `[num_steps + 1]`: of the meta-model, then of the
   model after 1, 2, … steps. Every step is taken once.
 
-  Args:
-    model: As `build_learning_process` takes it. Its metrics must be scalars.
-    maml: The personalization, for the size of a step.
-    num_steps: The number of steps, at least 0.
-    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
-      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
-
-  Returns:
-    The computation.
-
-  Raises:
-    TypeError: If `model` is no model.
-    ValueError: If `num_steps` is no such number, or the model cannot be
-      personalized this way.
+  The other arguments and errors are those of `build_personalized_evaluation`;
+  `num_steps` must be at least 0, and `maml` gives the size of a step.
   """
   checks.check_integer('num_steps', num_steps, minimum=0)
   model = models.as_model(model)
-  max_grad_norm = maml.grad_norm_bound(max_grad_norm)
+  maml.check_model(model)
   one_step = dataclasses.replace(maml, num_steps=1)
-  as_it_is = personalizations.NoPersonalization()
+  bound = maml.grad_norm_bound(max_grad_norm)
+  test_as_it_is = _client_test(
+    model, personalizations.NoPersonalization(), bound
+  )
 
-  def test(weights: models.ModelWeights, train: Any, test: Any):
-    results, seeded = [], _with_fixed_seed(model)
-    for step in range(num_steps + 1):
-      if step:
-        weights = one_step.personalize(
-          seeded.fold_in(step), weights, train, max_grad_norm
-        )
-      results.append(
-        _test(model, as_it_is, max_grad_norm, weights, train, test)
-      )
+  def test_steps(weights: models.ModelWeights, train: Any, test: Any) -> Result:
+    results = [test_as_it_is(weights, train, test)]
+    for _ in range(num_steps):
+      weights = one_step.personalize(model, weights, train, bound)
+      results.append(test_as_it_is(weights, train, test))
     return tf.nest.map_structure(lambda *values: tf.stack(values), *results)
 
-  return _for_each_client(_build_client_computation(model, one_step, test))
+  return _build(model, test_steps)
 
 
 def build_personalize_fn(
@@ -196,167 +171,114 @@ def build_personalize_fn(
   batch_size: int,
   *,
   max_grad_norm: float | None = None,
-) -> Callable[[], Callable[..., collections.OrderedDict[str, tf.Tensor]]]:
+) -> Callable[[], Callable[..., Result]]:
   """Builds the personalized test for TFF's own personalization evaluation.
 
-  Args:
-    model: As `build_learning_process` takes it. TFF's evaluation takes a
-      function that makes a `tff.learning.models.VariableModel`, which must have
-      the same weights in the same order.
-    personalization: T_i.
-    batch_size: The batch size of both data sets, which TFF passes on unbatched.
-    max_grad_norm: The bound on the norm of a gradient; `math.inf` for none. By
-      default the personalization's `default_max_grad_norm`, 10 for `Maml`.
+  TFF passes the data sets unbatched, so `batch_size` is given here. TFF's
+  evaluation also takes a function that makes a
+  `tff.learning.models.VariableModel`, which must have the weights of `model` in
+  the same order. The other arguments and errors are those of
+  `build_personalized_evaluation`.
 
   Returns:
     A value of the `personalize_fn_dict` of
     `tff.learning.algorithms.build_personalization_eval_computation`. Its
     metrics are those of `build_client_evaluation`.
-
-  Raises:
-    TypeError: If `model` is no model.
-    ValueError: If the model cannot be personalized this way.
   """
-  model = models.as_model(model)
-  max_grad_norm = personalization.grad_norm_bound(max_grad_norm)
-  personalization.check_model(model)
+  test_client = _client_test(
+    models.as_model(model), personalization, max_grad_norm
+  )
 
-  def build() -> Callable[..., collections.OrderedDict[str, tf.Tensor]]:
-    def personalize(
-      variable_model: tff.learning.models.VariableModel,
-      train: tf.data.Dataset,
-      test: tf.data.Dataset,
-    ) -> collections.OrderedDict[str, tf.Tensor]:
-      weights = models.ModelWeights(
-        tuple(v.read_value() for v in variable_model.trainable_variables),
-        tuple(v.read_value() for v in variable_model.non_trainable_variables),
-      )
-      return _test(
-        model,
-        personalization,
-        max_grad_norm,
-        weights,
-        train.batch(batch_size),
-        test.batch(batch_size),
-      )
+  def personalize(
+    variable_model: tff.learning.models.VariableModel,
+    train: tf.data.Dataset,
+    test: tf.data.Dataset,
+  ) -> Result:
+    weights = models.ModelWeights(
+      tuple(v.read_value() for v in variable_model.trainable_variables),
+      tuple(v.read_value() for v in variable_model.non_trainable_variables),
+    )
+    return test_client(weights, train.batch(batch_size), test.batch(batch_size))
 
-    return personalize
-
-  return build
+  return lambda: personalize
 
 
-def _metrics_spec(model: models.Model) -> dict[str, tf.TensorSpec]:
-  """The loss and the metrics of the model, by name."""
-  with tf.Graph().as_default():
-    metrics = model.metrics.finalize(model.metrics.initialize())
-    spec = {'loss': tf.TensorSpec([], tf.float32)}
-    for name, value in metrics.items():
-      if value.shape.rank != 0:
-        raise ValueError(
-          'The personalized test needs metrics that are scalars, but'
-          f' {name!r} is of shape {value.shape}.'
-        )
-      spec[name] = tf.TensorSpec([], value.dtype)
-  return spec
-
-
-def _build_client_test(
-  model: models.Model,
-  personalization: personalizations.Personalization,
-  max_grad_norm: float | None,
-) -> tff.Computation:
-  max_grad_norm = personalization.grad_norm_bound(max_grad_norm)
-
-  def test(weights: models.ModelWeights, train: Any, test: Any):
-    return _test(model, personalization, max_grad_norm, weights, train, test)
-
-  return _build_client_computation(model, personalization, test)
-
-
-def _build_client_computation(
-  model: models.Model,
-  personalization: personalizations.Personalization,
-  test: Callable[..., collections.OrderedDict[str, tf.Tensor]],
-) -> tff.Computation:
-  """`test(weights, train, test)` as a computation of one client."""
-  personalization.check_model(model)
-  _metrics_spec(model)
+def _build(model: models.Model, test_client: ClientTest) -> tff.Computation:
+  """Makes a test of one client a computation for all clients."""
   weights_type = tff.types.tensorflow_to_type(
     tf.nest.map_structure(
       lambda w: tf.TensorSpec(w.shape, w.dtype), model.initial_weights
     )
   )
   data_type = tff.SequenceType(tff.types.tensorflow_to_type(model.input_spec))
+  data_type = collections.OrderedDict(train=data_type, test=data_type)
 
-  @tff.tensorflow.computation(
-    weights_type, collections.OrderedDict(train=data_type, test=data_type)
-  )
-  def test_client(weights, data):
-    return test(weights, data['train'], data['test'])
-
-  return test_client
-
-
-def _for_each_client(test_client: tff.Computation) -> tff.Computation:
-  weights_type, client_type = test_client.type_signature.parameter
+  @tff.tensorflow.computation(weights_type, data_type)
+  def test_on_device(weights, data):
+    return test_client(weights, data['train'], data['test'])
 
   @tff.federated_computation(
     tff.FederatedType(weights_type, tff.SERVER),
-    tff.FederatedType(client_type, tff.CLIENTS),
+    tff.FederatedType(data_type, tff.CLIENTS),
   )
   def client_evaluation(weights, data):
     return tff.federated_map(
-      test_client, (tff.federated_broadcast(weights), data)
+      test_on_device, (tff.federated_broadcast(weights), data)
     )
 
   return client_evaluation
 
 
-def _test(
+def _client_test(
   model: models.Model,
   personalization: personalizations.Personalization,
-  max_grad_norm: float,
-  weights: models.ModelWeights,
-  train: tf.data.Dataset,
-  test: tf.data.Dataset,
-) -> collections.OrderedDict[str, tf.Tensor]:
-  """The result of one client, from its batches."""
-  personalized = personalization.personalize(
-    _with_fixed_seed(model), weights, train, max_grad_norm
-  )
+  max_grad_norm: float | None,
+) -> ClientTest:
+  """The personalized test of one client, from its batches."""
+  personalization.check_model(model)
+  max_grad_norm = personalization.grad_norm_bound(max_grad_norm)
 
-  def add_batch(state: Any, batch: Any) -> Any:
-    loss_sum, num_examples, metrics = state
-    result = personalization.evaluate(model, personalized, batch)
-    return (
-      loss_sum + result.loss * result.num_examples,
-      num_examples + result.num_examples,
-      model.metrics.update(metrics, result.labels, result.batch_output),
+  def test_client(
+    weights: models.ModelWeights, train: tf.data.Dataset, test: tf.data.Dataset
+  ) -> Result:
+    personalized = personalization.personalize(
+      model, weights, train, max_grad_norm
     )
 
-  loss_sum, num_examples, metrics = loops.reduce_batches(
-    test, (0.0, 0.0, model.metrics.initialize()), add_batch
-  )
-  values = collections.OrderedDict(
-    loss=tf.math.divide_no_nan(loss_sum, num_examples),
-    **model.metrics.finalize(metrics),
-  )
-  is_included = _has_data(train) & (num_examples > 0)
-  for value in values.values():
-    is_included &= tf.math.is_finite(tf.cast(value, tf.float32))
-  return collections.OrderedDict(
-    is_included=is_included,
-    num_examples=tf.cast(num_examples, tf.int32),
-    **{
-      name: tf.where(is_included, value, tf.zeros_like(value))
-      for name, value in values.items()
-    },
-  )
+    def add_batch(state: Any, batch: Any) -> Any:
+      loss_sum, num_examples, metrics = state
+      result = personalization.evaluate(model, personalized, batch)
+      return (
+        loss_sum + result.loss * result.num_examples,
+        num_examples + result.num_examples,
+        model.metrics.update(metrics, result.labels, result.batch_output),
+      )
 
+    loss_sum, num_examples, metrics = loops.reduce_batches(
+      test, (0.0, 0.0, model.metrics.initialize()), add_batch
+    )
+    values = collections.OrderedDict(
+      loss=tf.math.divide_no_nan(loss_sum, num_examples),
+      **model.metrics.finalize(metrics),
+    )
+    is_included = _has_data(train) & (num_examples > 0)
+    for name, value in values.items():
+      if value.shape.rank != 0:
+        raise ValueError(
+          'The personalized test needs metrics that are scalars, but'
+          f' {name!r} is of shape {value.shape}.'
+        )
+      is_included &= tf.math.is_finite(tf.cast(value, tf.float32))
+    return collections.OrderedDict(
+      is_included=is_included,
+      num_examples=tf.cast(num_examples, tf.int32),
+      **{
+        name: tf.where(is_included, value, tf.zeros_like(value))
+        for name, value in values.items()
+      },
+    )
 
-def _with_fixed_seed(model: models.Model) -> models.Model:
-  """The model, whose Dropout or the like is the same in every test."""
-  return model.with_seed(tf.constant([0, 0]))
+  return test_client
 
 
 def _has_data(dataset: tf.data.Dataset) -> tf.Tensor:

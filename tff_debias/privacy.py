@@ -1,10 +1,8 @@
 """Aggregators that keep one client's update private, and what they spend."""
 
-from collections.abc import Iterator
-from typing import Any
+import math
 
 import dp_accounting
-import numpy as np
 import tensorflow_federated as tff
 import tensorflow_privacy as tfp
 
@@ -25,6 +23,8 @@ class BoundedMeanFactory(tff.aggregators.UnweightedAggregationFactory):
     max_update_norm: The bound on the norm of an update, all layers together.
     num_planned: The fixed number that the sum is divided by; `None` for the
       number of clients.
+    noise_multiplier: The standard deviation of the noise in the sum over
+      `max_update_norm`; `None` for no differential privacy.
   """
 
   def __init__(
@@ -32,11 +32,13 @@ class BoundedMeanFactory(tff.aggregators.UnweightedAggregationFactory):
     factory: tff.aggregators.UnweightedAggregationFactory,
     max_update_norm: float,
     num_planned: float | None = None,
+    noise_multiplier: float | None = None,
   ):
     """Wraps the factory that does the work."""
     self._factory = factory
     self.max_update_norm = max_update_norm
     self.num_planned = num_planned
+    self.noise_multiplier = noise_multiplier
 
   def create(self, value_type: tff.Type) -> tff.templates.AggregationProcess:
     """See base class."""
@@ -56,13 +58,13 @@ def dp_aggregator(
   Σ_S u. It moves the model by this sum over the planned number of clients, and
   h of Dyn (c of Scaf) by the same sum over m, as if it were the clients' own.
   So h is the mean of λ_i plus the noise of all rounds, each with the standard
-  deviation α z C / m, which a `decay` of the correction keeps bounded.
+  deviation α z C / m.
 
   Only the update is protected, and so only the update may be sent. Metrics, and
   the number of participants, are not part of ε.
 
   >>> process = tff_debias.build_learning_process(
-  ...     model, personalization, tff_debias.Dyn(alpha=0.1, decay=0.02),
+  ...     model, personalization, tff_debias.Dyn(alpha=0.1),
   ...     num_clients=1000, storage=storage,
   ...     model_aggregator=tff_debias.dp_aggregator(1.0, 100, 0.5),
   ... )
@@ -92,7 +94,7 @@ def dp_aggregator(
   factory = tff.aggregators.DifferentiallyPrivateFactory(
     query, tff.aggregators.SecureSumFactory(clip_norm) if secure else None
   )
-  return BoundedMeanFactory(factory, clip_norm, num_planned)
+  return BoundedMeanFactory(factory, clip_norm, num_planned, noise_multiplier)
 
 
 def secure_aggregator(max_update_norm: float) -> BoundedMeanFactory:
@@ -122,35 +124,31 @@ def secure_aggregator(max_update_norm: float) -> BoundedMeanFactory:
 
 
 def privacy_spent(
-  state: tff.learning.templates.LearningAlgorithmState,
+  aggregator: BoundedMeanFactory,
+  num_rounds: int,
   *,
   num_clients: int,
-  clients_per_round: int,
   delta: float,
   sampling: str = 'fixed_size',
 ) -> tuple[float, float]:
-  """The ε and δ of all rounds and uploads that led to a state.
+  """The ε and δ of all rounds with an aggregator.
 
   By Rényi differential privacy of the subsampled Gaussian mechanism: the true ε
-  is this or less. All uploads of a round are one release of the same clients.
-  The rounds must have had the same aggregator.
+  is this or less.
 
   Args:
-    state: A state of a process whose `model_aggregator` is a `dp_aggregator`,
-      or one of TFF's with Gaussian noise.
+    aggregator: The `dp_aggregator` of the process. A round has p participants,
+      p its `clients_per_round`; on average if `sampling` is `'poisson'`.
+    num_rounds: The number of rounds.
     num_clients: m, the number of clients in the population.
-    clients_per_round: How many of them take part in a round; on average if
-      `sampling` is `'poisson'`.
     delta: δ, below 1 / m.
     sampling: How a round's clients were chosen.
 
-      * `'fixed_size'`: exactly `clients_per_round` clients, drawn uniformly
-        without replacement, as by `tff.simulation.build_uniform_sampling_fn`. ε
-        is that of replacing a client by another, which changes the sum by up to
-        2 C.
-      * `'poisson'`: each client by a draw of its own, with the probability
-        `clients_per_round` / m. ε is that of adding or removing a client, as
-        most papers report it.
+      * `'fixed_size'`: exactly p clients, drawn uniformly without replacement,
+        as by `tff.simulation.build_uniform_sampling_fn`. ε is that of replacing
+        a client by another, which changes the sum by up to 2 C.
+      * `'poisson'`: each client by a draw of its own, with the probability p /
+        m. ε is that of adding or removing a client, as most papers report it.
       * `'unknown'`: in a way that an adversary may know. ε is that of adding or
         removing a client, without the gain of sampling.
 
@@ -158,76 +156,37 @@ def privacy_spent(
     ε and δ. ε is 0 before the first round, and infinite without noise.
 
   Raises:
-    ValueError: If an argument is out of range, or the state is not that of a
-      process with Gaussian noise.
+    ValueError: If an argument is out of range, or the aggregator adds no noise.
   """
-  checks.check_integer('num_clients', num_clients)
-  checks.check_integer('clients_per_round', clients_per_round)
-  checks.check_number('delta', delta, positive=True)
-  if clients_per_round > num_clients:
+  noise = getattr(aggregator, 'noise_multiplier', None)
+  if noise is None or aggregator.num_planned is None:
     raise ValueError(
-      f'clients_per_round must be at most num_clients, {num_clients}, got'
-      f' {clients_per_round}.'
+      'aggregator must be a dp_aggregator(...), as the process has, got'
+      f' {type(aggregator).__name__}.'
     )
+  num_participants = int(aggregator.num_planned)
+  checks.check_integer('num_rounds', num_rounds, 0)
+  checks.check_integer('num_clients', num_clients, num_participants)
+  checks.check_number('delta', delta, positive=True)
   if delta >= 1:
     raise ValueError(f'delta must be below 1, got {delta!r}.')
   if sampling not in _SAMPLINGS:
     raise ValueError(f'sampling must be one of {_SAMPLINGS}, got {sampling!r}.')
-  releases = list(_dp_states(state.aggregator['process']))
-  if not releases:
-    raise ValueError(
-      'The state is not that of a process with differential privacy: build it'
-      ' with model_aggregator=dp_aggregator(...).'
-    )
-  num_rounds = int(state.client_work['round'])
-  releases = [release for release in releases if not release.is_init_state]
-  if not num_rounds or not releases:
-    return 0.0, delta
-  precision = sum(
-    _precision(dp_accounting.DpEvent.from_named_tuple(release.dp_event))
-    for release in releases
-  )
-  if np.isinf(precision):
-    return float('inf'), delta
-  noise = precision**-0.5
+  if not num_rounds or not noise:
+    return math.inf if num_rounds else 0.0, delta
   neighbors = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
   if sampling == 'fixed_size':
     neighbors = dp_accounting.NeighboringRelation.REPLACE_ONE
     # dp_accounting takes the noise over the sensitivity, which is 2 C here.
     event = dp_accounting.SampledWithoutReplacementDpEvent(
-      num_clients, clients_per_round, dp_accounting.GaussianDpEvent(noise / 2)
+      num_clients, num_participants, dp_accounting.GaussianDpEvent(noise / 2)
     )
   elif sampling == 'poisson':
     event = dp_accounting.PoissonSampledDpEvent(
-      clients_per_round / num_clients, dp_accounting.GaussianDpEvent(noise)
+      num_participants / num_clients, dp_accounting.GaussianDpEvent(noise)
     )
   else:
     event = dp_accounting.GaussianDpEvent(noise)
   accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=neighbors)
   accountant.compose(event, num_rounds)
   return float(accountant.get_epsilon(delta)), delta
-
-
-def _dp_states(state: Any) -> Iterator[Any]:
-  """The states of TFF's differentially private factories, however deep."""
-  if hasattr(state, 'dp_event'):
-    yield state
-  elif isinstance(state, dict):
-    for value in state.values():
-      yield from _dp_states(value)
-  elif isinstance(state, list | tuple):
-    for value in state:
-      yield from _dp_states(value)
-
-
-def _precision(event: dp_accounting.DpEvent) -> float:
-  """Σ 1/z² of an event: several Gaussians at once are one with this sum."""
-  if isinstance(event, dp_accounting.GaussianDpEvent):
-    noise = float(event.noise_multiplier)
-    return noise**-2 if noise > 0 else float('inf')
-  if isinstance(event, dp_accounting.ComposedDpEvent):
-    return sum(_precision(part) for part in event.events)
-  raise ValueError(
-    'Only Gaussian noise that is new in each round can be accounted for, such'
-    f' as that of dp_aggregator, got {type(event).__name__}.'
-  )
