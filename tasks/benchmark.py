@@ -12,7 +12,6 @@ from absl import flags
 
 from tasks import cli
 from tasks.runs import folder as folder_lib
-from tasks.runs import settings as settings_lib
 
 _SECTIONS = (
   *('plain', 'proto', 'maml', 'tiny', 'evaluation'),
@@ -43,7 +42,6 @@ flags.DEFINE_string(
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir', 'runs/benchmark', 'The folder for benchmark.md and .csv.'
 )
-_WORKER_NETWORK = settings_lib.define_worker_network()
 
 
 def main() -> None:
@@ -54,7 +52,7 @@ def main() -> None:
 
   results = []
   for name in dict.fromkeys(_CHOSEN.value):
-    context = runtime.local_context(worker_network=_WORKER_NETWORK.value)
+    context = runtime.local_context()
     with context, tempfile.TemporaryDirectory() as scratch:
       # The states of the devices are large. Those of a section go at its end.
       tempfile.tempdir = scratch

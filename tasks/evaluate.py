@@ -9,7 +9,6 @@ from absl import flags
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import settings as settings_lib
 
 _RUN = flags.DEFINE_string('run', None, 'The folder of the run.')
 _ROUND = flags.DEFINE_integer(
@@ -38,7 +37,6 @@ _STEPS = flags.DEFINE_integer(
   ' the training.',
   lower_bound=1,
 )
-_WORKER_NETWORK = settings_lib.define_worker_network()
 
 
 def main() -> None:
@@ -51,7 +49,7 @@ def main() -> None:
 
   folder = folder_lib.find(_RUN.value)
   experiment = experiment_lib.Experiment(folder.read()[0])
-  with runtime.local_context(worker_network=_WORKER_NETWORK.value):
+  with runtime.local_context():
     weights, round_num = checkpoint.load(experiment, folder, _ROUND.value)
     result = per_client.evaluate(
       experiment,

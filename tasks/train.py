@@ -14,10 +14,10 @@ from absl import flags
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import names
-from tasks.runs import queue
+from tasks.runs import methods
+from tasks.runs import parallel
 from tasks.runs import settings as settings_lib
-from tasks.runs import tuned as tuned_lib
+from tasks.runs import tuned
 
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
@@ -45,8 +45,7 @@ _FROM_ROUND = flags.DEFINE_integer(
   ' default a run goes on from its last checkpoint. The last two are kept.',
   lower_bound=0,
 )
-_WORKER_NETWORK = settings_lib.define_worker_network()
-_TUNED = tuned_lib.define_flag()
+_TUNED = tuned.define_flag()
 _BASELINE = flags.DEFINE_boolean(
   'baseline',
   None,
@@ -73,7 +72,8 @@ def main() -> None:
   settings = _settings()
   rounds = _ROUNDS.value or experiment_lib.default_rounds(settings)
   if _SHOW_SETTINGS.value:
-    print(_settings_table(experiment_lib.resolve(settings), rounds))
+    shown = experiment_lib.resolve(settings).to_flags()
+    print('\n'.join([f'--rounds={rounds}', *shown]))
     return
   experiment = experiment_lib.Experiment(settings)
   folder = folder_lib.RunFolder(
@@ -85,7 +85,6 @@ def main() -> None:
     rounds,
     _ROUNDS_PER_CHECKPOINT.value,
     _FROM_ROUND.value,
-    _WORKER_NETWORK.value,
   )
   title = experiment.settings.title
   figures.save_convergence(rows, title, folder.picture)
@@ -94,16 +93,15 @@ def main() -> None:
   if has_baseline is None:
     has_baseline = experiment.task.is_quick
   if has_baseline and experiment.settings.correction != 'none':
-    baseline = queue.Run(
+    other = parallel.Run(
       experiment.settings.uncorrected(),
       folder_lib.RunFolder(os.path.join(folder.path, 'baseline')),
       rounds,
-      _WORKER_NETWORK.value,
     )
-    others = baseline.train()
-    settings, _ = baseline.folder.read()
-    figures.save_convergence(others, settings.title, baseline.folder.picture)
-    name = f'{names.name(baseline.settings.method)} (without correction)'
+    others = other.train()
+    settings = other.resolved()
+    figures.save_convergence(others, settings.title, other.folder.picture)
+    name = f'{methods.title(settings.method)} (without correction)'
     figures.save_convergence(rows, title, folder.picture, {name: others})
     print(f'{name}:\n{run_report.summary(settings, others)}')
   print(
@@ -113,22 +111,7 @@ def main() -> None:
 
 
 def _settings() -> settings_lib.Settings:
-  settings = settings_lib.from_flags()
-  return (
-    tuned_lib.load(_TUNED.value).apply(settings) if _TUNED.value else settings
-  )
-
-
-def _settings_table(settings: settings_lib.Settings, rounds: int) -> str:
-  """The settings that have an effect, as flags that can be given again."""
-  given = {'rounds': rounds, **vars(settings)}
-  # A method has its correction.
-  hidden = 'correction' if settings.method else 'method'
-  return '\n'.join(
-    f'--{name}={value}'
-    for name, value in given.items()
-    if value is not None and name != hidden
-  )
+  return tuned.apply(_TUNED.value, settings_lib.from_flags())
 
 
 def _check_flags() -> None:

@@ -16,26 +16,18 @@ import numpy as np  # noqa: E402
 
 from tasks.reports import savings  # noqa: E402
 from tasks.runs import folder as folder_lib  # noqa: E402
-from tasks.runs import names  # noqa: E402
+from tasks.runs import methods  # noqa: E402
 
 MODELS_LABEL = 'models transmitted (down and up)'
 
 #: Lines that can also be told apart without colours.
-LINES = tuple(
+LINES = [
   {'color': f'C{i}', 'linestyle': style}
   for i, style in enumerate(
-    (
-      *('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1))),
-      *((0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))),
-    )
+    ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1))]
+    + [(0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))]
   )
-)
-
-# A published method has the same line in every figure.
-_METHODS = (
-  *('pfl_dyn', 'per_fed_avg', 'pfl_scaf', 'fed_avg'),
-  *('fed_prox', 'fed_dyn', 'scaffold'),
-)
+]
 
 plt.rcParams.update(
   {
@@ -202,8 +194,9 @@ def save_comparison(
   groups = collections.defaultdict(lambda: collections.defaultdict(list))
   for curve in curves:
     groups[curve.personalization][curve.method].append(curve)
-  methods = dict.fromkeys([*_METHODS, *(curve.method for curve in curves)])
-  lines = dict(zip(methods, itertools.cycle(LINES), strict=False))
+  lines = {name: LINES[row.line] for name, row in methods.METHODS.items()}
+  own = dict.fromkeys(c.method for c in curves if c.method not in lines)
+  lines |= dict(zip(own, itertools.cycle(LINES[len(lines) :]), strict=False))
   figure, axes = plt.subplots(
     len(groups),
     2,
@@ -216,7 +209,9 @@ def save_comparison(
       for method, runs in runs_of.items():
         x = np.mean([getattr(run, x_name) for run in runs], axis=0)
         y = np.array([run.accuracy for run in runs])
-        axis.plot(x, y.mean(axis=0), label=names.name(method), **lines[method])
+        axis.plot(
+          x, y.mean(axis=0), label=methods.title(method), **lines[method]
+        )
         axis.fill_between(
           x,
           y.min(axis=0),
@@ -230,7 +225,7 @@ def save_comparison(
           target, color='0.4', linewidth=0.6, zorder=1, label='target'
         )
       axis.set_xlim(left=0)
-      axis.set_title(names.name(personalization))
+      axis.set_title(methods.title(personalization))
     row[0].set_ylabel('personalized test accuracy')
   axes[-1, 0].set_xlabel('rounds')
   axes[-1, 1].set_xlabel(MODELS_LABEL)
