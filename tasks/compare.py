@@ -8,8 +8,10 @@ The defaults of the settings depend on the task and the method;
 `tasks.train --show_settings` prints them.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import os
+from typing import Any
 
 from absl import flags
 
@@ -54,12 +56,12 @@ flags.adopt_module_key_flags(comparison_lib)
 
 def _members() -> list[comparison_lib.Member]:
   """Every run; overrides go before what was tuned."""
-  overrides: dict[str, dict[str, object]] = {}
+  overrides: dict[str, dict[str, Any]] = {}
   for text in _OVERRIDES.value:
     run, _, assignment = text.partition(':')
     name, (value, *_) = comparison_lib.parse(f'--override={text}', assignment)
     overrides.setdefault(run, {})[name] = value
-  results = []
+  results: list[comparison_lib.Member] = []
   for settings in comparison_lib.settings_from_flags():
     changes = overrides.get(tuned.key(settings), {})
     changed = dataclasses.replace(settings, **changes)
@@ -79,20 +81,14 @@ def _members() -> list[comparison_lib.Member]:
   return results
 
 
-def _given_targets() -> list[float] | None:
-  """The targets given, in order; `None` where the task's are wanted."""
-  if _TARGETS.value is None:
-    return None
+def _given_targets() -> list[float]:
+  """The targets of the flag, in order."""
   try:
-    targets = sorted({float(text) for text in _TARGETS.value})
-  except ValueError:
-    targets = [-1.0]
-  if not all(0 < target <= 1 for target in targets):
+    return sorted({float(text) for text in _TARGETS.value or []})
+  except ValueError as e:
     raise errors.UserError(
-      f'--targets={",".join(_TARGETS.value)} must be numbers above 0 and at'
-      ' most 1.'
-    )
-  return targets
+      f'--targets={",".join(_TARGETS.value)} must be numbers, such as 0.8,0.9.'
+    ) from e
 
 
 def _check_flags() -> None:
@@ -126,13 +122,10 @@ def main() -> None:
         f' size {s.learning_rate:g} on all training examples of a device, from'
         ' the initial model.'
       )
-    given = _given_targets()
-    targets = {
-      name: task.targets.get((s.partition, name), ())
-      if given is None
-      else given
-      for name in {curve.personalization for curve in curves}
-    }
+    names = {curve.personalization for curve in curves}
+    targets: dict[str, Sequence[float]] = dict.fromkeys(names, _given_targets())
+    if _TARGETS.value is None:
+      targets = {k: task.targets.get((s.partition, k), ()) for k in names}
     rows = method_report.to_rows(curves, targets, tests)
     comparison.report(
       'comparison',

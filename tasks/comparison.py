@@ -27,10 +27,8 @@ from tasks.runs import settings as settings_lib
 
 #: The settings that belong to a method. The others are the same for all.
 OVERRIDABLE = sorted(
-  [
-    *methods.ONLY_WITH,
-    *('learning_rate', 'learning_rate_decay', 'max_grad_norm', 'weight_decay'),
-  ]
+  ['learning_rate', 'learning_rate_decay', 'max_grad_norm', 'weight_decay']
+  + [k for k, (owner, _) in methods.ONLY_WITH.items() if owner != 'partition']
 )
 
 _METHODS = flags.DEFINE_list(
@@ -41,8 +39,8 @@ _METHODS = flags.DEFINE_list(
 _CORRECTIONS = flags.DEFINE_multi_string(
   'correction',
   [],
-  'A correction of your own besides the methods, MODULE:CLASS(NAME=VALUE), such'
-  ' as my_module:MyCorrection(gamma=0.5); can be given several times.',
+  'A correction of your own besides the methods, such as'
+  ' my_module:MyCorrection(gamma=0.5); can be given several times.',
 )
 _PERSONALIZATIONS = flags.DEFINE_list(
   'personalizations',
@@ -57,8 +55,7 @@ _ROUNDS = flags.DEFINE_integer(
 _SMOOTHING = flags.DEFINE_integer(
   'smoothing',
   1,
-  'The number of tests whose mean is the accuracy: each test and those before'
-  ' it.',
+  'The number of tests whose mean is the accuracy: a test and those before it.',
   lower_bound=1,
 )
 _RUNS_AT_A_TIME = flags.DEFINE_integer(
@@ -76,18 +73,15 @@ _OUTPUT_DIR = flags.DEFINE_string(
 _FIXED = ('method', 'correction', 'personalization', 'tested_personalization')
 settings_lib.define_flags(without=(*_FIXED, 'seed'))
 
-# Flags of places on this machine.
-_PLACES = ('--data_dir', '--output_dir', '--runs_at_a_time')
-
 #: The settings of a run, and the values of those that only it has.
 Member = tuple[settings_lib.Settings, Mapping[str, Any]]
 
 
 def settings_from_flags() -> list[settings_lib.Settings]:
   """The settings of every run: each seed, method and personalization."""
-  chosen = [{'method': name} for name in _METHODS.value]
+  chosen: list[dict[str, Any]] = [{'method': name} for name in _METHODS.value]
   chosen += [{'correction': text} for text in _CORRECTIONS.value]
-  found = {}
+  found: dict[settings_lib.Settings, None] = {}
   for seed, own, personalization in itertools.product(
     _SEEDS.value, chosen, _PERSONALIZATIONS.value
   ):
@@ -113,7 +107,7 @@ def settings_from_flags() -> list[settings_lib.Settings]:
 def _with_effect(given: Mapping[str, Any]) -> settings_lib.Settings:
   """The settings of flags and of `given`, without those that have no effect."""
   values = {**settings_lib.given_by_flags(), 'correction': None, **given}
-  of_all = values.keys() - settings_lib.ONLY_WITH.keys()
+  of_all = values.keys() - methods.ONLY_WITH.keys()
   known = settings_lib.Settings(**{name: values[name] for name in of_all})
   return settings_lib.Settings(
     **{name: value for name, value in values.items() if known.has_effect(name)}
@@ -150,7 +144,8 @@ class Comparison:
     s = self.experiment.settings
     self.rounds = _ROUNDS.value or experiment_lib.default_rounds(s)
     self.title = f'{s.data_title}, {self.rounds} rounds'
-    shared, names = {}, []
+    shared: dict[str, Any] = {}
+    names = []
     for settings, own in members:
       resolved = experiment_lib.resolve(settings)
       components.build('correction', resolved)
@@ -163,15 +158,12 @@ class Comparison:
       'runs', experiment_lib.folder_name(parts)
     )
     self._runs = [
-      self._run(name, settings, self.rounds)
+      parallel.Run(settings, self._folder(name), self.rounds)
       for name, (settings, _) in zip(names, members, strict=True)
     ]
 
-  def _run(
-    self, name: str, settings: settings_lib.Settings, rounds: int
-  ) -> parallel.Run:
-    folder = folder_lib.RunFolder(os.path.join(self.path, name))
-    return parallel.Run(settings, folder, rounds)
+  def _folder(self, name: str) -> folder_lib.RunFolder:
+    return folder_lib.RunFolder(os.path.join(self.path, name))
 
   def train(self) -> list[savings.Curve]:
     """Trains what is not finished; gives the curve of each run, in order."""
@@ -194,22 +186,20 @@ class Comparison:
     MAML's steps from the initial model are local training. We therefore train
     one round with that number of MAML steps and read the test of round 0.
     """
-    s = self.experiment.settings
-    local = {
-      'method': 'fed_avg',
-      'tested_personalization': 'maml',
-      'maml_steps': num_steps,
-      'maml_learning_rate': s.learning_rate,
-      'partition': s.partition,
-    }
-    runs = [
-      self._run(
-        f'local_{num_steps}_steps_seed{seed}',
-        _with_effect({**local, 'seed': seed}),
-        1,
+    runs = []
+    for seed in dict.fromkeys(run.settings.seed for run in self._runs):
+      settings = _with_effect(
+        {
+          'method': 'fed_avg',
+          'tested_personalization': 'maml',
+          'maml_steps': num_steps,
+          'maml_learning_rate': self.experiment.settings.learning_rate,
+          'partition': self.experiment.settings.partition,
+          'seed': seed,
+        }
       )
-      for seed in dict.fromkeys(run.settings.seed for run in self._runs)
-    ]
+      folder = self._folder(f'local_{num_steps}_steps_seed{seed}')
+      runs.append(parallel.Run(settings, folder, rounds=1))
     self._train(runs)
     return [run.tests()[0]['accuracy'] for run in runs]
 
@@ -239,7 +229,7 @@ class Comparison:
     """
     origin = {
       'smoothing': _SMOOTHING.value,
-      'flags': shlex.join(f for f in sys.argv[1:] if not f.startswith(_PLACES)),
+      'flags': shlex.join(sys.argv[1:]),
       'version': provenance.version(),
       'date': provenance.today(),
     }

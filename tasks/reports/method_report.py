@@ -50,7 +50,7 @@ def to_rows(
     other = uncorrected.get((curve.personalization, curve.seed))
     loss, loss_round = curve.largest_loss()
     for target in targets[curve.personalization] or [None]:
-      row = {
+      row: dict[str, Any] = {
         'personalization': curve.personalization,
         'method': curve.method,
         'seed': curve.seed,

@@ -59,14 +59,18 @@ def curve(
   smoothing: int = 1,
 ) -> Curve:
   """The curve of a run; `tests` are from `tasks.runs.folder.evaluations`."""
-  columns = (
-    np.array([test[name] for test in tests])
-    for name in ('round', 'models', 'accuracy')
+  method, personalization = settings.method_names
+  return Curve(
+    method,
+    personalization,
+    settings.seed,
+    rounds=np.array([test['round'] for test in tests]),
+    models=np.array([test['models'] for test in tests]),
+    tests=np.array([test['accuracy'] for test in tests]),
+    smoothing=smoothing,
+    # The folder of the data is a place on this machine.
+    settings={k: v for k, v in vars(settings).items() if k != 'data_dir'},
   )
-  # The folder of the data is a place on this machine.
-  values = {k: v for k, v in vars(settings).items() if k != 'data_dir'}
-  names = settings.method_names
-  return Curve(*names, settings.seed, *columns, smoothing, values)
 
 
 def is_uncorrected(method: str, personalization: str) -> bool:

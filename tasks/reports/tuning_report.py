@@ -28,7 +28,7 @@ def to_rows(accuracy: Accuracy, grid: Sequence[str]) -> list[dict[str, Any]]:
   """
   mean = {run: statistics.mean(found) for run, found in accuracy.items()}
   best = {
-    method: max((run for run in mean if run[0] == method), key=mean.get)
+    method: max((run for run in mean if run[0] == method), key=mean.__getitem__)
     for method, _ in mean
   }
   return [

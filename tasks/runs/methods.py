@@ -66,13 +66,17 @@ PARTS: Mapping[str, Mapping[str, Part]] = {
   },
 }
 
-#: The settings of some parts only: the setting that names a part, and these.
+#: The settings that have an effect only with some values of another one.
 ONLY_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
-  setting: (kind, (name,))
-  for kind in ('correction', 'personalization')
-  for name, part in PARTS[kind].items()
-  for setting in part.arguments.values()
-  if setting != 'local_steps'  # Every method has local steps.
+  'classes_per_client': ('partition', ('acid', 'alid')),
+  'concentration': ('partition', ('dirichlet',)),
+  **{
+    setting: (kind, (name,))
+    for kind in ('correction', 'personalization')
+    for name, part in PARTS[kind].items()
+    for setting in part.arguments.values()
+    if setting != 'local_steps'  # Every method has local steps.
+  },
 }
 
 _TITLES = {

@@ -69,7 +69,7 @@ def train(runs: Sequence[Run], at_a_time: int) -> None:
   """
   waiting = [run for run in runs if not run.is_finished()]
   running: dict[subprocess.Popen, Run] = {}
-  failed = []
+  failed: list[str] = []
   try:
     while waiting or running:
       while waiting and len(running) < at_a_time:
@@ -82,7 +82,7 @@ def train(runs: Sequence[Run], at_a_time: int) -> None:
       for process in [p for p in running if p.poll() is not None]:
         log = f'{running.pop(process).folder.path}.log'
         if process.returncode:
-          said = errors.last_line(pathlib.Path(log).read_text())
+          *_, said = pathlib.Path(log).read_text().strip().split('\n')
           failed.append(f'A run failed, see {log}: {said}')
       time.sleep(0.1)
   finally:

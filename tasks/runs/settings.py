@@ -19,13 +19,6 @@ from tasks.runs import methods
 # The flags defined here are those of the program that asks for them.
 flags.disclaim_key_flags()
 
-#: The settings that have an effect only with some values of another one.
-ONLY_WITH: Mapping[str, tuple[str, Collection[str]]] = {
-  'classes_per_client': ('partition', ('acid', 'alid')),
-  'concentration': ('partition', ('dirichlet',)),
-  **methods.ONLY_WITH,
-}
-
 _BOUNDS = {
   'above': operator.gt,
   'at_least': operator.ge,
@@ -158,7 +151,7 @@ class Settings:
       _check(field, getattr(self, field.name))
     for name, value in self._complete_method().items():
       object.__setattr__(self, name, value)  # The class is frozen from here on.
-    for name, (other, values) in ONLY_WITH.items():
+    for name, (other, values) in methods.ONLY_WITH.items():
       if getattr(self, name) is not None and not self.has_effect(name):
         raise errors.UserError(
           f'--{name}={getattr(self, name)} has no effect with'
@@ -186,7 +179,8 @@ class Settings:
       raise errors.UserError(
         f'--method={method} does not go with --correction={parts["correction"]}'
         f' --personalization={parts["personalization"]}, which is'
-        f' --method={found}. For tests alone: --tested_personalization.'
+        f' {found or "none of the methods"}. For tests alone there is'
+        ' --tested_personalization.'
       )
     if self.tested_personalization and parts['personalization'] != 'none':
       raise errors.UserError(
@@ -198,9 +192,9 @@ class Settings:
 
   def has_effect(self, name: str) -> bool:
     """Whether a setting has an effect, as far as that is known already."""
-    if name not in ONLY_WITH:
+    if name not in methods.ONLY_WITH:
       return True
-    other, values = ONLY_WITH[name]
+    other, values = methods.ONLY_WITH[name]
     if other == 'personalization':
       return self.personalization_in_tests in values
     return getattr(self, other) in (None, *values)
@@ -219,7 +213,9 @@ class Settings:
 
   def uncorrected(self) -> 'Settings':
     """The same settings for the method without a correction."""
-    owned = [k for k, (other, _) in ONLY_WITH.items() if other == 'correction']
+    owned = [
+      k for k, (other, _) in methods.ONLY_WITH.items() if other == 'correction'
+    ]
     return dataclasses.replace(
       self,
       method=methods.find('none', self.personalization),
@@ -244,9 +240,9 @@ class Settings:
   @property
   def method_names(self) -> tuple[str, str]:
     """The method and the tests' personalization, for people: no modules."""
-    method = self.method or self.correction or ''
-    names = (method, self.personalization_in_tests)
-    return tuple(name.partition(':')[2] or name for name in names)
+    names = (self.method or self.correction, self.personalization_in_tests)
+    method, tests = (name.partition(':')[2] or name for name in names)
+    return method, tests
 
   @property
   def num_held_out(self) -> int:
@@ -294,11 +290,12 @@ def define_flags(without: Collection[str] = ()) -> None:
     choices = field.metadata.get('choices') or methods.PARTS.get(field.name)
     if choices:
       help_text = f'<{"|".join(choices)}>: {help_text}'
-    if field.name in ONLY_WITH:
-      other, values = ONLY_WITH[field.name]
+    if field.name in methods.ONLY_WITH:
+      other, values = methods.ONLY_WITH[field.name]
       help_text += f' Only with --{other}={" or ".join(values)}.'
     if field.name not in without:
-      define[field.type](field.name, field.default, help_text)
+      kind = Settings.__annotations__[field.name]
+      define[kind](field.name, field.default, help_text)
 
 
 def given_by_flags() -> dict[str, Any]:

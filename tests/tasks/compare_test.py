@@ -29,7 +29,7 @@ def compare(*flags):
       ('--personalizations=proto', '--nomaml_first_order'),
       '--maml_first_order=False has no effect on any of the methods',
     ),
-    (('--targets=90',), '--targets=90 must be numbers above 0 and at most 1'),
+    (('--targets=0.9,high',), '--targets=0.9,high must be numbers'),
     (('--override=pfl_dyn/maml:alpha',), 'must give NAME=VALUE'),
     (
       ('--override=pfl_dyn/maml:alfa=1',),

@@ -29,11 +29,15 @@ def test_defaults_are_pfl_dyn_with_prototypes_on_digits():
     ({'seed': 2**32}, '--seed=4294967296 must be at most 4294967295'),
     (
       {'method': 'fed_avg', 'personalization': 'maml'},
-      'maml, which is --method=per_fed_avg. For tests .*tested_personalization',
+      'maml, which is per_fed_avg. For tests .*--tested_personalization',
     ),
     (
       {'method': 'pfl_dyn', 'correction': 'scaf'},
-      'pfl_dyn does not go with --correction=scaf .* is --method=pfl_scaf',
+      'pfl_dyn does not go with --correction=scaf .* is pfl_scaf',
+    ),
+    (
+      {'method': 'fed_prox', 'personalization': 'proto'},
+      'personalization=proto, which is none of the methods',
     ),
     (
       {'method': 'pfl_dyn', 'correction': 'a:B'},
@@ -168,8 +172,8 @@ def test_flags_give_the_settings_again():
 
 def test_a_setting_of_some_parts_is_that_of_a_field():
   names = {field.name for field in dataclasses.fields(settings_lib.Settings)}
-  assert set(settings_lib.ONLY_WITH) <= names
-  assert settings_lib.ONLY_WITH['mu'] == ('correction', ('prox',))
+  assert set(methods.ONLY_WITH) <= names
+  assert methods.ONLY_WITH['mu'] == ('correction', ('prox',))
 
 
 def test_parse_gives_the_type_of_the_setting():
