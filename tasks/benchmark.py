@@ -11,6 +11,7 @@ import tempfile
 from absl import flags
 
 from tasks import cli
+from tasks.runs import folder as folder_lib
 
 _SECTIONS = (
   *('plain', 'proto', 'maml', 'tiny', 'evaluation'),
@@ -79,5 +80,9 @@ def _machine() -> str:
   )
 
 
+def _check_flags() -> None:
+  folder_lib.check_output_dir(_OUTPUT_DIR.value)
+
+
 if __name__ == '__main__':
-  cli.run(main, lambda: None, 'The same command begins anew.')
+  cli.run(main, _check_flags, 'The same command begins anew.')

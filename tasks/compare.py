@@ -11,16 +11,15 @@ The defaults of the settings depend on the task and the method;
 from collections.abc import Sequence
 import dataclasses
 import os
-import pathlib
+from typing import Any
 
 from absl import flags
 
 from tasks import cli
-from tasks.runs import comparison as comparison_lib
+from tasks import comparison as comparison_lib
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import settings as settings_lib
-from tasks.runs import tuned as tuned_lib
+from tasks.runs import tuned
 
 _OVERRIDES = flags.DEFINE_multi_string(
   'override',
@@ -28,7 +27,7 @@ _OVERRIDES = flags.DEFINE_multi_string(
   'A setting for some runs only, METHOD/PERSONALIZATION:NAME=VALUE, for'
   ' example --override=pfl_dyn/maml:alpha=0.03; can be given several times.',
 )
-_TUNED = tuned_lib.define_flag()
+_TUNED = tuned.define_flag()
 _TARGETS = flags.DEFINE_list(
   'targets',
   None,
@@ -57,129 +56,86 @@ flags.adopt_module_key_flags(comparison_lib)
 
 def _members() -> list[comparison_lib.Member]:
   """Every run; overrides go before what was tuned."""
-  overrides = {text: _parse_override(text) for text in _OVERRIDES.value}
-  tuned = tuned_lib.load(_TUNED.value) if _TUNED.value else None
-  unused = set(overrides)
-  results = []
+  overrides: dict[str, dict[str, Any]] = {}
+  for text in _OVERRIDES.value:
+    run, _, assignment = text.partition(':')
+    name, (value, *_) = comparison_lib.parse(f'--override={text}', assignment)
+    overrides.setdefault(run, {})[name] = value
+  results: list[comparison_lib.Member] = []
   for settings in comparison_lib.settings_from_flags():
-    key = tuned_lib.key(settings)
-    chosen = [text for text in overrides if overrides[text][0] == key]
-    unused.difference_update(chosen)
-    changes = dict(overrides[text][1] for text in chosen)
+    changes = overrides.get(tuned.key(settings), {})
     changed = dataclasses.replace(settings, **changes)
-    changed = tuned.apply(changed) if tuned else changed
+    changed = tuned.apply(_TUNED.value, changed)
     own = {
       name: getattr(changed, name)
       for name in comparison_lib.OVERRIDABLE
       if getattr(changed, name) != getattr(settings, name)
     }
-    results.append(comparison_lib.Member(changed, own))
+    results.append((changed, own))
+  unused = overrides.keys() - {tuned.key(settings) for settings, _ in results}
   if unused:
-    raise errors.UserError(f'--override={min(unused)} is for none of the runs.')
+    raise errors.UserError(
+      f'--override={min(unused)} is none of the runs: METHOD/PERSONALIZATION'
+      ' must be, for example, pfl_dyn/maml.'
+    )
   return results
 
 
-def _parse_override(text: str) -> tuple[str, tuple[str, object]]:
-  """The method with its personalization, and the setting and its value."""
-  run, _, setting = text.partition(':')
-  name, equals, value = setting.partition('=')
-  if not (run.partition('/')[2] and equals):
-    raise errors.UserError(
-      f'--override={text} must be METHOD/PERSONALIZATION:NAME=VALUE, for'
-      ' example pfl_dyn/maml:alpha=0.03.'
-    )
-  value = settings_lib.parse(name, value)
-  comparison_lib.check_overridable(f'--override={text}', name)
-  return run, (name, value)
-
-
-def _targets() -> list[float] | None:
-  """The targets given, in order; `None` where the task's are wanted."""
-  if _TARGETS.value is None:
-    return None
-  given = f'--targets={",".join(_TARGETS.value)}'
+def _given_targets() -> list[float]:
+  """The targets of the flag, in order."""
   try:
-    targets = sorted({float(text) for text in _TARGETS.value})
+    return sorted({float(text) for text in _TARGETS.value or []})
   except ValueError as e:
-    raise errors.UserError(f'{given} must be numbers.') from e
-  if not all(0 < target <= 1 for target in targets):
-    raise errors.UserError(f'{given} must be above 0 and at most 1.')
-  return targets
-
-
-def _describe_settings(members: Sequence[comparison_lib.Member]) -> str:
-  """The settings that are given for all runs, and those of some methods."""
-  shared = [
-    f'{field.name}={flags.FLAGS[field.name].value}'
-    for field in dataclasses.fields(settings_lib.Settings)
-    if field.name in flags.FLAGS
-    and flags.FLAGS[field.name].present
-    # It is a place on this machine.
-    and field.name != 'data_dir'
-  ]
-  own = [
-    f'{tuned_lib.key(member.settings)}:{name}={value}'
-    for member in members
-    for name, value in member.own.items()
-  ]
-  return ' '.join(dict.fromkeys(shared + own))
+    raise errors.UserError(
+      f'--targets={",".join(_TARGETS.value)} must be numbers, such as 0.8,0.9.'
+    ) from e
 
 
 def _check_flags() -> None:
   _members()
-  _targets()
+  _given_targets()
 
 
 def main() -> None:
   """Trains the runs that are not finished, and writes the results."""
   from tasks.reports import figures
   from tasks.reports import method_report
-  from tasks.reports import provenance
-  from tasks.reports import savings
   from tasks.reports import tables
 
-  members = _members()
-  comparison = comparison_lib.Comparison('compare', members)
+  comparison = comparison_lib.Comparison('compare', _members())
+  s, task = comparison.experiment.settings, comparison.experiment.task
+  num_steps = _LOCAL_TRAINING.value
+  if num_steps is None:
+    num_steps = 100 if task.is_quick else 0
   with folder_lib.RunFolder(comparison.path).lock():
-    comparison.train()
-    for picture in comparison.pictures():
-      figures.save_convergence(*picture)
-    curves = [
-      savings.curve(*run).smoothed(comparison_lib.SMOOTHING.value)
-      for run in comparison.tests()
+    curves = comparison.train()
+    tests = _TESTS_AT_TARGET.value
+    notes = [
+      f'A target takes {tests} tests in a row; there is one every'
+      f' {s.rounds_per_evaluation} rounds.'
     ]
-    local, num_steps = None, _LOCAL_TRAINING.value
-    if num_steps is None:
-      num_steps = 100 if comparison.experiment.task.is_quick else 0
     if num_steps:
-      local = method_report.Local(
-        num_steps,
-        comparison.experiment.settings.learning_rate,
-        comparison.train_locally(num_steps),
+      accuracy = comparison.train_locally(num_steps)
+      notes.append(
+        'Local training alone, without communication:'
+        f' {tables.mean_and_deviation(accuracy, 3)} after {num_steps} steps of'
+        f' size {s.learning_rate:g} on all training examples of a device, from'
+        ' the initial model.'
       )
-    targets = comparison.targets(_targets())
-    origin = method_report.Origin(
-      comparison_lib.SMOOTHING.value,
-      _TESTS_AT_TARGET.value,
-      _describe_settings(members),
-      provenance.version(),
-      provenance.today(),
+    names = {curve.personalization for curve in curves}
+    targets: dict[str, Sequence[float]] = dict.fromkeys(names, _given_targets())
+    if _TARGETS.value is None:
+      targets = {k: task.targets.get((s.partition, k), ()) for k in names}
+    rows = method_report.to_rows(curves, targets, tests)
+    comparison.report(
+      'comparison',
+      rows,
+      lambda origin: method_report.to_markdown(rows, [*notes, origin]),
     )
-    title = comparison.title
-    markdown = method_report.to_markdown(curves, targets, origin, local)
-    text = f'{title}\n\n{markdown}\n'
-    path = os.path.join(comparison.path, 'comparison')
-    pathlib.Path(f'{path}.md').write_text(text)
-    rows = method_report.to_rows(curves, targets, origin)
-    tables.write_csv(rows, f'{path}.csv')
-    points = [row for curve in curves for row in curve.to_rows()]
-    tables.write_csv(points, os.path.join(comparison.path, 'curves.csv'))
-    figures.save_comparison(curves, targets, title, f'{path}.png')
-    print(text)
-    print(
-      f'results in {comparison.path}: comparison.md, .csv, .png and .pdf,'
-      ' curves.csv'
-    )
+    curve_rows = method_report.curve_rows(curves)
+    tables.write_csv(curve_rows, os.path.join(comparison.path, 'curves.csv'))
+    picture = os.path.join(comparison.path, 'comparison.png')
+    figures.save_comparison(curves, targets, comparison.title, picture)
 
 
 if __name__ == '__main__':

@@ -12,9 +12,9 @@ from absl import flags
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import names
+from tasks.runs import methods
 from tasks.runs import settings as settings_lib
-from tasks.runs import tuned as tuned_lib
+from tasks.runs import tuned
 
 _OUTPUT_DIR = flags.DEFINE_string(
   'output_dir',
@@ -42,7 +42,7 @@ _FROM_ROUND = flags.DEFINE_integer(
   ' default a run goes on from its last checkpoint. The last two are kept.',
   lower_bound=0,
 )
-_TUNED = tuned_lib.define_flag()
+_TUNED = tuned.define_flag()
 _BASELINE = flags.DEFINE_boolean(
   'baseline',
   None,
@@ -69,7 +69,8 @@ def main() -> None:
   settings = _settings()
   rounds = _ROUNDS.value or experiment_lib.default_rounds(settings)
   if _SHOW_SETTINGS.value:
-    print(_settings_table(experiment_lib.resolve(settings), rounds))
+    shown = experiment_lib.resolve(settings).to_flags()
+    print('\n'.join([f'--rounds={rounds}', *shown]))
     return
   experiment = experiment_lib.Experiment(settings)
   folder = folder_lib.RunFolder(
@@ -96,29 +97,14 @@ def main() -> None:
       uncorrected, baseline, rounds, _ROUNDS_PER_CHECKPOINT.value
     )
     figures.save_convergence(others, settings.title, baseline.picture)
-    name = f'{names.name(settings.method)} (without correction)'
+    name = f'{methods.title(settings.method)} (without correction)'
     figures.save_convergence(rows, title, folder.picture, {name: others})
     print(f'{name}:\n{run_report.summary(settings, others)}')
   print(f'results in {folder.path}: convergence.png, meta_model.keras, …')
 
 
 def _settings() -> settings_lib.Settings:
-  settings = settings_lib.from_flags()
-  return (
-    tuned_lib.load(_TUNED.value).apply(settings) if _TUNED.value else settings
-  )
-
-
-def _settings_table(settings: settings_lib.Settings, rounds: int) -> str:
-  """The settings that have an effect, as flags that can be given again."""
-  given = {'rounds': rounds, **vars(settings)}
-  # A method has its correction.
-  hidden = 'correction' if settings.method else 'method'
-  return '\n'.join(
-    f'--{name}={value}'
-    for name, value in given.items()
-    if value is not None and name != hidden
-  )
+  return tuned.apply(_TUNED.value, settings_lib.from_flags())
 
 
 def _check_flags() -> None:

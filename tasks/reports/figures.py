@@ -1,11 +1,9 @@
 """The figures of runs, as PNG for a screen and PDF for a paper."""
 
-import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
-import itertools
 import os
-import types
+from typing import Any
 
 import matplotlib
 
@@ -16,26 +14,21 @@ import numpy as np  # noqa: E402
 
 from tasks.reports import savings  # noqa: E402
 from tasks.runs import folder as folder_lib  # noqa: E402
-from tasks.runs import names  # noqa: E402
+from tasks.runs import methods  # noqa: E402
+
+#: The metrics of every round.
+Rows = Sequence[Mapping[str, float]]
 
 MODELS_LABEL = 'models transmitted (down and up)'
 
 #: Lines that can also be told apart without colours.
-LINES = tuple(
+LINES: list[dict[str, Any]] = [
   {'color': f'C{i}', 'linestyle': style}
   for i, style in enumerate(
-    (
-      *('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1))),
-      *((0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))),
-    )
+    ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1))]
+    + [(0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))]
   )
-)
-
-# A published method has the same line in every figure.
-_METHODS = (
-  *('pfl_dyn', 'per_fed_avg', 'pfl_scaf', 'fed_avg'),
-  *('fed_prox', 'fed_dyn', 'scaffold'),
-)
+]
 
 plt.rcParams.update(
   {
@@ -75,7 +68,7 @@ def save(figure: plt.Figure, path: str) -> None:
 
 def add_legend(figure: plt.Figure, title: str | None = None) -> None:
   """Adds a legend of all panels below them, where it hides nothing."""
-  entries = {}
+  entries: dict[str, Any] = {}
   for axis in figure.axes:
     for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
       entries.setdefault(label, handle)
@@ -89,50 +82,42 @@ def add_legend(figure: plt.Figure, title: str | None = None) -> None:
 
 
 def save_convergence(
-  rows: Sequence[Mapping[str, float]],
+  rows: Rows,
   title: str,
   path: str,
-  baselines: Mapping[
-    str, Sequence[Mapping[str, float]]
-  ] = types.MappingProxyType({}),
+  baselines: Mapping[str, Rows] | None = None,
 ) -> None:
   """Draws a run: accuracy, and beside it the training loss and the norms.
 
-  The title begins with the name of the method and a comma. The accuracy of
-  `baselines`, other runs by name, stands beside the run's.
+  Args:
+    rows: The metrics of every round.
+    title: It begins with the name of the method and a comma.
+    path: The PNG, beside which is a PDF.
+    baselines: The metrics of other runs by name, whose accuracy is drawn too.
   """
-  tests = folder_lib.evaluations(rows)
+  tests = _tests(rows)
   figure, axes = plt.subplot_mosaic(
     [['accuracy', 'loss'], ['accuracy', 'norm']],
     figsize=(9, 4),
     width_ratios=(3, 2),
   )
   axis = axes['accuracy']
-  rounds = [test['round'] for test in tests]
-  low = [test['low'] for test in tests]
-  axis.plot(
-    rounds,
-    [test['accuracy'] for test in tests],
-    label=f'{title.partition(",")[0]}, mean over devices',
-  )
+  label = f'{title.partition(",")[0]}, mean over devices'
+  axis.plot(tests['round'], tests['accuracy'], label=label)
   axis.fill_between(
-    rounds,
-    low,
-    [test['high'] for test in tests],
+    tests['round'],
+    tests['low'],
+    tests['high'],
     alpha=0.2,
     linewidth=0,
     label='10 % to 90 % of devices',
   )
-  for (name, others), line in zip(baselines.items(), LINES[1:], strict=False):
-    other_tests = folder_lib.evaluations(others)
-    axis.plot(
-      [test['round'] for test in other_tests],
-      [test['accuracy'] for test in other_tests],
-      label=name,
-      **line,
-    )
+  others = (baselines or {}).items()
+  for (name, other), line in zip(others, LINES[1:], strict=False):
+    points = _tests(other)
+    axis.plot(points['round'], points['accuracy'], label=name, **line)
   axis.set(xlabel='round', ylabel='personalized test accuracy')
-  axis.set_ylim(min(low) - 0.03, 1.01)
+  axis.set_ylim(tests['low'].min() - 0.03, 1.01)
   axis.legend(loc='lower right')
   _add_models_axis(axis, tests)
   axes['loss'].set(ylabel='training loss', yscale='log')
@@ -149,17 +134,18 @@ def save_convergence(
   save(figure, path)
 
 
-def _add_models_axis(
-  axis: plt.Axes, tests: Sequence[Mapping[str, float]]
-) -> None:
+def _tests(rows: Rows) -> dict[str, np.ndarray]:
+  """The columns of `folder.evaluations`."""
+  tests = folder_lib.evaluations(rows)
+  return {name: np.array([test[name] for test in tests]) for name in tests[0]}
+
+
+def _add_models_axis(axis: plt.Axes, tests: Mapping[str, np.ndarray]) -> None:
   """An axis of the models transmitted above that of the rounds."""
-  if tests[-1]['models'] > 0:
-    # The line goes on after the last test, so that no tick is set back to it.
-    rounds, models = (
-      np.array([test[name] for test in (*tests, tests[-1])])
-      for name in ('round', 'models')
-    )
-    rounds[-1], models[-1] = 2 * rounds[-1], 2 * models[-1]
+  # The line goes on after the last test, so that no tick is set back to it.
+  rounds = np.append(tests['round'], 2 * tests['round'][-1])
+  models = np.append(tests['models'], 2 * tests['models'][-1])
+  if models[-1] > 0:
     top = axis.secondary_xaxis(
       'top',
       functions=(
@@ -172,10 +158,10 @@ def _add_models_axis(
 
 def _draw_metric(
   axis: plt.Axes,
-  rows: Sequence[Mapping[str, float]],
+  rows: Rows,
   metric: str,
   label: str | None,
-  line: Mapping[str, object],
+  line: Mapping[str, Any],
 ) -> None:
   """Draws a metric over the rounds where it is positive, for a log axis."""
   points = [(row['round'], row[metric]) for row in rows if row.get(metric)]
@@ -199,29 +185,31 @@ def save_comparison(
   A line is the mean over the seeds of a method, its band their range. Targets,
   by personalization, are thin lines.
   """
-  groups = collections.defaultdict(lambda: collections.defaultdict(list))
+  lines = {name: LINES[row.line] for name, row in methods.METHODS.items()}
   for curve in curves:
-    groups[curve.personalization][curve.method].append(curve)
-  methods = dict.fromkeys([*_METHODS, *(curve.method for curve in curves)])
-  lines = dict(zip(methods, itertools.cycle(LINES), strict=False))
+    lines.setdefault(curve.method, LINES[len(lines) % len(LINES)])
+  personalizations = dict.fromkeys(curve.personalization for curve in curves)
   figure, axes = plt.subplots(
-    len(groups),
+    len(personalizations),
     2,
-    figsize=(9, 0.8 + 3.1 * len(groups)),
+    figsize=(9, 0.8 + 3.1 * len(personalizations)),
     sharey='row',
     squeeze=False,
   )
-  for row, (personalization, runs_of) in zip(axes, groups.items(), strict=True):
+  for row, personalization in zip(axes, personalizations, strict=True):
+    group = [c for c in curves if c.personalization == personalization]
     for axis, x_name in zip(row, ('rounds', 'models'), strict=True):
-      for method, runs in runs_of.items():
+      for method in dict.fromkeys(curve.method for curve in group):
+        runs = [curve for curve in group if curve.method == method]
         x = np.mean([getattr(run, x_name) for run in runs], axis=0)
         y = np.array([run.accuracy for run in runs])
-        axis.plot(x, y.mean(axis=0), label=names.name(method), **lines[method])
+        line, label = lines[method], methods.title(method)
+        axis.plot(x, y.mean(axis=0), label=label, **line)
         axis.fill_between(
           x,
           y.min(axis=0),
           y.max(axis=0),
-          color=lines[method]['color'],
+          color=line['color'],
           alpha=0.15,
           linewidth=0,
         )
@@ -230,7 +218,7 @@ def save_comparison(
           target, color='0.4', linewidth=0.6, zorder=1, label='target'
         )
       axis.set_xlim(left=0)
-      axis.set_title(names.name(personalization))
+      axis.set_title(methods.title(personalization))
     row[0].set_ylabel('personalized test accuracy')
   axes[-1, 0].set_xlabel('rounds')
   axes[-1, 1].set_xlabel(MODELS_LABEL)

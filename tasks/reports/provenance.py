@@ -14,18 +14,15 @@ def version() -> str:
   # In Colab the package is not installed: Python finds it in the checkout.
   project = tomllib.loads(_PROJECT.read_text())['project']
   number = f'{project["name"]} {project["version"]}'
+  # A commit followed by `-dirty` has changes that are not committed.
+  command = 'git describe --always --dirty --abbrev=10 --exclude=*'
   try:
-    # A commit followed by `-dirty` has changes that are not committed.
-    result = subprocess.run(
-      ['git', 'describe', '--always', '--dirty', '--abbrev=10', '--exclude=*'],
-      cwd=os.path.dirname(__file__),
-      capture_output=True,
-      text=True,
+    commit = subprocess.check_output(
+      command.split(), cwd=os.path.dirname(__file__), stderr=subprocess.DEVNULL
     )
-  except OSError:
+  except (OSError, subprocess.CalledProcessError):
     return number
-  commit = result.stdout.strip()
-  return f'{number}, commit {commit}' if commit else number
+  return f'{number}, commit {commit.decode().strip()}'
 
 
 def today() -> str:

@@ -27,8 +27,8 @@ def summary(
     f' {best["round"]:.0f}',
     f'transmitted {last["models"]:.0f} models, {num_bytes / 1e6:.1f} MB',
   ]
-  trained = [test for test in tests if test['round'] > 0]
-  loss, round_num = savings.curve(settings, trained).largest_loss()
+  curve = savings.curve(settings, [test for test in tests if test['round'] > 0])
+  loss, round_num = curve.largest_loss()
   if loss > savings.MAX_LOSS:
     lines.append(
       f'Warning: in round {round_num} the accuracy was {100 * loss:.1f} points'

@@ -7,24 +7,26 @@ seed by seed: both start from the same model, with the same devices each round.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
+from tasks.runs import methods
 from tasks.runs import settings as settings_lib
 
-#: A run whose accuracy falls by more than this is flagged.
+#: A run whose accuracy falls by more than this is marked.
 MAX_LOSS = 0.05
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-  """The personalized tests of a run without that of the initial model.
+  """The personalized tests of a run, without that of the initial model.
 
-  The arrays have an element for each test: the round, the models transmitted
-  until then, down and up, and the mean accuracy over devices. `settings` are
-  the values of all settings. `unsmoothed` is the accuracy of a curve before it
-  was smoothed.
+  The arrays have an element for each test: its round, the models transmitted
+  until then (down and up), and the mean accuracy over devices. `settings` are
+  the values of all settings of the run.
   """
 
   method: str
@@ -32,58 +34,17 @@ class Curve:
   seed: int
   rounds: np.ndarray
   models: np.ndarray
-  accuracy: np.ndarray
+  tests: np.ndarray
+  smoothing: int = 1
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  unsmoothed: np.ndarray | None = None
 
-  def smoothed(self, window: int) -> 'Curve':
-    """The same with the mean of the last `window` tests as each accuracy."""
-    ends = range(1, len(self.accuracy) + 1)
-    mean = [self.accuracy[max(end - window, 0) : end].mean() for end in ends]
-    return dataclasses.replace(
-      self, accuracy=np.array(mean), unsmoothed=self.accuracy
+  @functools.cached_property
+  def accuracy(self) -> np.ndarray:
+    """The mean of each test and of the `smoothing` - 1 before it, `[tests]`."""
+    starts = np.maximum(np.arange(len(self.tests)) - self.smoothing + 1, 0)
+    return np.array(
+      [self.tests[start : end + 1].mean() for end, start in enumerate(starts)]
     )
-
-  @property
-  def tests(self) -> np.ndarray:
-    """The accuracy of each test as it was measured, `[tests]`."""
-    return self.accuracy if self.unsmoothed is None else self.unsmoothed
-
-  def to_rows(self) -> list[dict[str, Any]]:
-    """A row for each test, to draw the curve; the accuracy is not smoothed."""
-    return [
-      {
-        'personalization': self.personalization,
-        'method': self.method,
-        'seed': self.seed,
-        'round': int(round_num),
-        'models': float(models),
-        'accuracy': float(accuracy),
-      }
-      for round_num, models, accuracy in zip(
-        self.rounds, self.models, self.tests, strict=True
-      )
-    ]
-
-  @property
-  def is_uncorrected(self) -> bool:
-    """Whether it is the one with which others are compared.
-
-    It has no correction, and personalizes in training as it does in tests.
-    """
-    correction, _ = self._parts
-    return self.is_tested_as_trained and correction == 'none'
-
-  @property
-  def is_tested_as_trained(self) -> bool:
-    """Whether training has the personalization of the tests."""
-    _, personalizes = self._parts
-    return personalizes or self.personalization == 'none'
-
-  @property
-  def _parts(self) -> tuple[str | None, bool]:
-    """The correction, `None` for one's own, and whether it personalizes."""
-    return settings_lib.METHODS.get(self.method, (None, True))
 
   def largest_loss(self) -> tuple[float, int]:
     """The most that a single test fell below the best so far, and the round."""
@@ -93,23 +54,37 @@ class Curve:
 
 
 def curve(
-  settings: settings_lib.Settings, tests: Sequence[Mapping[str, float]]
+  settings: settings_lib.Settings,
+  tests: Sequence[Mapping[str, float]],
+  smoothing: int = 1,
 ) -> Curve:
   """The curve of a run; `tests` are from `tasks.runs.folder.evaluations`."""
+  method, personalization = settings.method_names
   return Curve(
-    *settings.method_names,
+    method,
+    personalization,
     settings.seed,
-    *(
-      np.array([test[name] for test in tests])
-      for name in ('round', 'models', 'accuracy')
-    ),
+    rounds=np.array([test['round'] for test in tests]),
+    models=np.array([test['models'] for test in tests]),
+    tests=np.array([test['accuracy'] for test in tests]),
+    smoothing=smoothing,
     # The folder of the data is a place on this machine.
-    {k: v for k, v in vars(settings).items() if k != 'data_dir'},
+    settings={k: v for k, v in vars(settings).items() if k != 'data_dir'},
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Need:
+def is_uncorrected(method: str, personalization: str) -> bool:
+  """Whether others are compared with it.
+
+  It has no correction, and personalizes in training as it does in tests.
+  """
+  row = methods.METHODS.get(method)
+  if row is None or row.correction != 'none':
+    return False
+  return row.personalizes or personalization == 'none'
+
+
+class Need(NamedTuple):
   """The cost of a target accuracy, or of a whole run that does not reach it."""
 
   is_reached: bool
@@ -135,8 +110,7 @@ def need(curve: Curve, target: float, num_tests: int) -> Need:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Saving:
+class Saving(NamedTuple):
   """By which factor fewer models suffice than without a correction.
 
   The ratio is the models of the uncorrected method over those of the method.
@@ -180,10 +154,10 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
   return float(low), float(high)
 
 
-def uncorrected_of(curves: Sequence[Curve]) -> Mapping[tuple[str, int], Curve]:
+def uncorrected_of(curves: Sequence[Curve]) -> dict[tuple[str, int], Curve]:
   """The runs of uncorrected methods by personalization and seed."""
   return {
     (curve.personalization, curve.seed): curve
     for curve in curves
-    if curve.is_uncorrected
+    if is_uncorrected(curve.method, curve.personalization)
   }

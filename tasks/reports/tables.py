@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import csv
 import math
+import statistics
 from typing import Any
 
 
 def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
-  """A table whose columns are aligned in a terminal, too.
-
-  All rows have the columns of the first; of these the first has their names.
-  """
+  """A table of rows with the same columns, also aligned in a terminal."""
   table = [list(rows[0]), *(list(row.values()) for row in rows)]
   widths = [max(map(len, column)) for column in zip(*table, strict=True)]
   lines = [
@@ -22,6 +20,17 @@ def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
   rule = ['-' * widths[0], *('-' * (max(w, 2) - 1) + ':' for w in widths[1:])]
   lines.insert(1, rule)
   return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def mean_and_deviation(values: Sequence[float], digits: int) -> str:
+  """The mean of values and, if there are several, their deviation."""
+  mean = f'{statistics.mean(values):.{digits}f}'
+  if len(values) < 2:
+    return mean
+  deviation = statistics.stdev(values)
+  if deviation < 0.5 * 10**-digits:
+    digits += 1
+  return f'{mean} ± {deviation:.{digits}f}'
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str) -> None:
@@ -37,5 +46,4 @@ def _cell(value: Any) -> str:
   if value is None or isinstance(value, float) and math.isnan(value):
     return ''
   # Seven digits tell all float32 values of an accuracy or loss apart.
-  is_fraction = isinstance(value, float)
-  return f'{value:.7g}' if is_fraction else str(value)
+  return f'{value:.7g}' if isinstance(value, float) else str(value)

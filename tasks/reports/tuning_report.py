@@ -1,77 +1,63 @@
 """The tables of a tuning: the accuracy of each value, and the choice."""
 
-from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import statistics
 from typing import Any
 
 from tasks.reports import tables
-from tasks.runs import names
+from tasks.runs import methods
 
 #: The values that a run has of the grid, by name.
 Point = tuple[tuple[str, Any], ...]
 #: The final accuracy of each seed, by method (as `pfl_dyn/maml`) and point.
 Accuracy = Mapping[tuple[str, Point], Sequence[float]]
 
-
-def best_points(accuracy: Accuracy) -> dict[str, Point]:
-  """The point with the highest mean for each method; of equals the first."""
-  means = {run: statistics.mean(found) for run, found in accuracy.items()}
-  best: dict[str, Point] = {}
-  for method, point in means:
-    if method not in best or means[method, point] > means[method, best[method]]:
-      best[method] = point
-  return best
+_NOTES = (
+  'Validation accuracy: personalized, the mean over devices, after the last'
+  ' round. ± is the standard deviation over seeds.',
+  'Where the first or the last value of a setting is chosen, one beyond may be'
+  ' better.',
+)
 
 
-def to_rows(accuracy: Accuracy, settings: Iterable[str]) -> list[dict]:
-  """A row for each method and point; `settings` are the names of the grid."""
-  settings, best = list(settings), best_points(accuracy)
+def to_rows(accuracy: Accuracy, grid: Sequence[str]) -> list[dict[str, Any]]:
+  """A row for each method and point; `grid` are the names of its settings.
+
+  The point of a method with the highest mean is chosen, of equals the first.
+  """
+  mean = {run: statistics.mean(found) for run, found in accuracy.items()}
+  best = {
+    method: max((run for run in mean if run[0] == method), key=mean.__getitem__)
+    for method, _ in mean
+  }
   return [
     {
-      'method': method,
-      **{name: dict(point).get(name) for name in settings},
+      'method': run[0],
+      **{name: dict(run[1]).get(name) for name in grid},
       'seeds': len(found),
-      'accuracy': statistics.mean(found),
+      'accuracy': mean[run],
       'deviation': statistics.stdev(found) if len(found) > 1 else None,
-      'chosen': point == best[method],
+      'chosen': run == best[run[0]],
     }
-    for (method, point), found in accuracy.items()
+    for run, found in accuracy.items()
   ]
 
 
 def to_markdown(
-  accuracy: Accuracy,
-  grid: Mapping[str, Sequence[Any]],
-  origin: Mapping[str, Any],
+  accuracy: Accuracy, grid: Sequence[str], notes: Sequence[str] = ()
 ) -> str:
-  """The table for people, with notes; `origin` says how it was made."""
-  rows = []
-  for row in to_rows(accuracy, grid):
-    method = ', '.join(map(names.name, row['method'].split('/')))
-    found = f'{row["accuracy"]:.4f}'
-    if row['deviation'] is not None:
-      found += f' ± {row["deviation"]:.4f}'
-    rows.append(
-      {
-        'method': method,
-        **{k: '' if row[k] is None else f'{row[k]:g}' for k in grid},
-        'validation accuracy': found,
-        'chosen': '←' * row['chosen'],
-      }
+  """The table for people; `notes` stand after those that explain it."""
+  lines = [
+    {
+      'method': ', '.join(map(methods.title, row['method'].split('/'))),
+      **{k: '' if row[k] is None else f'{row[k]:g}' for k in grid},
+      'validation accuracy': tables.mean_and_deviation(found, 4),
+      'chosen': '←' if row['chosen'] else '',
+    }
+    for row, found in zip(
+      to_rows(accuracy, grid), accuracy.values(), strict=True
     )
-  notes = [
-    'Validation accuracy: personalized, the mean over devices, after the last'
-    ' round. ± is the standard deviation over seeds.'
   ]
-  for method, point in best_points(accuracy).items():
-    notes += [
-      f'{method}: {name}={value:g} is the first or last of its values. One'
-      ' beyond may be better.'
-      for name, value in point
-      if len(grid[name]) > 2 and value in (min(grid[name]), max(grid[name]))
-    ]
-  notes.append(', '.join(f'{name}: {value}' for name, value in origin.items()))
-  notes = '\n'.join(f'* {note}' for note in notes)
-  return f'{tables.to_markdown(rows)}\n\n{notes}'
+  explained = '\n'.join(f'* {note}' for note in (*_NOTES, *notes))
+  return f'{tables.to_markdown(lines)}\n\n{explained}'

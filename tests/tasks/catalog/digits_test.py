@@ -5,6 +5,7 @@ from sklearn import datasets
 from tasks.catalog import digits
 from tasks.readers import files
 from tasks.runs import experiment as experiment_lib
+from tasks.runs import methods
 from tasks.runs import settings as settings_lib
 
 
@@ -46,9 +47,9 @@ def test_network_and_augmentation():
   np.testing.assert_array_equal(model.get_layer('scaling')(x), x / 16)
 
 
-@pytest.mark.parametrize('method', settings_lib.METHODS)
+@pytest.mark.parametrize('method', methods.METHODS)
 def test_defaults_complete_the_settings(method):
-  personalizes = settings_lib.METHODS[method][1]
+  personalizes = methods.METHODS[method].personalizes
   settings = settings_lib.Settings(
     method=method, personalization='maml' if personalizes else 'none'
   )

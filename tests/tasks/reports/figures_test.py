@@ -4,7 +4,7 @@ import pytest
 
 from tasks.reports import figures
 from tasks.reports import savings
-from tasks.runs import settings
+from tasks.runs import methods as methods_lib
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_method_has_the_same_line_in_every_figure(tmp_path, drawn):
     method: savings.Curve(
       *(method, 'maml', 0, np.arange(1, 3), np.arange(1, 3), np.ones(2))
     )
-    for method in (*settings.METHODS, 'Own')
+    for method in (*methods_lib.METHODS, 'Own')
   }
   for methods in (list(curves), ['pfl_dyn', 'Own']):
     figures.save_comparison(

@@ -23,9 +23,6 @@ class Mine(tff_debias.Correction):
   def gradient_term(self, *unused):
     return None
 
-class NoRepr(Mine):
-  __repr__ = object.__repr__
-
 class Abstract(tff_debias.Correction):
   pass
 
@@ -61,16 +58,14 @@ def test_makes_ones_own(module):
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ('no_such:Mine', 'module no_such cannot be imported .*PYTHONPATH'),
-    ('{}_broken:Mine', '_broken cannot be imported .*no_such_module'),
-    ('{}:Mime', r'has no Mime\. Did you mean Mine\?'),
-    ('{}:Other', 'Other is not a subclass of tff_debias.Correction'),
-    ('{}:dataclasses', 'dataclasses is not a subclass of'),
-    ('{}:Mine(gama=1)', r"unexpected keyword argument 'gama'.*\(gamma: float"),
-    ('tff_debias:Dyn', "missing a required argument: 'alpha'"),
-    ('{}:Mine(gamma=-1)', 'cannot be made: gamma is negative'),
-    ('{}:Abstract', "cannot be made: Can't instantiate abstract"),
-    ('{}:NoRepr', 'must be a dataclass, or have a __repr__'),
+    ('no_such:Mine', "No module named 'no_such'.* PYTHONPATH"),
+    ('{}_broken:Mine', "cannot be made: .*No module named 'no_such_module'"),
+    ('{}:Mime', r'Did you mean Mine\?'),
+    ('{}:Other', 'Other is not a tff_debias.Correction'),
+    ('{}:Mine(gama=1)', "unexpected keyword argument 'gama'"),
+    ('tff_debias:Dyn', "missing 1 required positional argument: 'alpha'"),
+    ('{}:Mine(gamma=-1)', 'cannot be made: ValueError: gamma is negative'),
+    ('{}:Abstract', "Can't instantiate abstract"),
   ],
 )
 def test_says_why_it_cannot_make_it(module, text, message):

@@ -9,7 +9,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from tasks import {program} as program
-from tasks.runs import comparison
+from tasks import comparison
 
 for argv in {commands!r}:
   with flagsaver.flagsaver():
