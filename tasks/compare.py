@@ -150,7 +150,9 @@ def main() -> None:
     ]
     local, num_steps = None, _LOCAL_TRAINING.value
     if num_steps is None:
-      num_steps = 100 if comparison.experiment.task.is_quick else 0
+      num_steps = (
+        100 if comparison.experiment.task.has_baseline_by_default else 0
+      )
     if num_steps:
       local = method_report.Local(
         num_steps,

@@ -16,7 +16,6 @@ import tensorflow_federated as tff
 
 from tasks import catalog
 from tasks.catalog import networks
-from tasks.readers import files
 from tasks.runs import components
 from tasks.runs import errors
 from tasks.runs import pipeline
@@ -220,7 +219,7 @@ class Experiment:
     for user in users:
       # NumPy, in which TFF sends ids, would drop the end: another user's id.
       if not user or user.endswith('\0'):
-        raise files.DataError(
+        raise errors.UserError(
           f'The user {user!r} of {s.task} must have an id that is not empty and'
           ' does not end with a null character.'
         )
@@ -255,11 +254,11 @@ class Experiment:
     return dataset
 
   def _check_labels(self, client_id: str, dataset: tf.data.Dataset) -> None:
-    """Raises a `DataError` if a label of a client is out of range."""
+    """Raises a `UserError` if a label of a client is out of range."""
     for batch in dataset.batch(EVALUATION_BATCH_SIZE):
       for label in batch['y'].numpy():
         if not 0 <= label < self.num_outputs:
-          raise files.DataError(
+          raise errors.UserError(
             f'The client {client_id} has the label {label}, but those of'
             f' {self.settings.task} must be from 0 to {self.num_outputs - 1}.'
           )

@@ -14,7 +14,6 @@ from tasks.catalog import digits
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import files
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
@@ -269,7 +268,7 @@ def test_a_label_out_of_range_is_named_before_training(monkeypatch):
   )
   monkeypatch.setattr(digits, 'load', lambda data_dir: wrong)
   with pytest.raises(
-    files.DataError, match=r'client client_\d+ has the label 10.* from 0 to 9'
+    errors.UserError, match=r'client client_\d+ has the label 10.* from 0 to 9'
   ):
     experiment_lib.Experiment(settings_lib.Settings(partition='dirichlet'))
 
@@ -280,10 +279,10 @@ def test_a_label_out_of_range_of_a_user_is_named(natural_task, monkeypatch):
   monkeypatch.setattr(digits, 'load', lambda data_dir: one_class)
   experiment = experiment_lib.Experiment(settings_lib.Settings())
   with pytest.raises(
-    files.DataError, match='client [a-g] has the label 1, .* from 0 to 0'
+    errors.UserError, match='client [a-g] has the label 1, .* from 0 to 0'
   ):
     experiment.training_data(1)
-  with pytest.raises(files.DataError, match='client a has the label 1'):
+  with pytest.raises(errors.UserError, match='client a has the label 1'):
     assert experiment.evaluation_data
 
 
@@ -294,7 +293,7 @@ def test_ids_that_would_become_another_clients_are_refused(
   names = [*'abcde', 'a\0']
   wrong = dataclasses.replace(made, natural=(users(names, 5), users(names, 3)))
   monkeypatch.setattr(digits, 'load', lambda data_dir: wrong)
-  with pytest.raises(files.DataError, match=r"The user 'a\\x00' of digits"):
+  with pytest.raises(errors.UserError, match=r"The user 'a\\x00' of digits"):
     experiment_lib.Experiment(settings_lib.Settings())
 
 
