@@ -1,67 +1,331 @@
-"""Measures speed against bare loops and peers: `python -m tasks.benchmark`.
+"""Measures rounds against a bare loop and TFF: `python -m tasks.benchmark`.
 
-All is measured in one run on one machine, the cases of a section in turn. A
-ratio below 1 says that a case is faster than the one that it is divided by.
+All is measured in one run on one machine, the methods of a case in turn. A
+ratio below 1 says that a method is faster than the one it is divided by.
 """
 
+import collections
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
+import gc
 import os
 import platform
+import signal
+import statistics
 import tempfile
+import time
+from typing import Any
 
 from absl import flags
 
 from tasks import cli
 from tasks.runs import folder as folder_lib
 
-_SECTIONS = (
-  *('plain', 'proto', 'maml', 'tiny', 'evaluation'),
-  *('population', 'participants', 'concurrency', 'startup'),
-)
-_CHOSEN = flags.DEFINE_multi_enum(
-  'section',
-  list(_SECTIONS),
-  _SECTIONS,
-  'A section to measure; can be given several times. By default all.',
+_KINDS = ('plain', 'proto', 'maml')
+_BARE, _TFF = 'bare TensorFlow loop', "TFF's FedAvg in TFF's context"
+_LEARNING_RATE, _MAML_RATE = 0.1, 0.01
+_WEIGHT_DECAY, _MAX_GRAD_NORM = 1e-3, 10.0
+
+_CASES = flags.DEFINE_multi_enum(
+  'case',
+  [*_KINDS, 'tiny'],
+  [*_KINDS, 'tiny'],
+  "What to measure; can be given several times. The paper's network without"
+  ' personalization, with prototypes, with MAML; a tiny network with all.',
 )
 for _name, _default, _help in (
-  ('repetitions', 5, 'The times that each case is measured.'),
-  ('clients_per_round', 10, 'The devices in a round (plain, proto, maml).'),
-  ('local_steps', 50, 'The steps (plain, proto). For pfl a multiple of 10.'),
+  ('repetitions', 5, 'The times that each method is measured.'),
+  ('clients_per_round', 10, 'The devices in a round (not tiny).'),
+  ('local_steps', 50, 'The steps of a device (plain, proto).'),
   ('maml_local_steps', 5, 'The steps (maml): one takes as long as 20 others.'),
-  ('maml_steps', 5, 'The steps s of MAML (maml, evaluation).'),
-  ('batch_size', 50, 'The batch size (plain, proto, maml).'),
+  ('maml_steps', 5, 'The steps s of MAML.'),
+  ('batch_size', 50, 'The batch size (not tiny).'),
 ):
   flags.DEFINE_integer(_name, _default, _help, lower_bound=1)
-flags.DEFINE_string(
-  'pfl_python',
-  'uv run --quiet --no-project --python=3.11 --with=pfl==0.6.0 --with=torch'
-  ' python',
-  'The command of a Python with pfl 0.6.0 and PyTorch. The default makes an'
-  ' environment, with the PyTorch that uv takes by itself.',
-)
 _OUTPUT_DIR = flags.DEFINE_string(
-  'output_dir', 'runs/benchmark', 'The folder for benchmark.md and .csv.'
+  'output_dir', 'runs/benchmark', 'The folder for benchmark.md.'
 )
 
 
 def main() -> None:
-  """Measures the chosen sections, and writes after each."""
-  from tasks.benchmarks import sections
-  from tasks.benchmarks import timing
+  """Measures the chosen cases, and writes the tables after each."""
+  from tasks.reports import tables
   from tff_debias import runtime
 
-  results = []
-  for name in dict.fromkeys(_CHOSEN.value):
-    context = runtime.local_context()
-    with context, tempfile.TemporaryDirectory() as scratch:
-      # The states of the devices are large. Those of a section go at its end.
-      tempfile.tempdir = scratch
-      section = sections.SECTIONS[name](flags.FLAGS)
-      results.append(timing.measure(section, flags.FLAGS.repetitions))
-      tempfile.tempdir = None
-    print(timing.to_markdown(results[-1]), flush=True)
-    timing.write(results, _machine(), _OUTPUT_DIR.value)
-  print(f'Written to {_OUTPUT_DIR.value}: benchmark.md, benchmark.csv')
+  # TFF ends its worker by an interrupt, which the worker of a program in the
+  # background would ignore, as that program does.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  os.makedirs(_OUTPUT_DIR.value, exist_ok=True)
+  path = os.path.join(_OUTPUT_DIR.value, 'benchmark.md')
+  report = [_machine()]
+  for case in dict.fromkeys(_CASES.value):
+    with runtime.local_context(), tempfile.TemporaryDirectory() as scratch:
+      title, rounds = build_rounds(case, scratch)
+      # A small round is slower after those of other methods.
+      in_a_row = 10 if case == 'tiny' else 1
+      seconds = measure(rounds, flags.FLAGS.repetitions, in_a_row)
+    del rounds
+    gc.collect()  # TFF's worker ends when its context is freed.
+    report.append(f'### {title}\n\n{tables.to_markdown(to_rows(seconds))}')
+    print(report[-1], flush=True)
+    with open(path, 'w') as file:
+      file.write('\n\n'.join(report) + '\n')
+  print(f'Written to {path}')
+
+
+def measure(
+  rounds: Mapping[str, Callable[[], object]], repetitions: int, in_a_row: int
+) -> dict[str, list[float]]:
+  """The seconds of a round by method, measured in turn: 1, 2, …, 1, 2, ….
+
+  A machine that becomes slower or faster does so for all of them then. The
+  first repetition is not counted. `in_a_row` rounds give one mean.
+  """
+  from tasks.runs import progress
+
+  seconds: dict[str, list[float]] = {name: [] for name in rounds}
+  with progress.progress(len(rounds) * (repetitions + 1), 'run') as bar:
+    for repetition in range(repetitions + 1):
+      for name, run in rounds.items():
+        bar.set_postfix_str(name)
+        gc.collect()
+        start = time.perf_counter()
+        for _ in range(in_a_row):
+          run()
+        if repetition:
+          seconds[name].append((time.perf_counter() - start) / in_a_row)
+        bar.update()
+  return seconds
+
+
+def to_rows(seconds: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
+  """The rows of a table, in which a ratio is the median of the repetitions'."""
+  rows = []
+  for name, values in seconds.items():
+    row = {
+      '': name,
+      'median s': f'{statistics.median(values):.3g}',
+      'min … max': f'{min(values):.3g} … {max(values):.3g}',
+    }
+    for other in (_BARE, _TFF):
+      reference = seconds.get(f'{name.split(": ")[0]}: {other}', ())
+      ratios = [a / b for a, b in zip(values, reference, strict=False)]
+      row[f'÷ {other}'] = f'{statistics.median(ratios):.2f}' if ratios else ''
+    rows.append(row)
+  return rows
+
+
+def build_rounds(
+  case: str, folder: str
+) -> tuple[str, dict[str, Callable[[], object]]]:
+  """A title, and for each method a function that runs its next round.
+
+  All have the same network and the same random images, as only time counts.
+  The devices of ours keep their states in `folder`.
+  """
+  import numpy as np
+  import tensorflow as tf
+
+  from tasks.catalog import networks
+  from tasks.runs import pipeline
+  import tff_debias
+
+  title, build = "The paper's network (797,962 weights)", networks.cnn
+  shape, examples = (32, 32, 3), 500
+  devices, batch_size = flags.FLAGS.clients_per_round, flags.FLAGS.batch_size
+  steps = flags.FLAGS.local_steps
+  if case == 'maml':
+    steps = flags.FLAGS.maml_local_steps
+  elif case == 'tiny':
+    title, shape, examples = 'A tiny network (64-32-16-10)', (8, 8), 30
+    build = functools.partial(networks.mlp, hidden_sizes=(32, 16))
+    devices = batch_size = steps = 10
+
+  def build_keras_model() -> tf.keras.Model:
+    scaling = tf.keras.layers.Rescaling(1 / 255)
+    return build(shape, num_outputs=10, scaling=scaling)
+
+  def device(seed: int) -> tf.data.Dataset:
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 256, (examples, *shape), np.uint8)
+    y = rng.integers(0, 10, examples, np.int32)
+    return tf.data.Dataset.from_tensor_slices(collections.OrderedDict(x=x, y=y))
+
+  model = networks.to_model(build_keras_model(), device(0))
+  personalizations = {
+    'plain': tff_debias.NoPersonalization(),
+    'proto': tff_debias.Proto(),
+    'maml': tff_debias.Maml(flags.FLAGS.maml_steps, _MAML_RATE),
+  }
+  rounds = {}
+  for kind in _KINDS if case == 'tiny' else (case,):
+    personalization = personalizations[kind]
+    batches = [
+      pipeline.training_dataset(
+        device(i), batch_size, steps * personalization.batches_per_step, seed=i
+      )
+      for i in range(devices)
+    ]
+    participants = [
+      collections.OrderedDict(client_id=f'device {i}', data=data)
+      for i, data in enumerate(batches)
+    ]
+    for name, correction in (
+      ('uncorrected', tff_debias.NoCorrection()),
+      ('Dyn', tff_debias.Dyn(alpha=0.1)),
+      ('Scaf', tff_debias.Scaf()),
+    ):
+      process = tff_debias.build_learning_process(
+        model,
+        personalization,
+        correction,
+        learning_rate=_LEARNING_RATE,
+        weight_decay=_WEIGHT_DECAY,
+        max_grad_norm=_MAX_GRAD_NORM,
+        num_clients=devices,
+        storage=tff_debias.ClientStorage(os.path.join(folder, kind, name)),
+      )
+      rounds[f'{kind}: {name}'] = _rounds(process, participants)
+    rounds[f'{kind}: {_BARE}'] = _bare_rounds(
+      kind, model.initial_weights.trainable, batches
+    )
+    if kind == 'plain':
+      rounds[f'{kind}: {_TFF}'] = _tff_rounds(build_keras_model, batches)
+  sizes = f'{devices} devices × {steps} steps × batch {batch_size}'
+  return f'{title}, a round of {sizes} ({case})', rounds
+
+
+def _rounds(process: Any, data: Sequence[Any]) -> Callable[[], None]:
+  state = process.initialize()
+
+  def run() -> None:
+    nonlocal state
+    state = process.next(state, data).state
+
+  return run
+
+
+def _tff_rounds(
+  build_keras_model: Callable[[], Any], batches: Sequence[Any]
+) -> Callable[[], None]:
+  import tensorflow as tf
+  import tensorflow_federated as tff
+
+  def build_model() -> tff.learning.models.VariableModel:
+    return tff.learning.models.from_keras_model(
+      build_keras_model(),
+      loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      input_spec=batches[0].element_spec,
+      metrics=[tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
+    )
+
+  context = tff.backends.native.create_sync_local_cpp_execution_context(
+    max_concurrent_computation_calls=os.cpu_count()
+  )
+  stack = tff.framework.get_context_stack()
+  with stack.install(context):
+    run = _rounds(
+      tff.learning.algorithms.build_unweighted_fed_avg(
+        build_model, tff.learning.optimizers.build_sgdm(_LEARNING_RATE)
+      ),
+      batches,
+    )
+
+  def run_in_context() -> None:
+    with stack.install(context):
+      run()
+
+  return run_in_context
+
+
+def _bare_rounds(
+  kind: str, weights: Sequence[Any], batches: Sequence[Any]
+) -> Callable[[], None]:
+  import tensorflow as tf
+
+  train = build_bare_training(kind, flags.FLAGS.maml_steps)
+  start = tuple(map(tf.constant, weights))
+
+  def run() -> None:
+    results = [train(start, data) for data in batches]
+    for parts in zip(*results, strict=True):
+      (tf.add_n(parts) / len(parts)).numpy()
+
+  return run
+
+
+def build_bare_training(
+  kind: str, maml_steps: int
+) -> Callable[[Sequence[Any], Any], Sequence[Any]]:
+  """The local work of a device in plain TensorFlow: the floor for every method.
+
+  The network is written out, and there is neither a correction nor a metric.
+  The function takes weights and batches, and gives the new weights.
+  """
+  import tensorflow as tf
+
+  def forward(weights, x):
+    x = tf.cast(x, tf.float32) / 255
+    for kernel, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
+      if kernel.shape.rank == 4:
+        x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, 'VALID') + bias)
+        x = tf.nn.max_pool2d(x, 2, 2, 'VALID')
+      else:
+        x = tf.nn.relu(tf.reshape(x, [-1, kernel.shape[0]]) @ kernel + bias)
+    return x, x @ weights[-2] + weights[-1]
+
+  def losses(batch, logits):
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(batch['y'], logits)
+
+  def plain_loss(weights, batch):
+    return tf.reduce_mean(losses(batch, forward(weights, batch['x'])[1]))
+
+  def maml_loss(weights, support, query):
+    for _ in range(maml_steps):
+      weights = descend(plain_loss, weights, [support], _MAML_RATE, clips=False)
+    return plain_loss(weights, query)
+
+  def proto_loss(weights, support, query):
+    members = tf.one_hot(support['y'], weights[-1].shape[0])
+    counts = tf.reduce_sum(members, axis=0)
+    features, _ = forward(weights, support['x'])
+    sums = tf.matmul(members, features, transpose_a=True)
+    prototypes = sums / tf.maximum(counts, 1.0)[:, tf.newaxis]
+    features, _ = forward(weights, query['x'])
+    distances = tf.reduce_sum((features[:, tf.newaxis] - prototypes) ** 2, -1)
+    logits = tf.where(counts > 0, -distances, -1e9)
+    # A query whose class the support lacks does not count.
+    counted = tf.cast(tf.gather(counts, query['y']) > 0, tf.float32)
+    return tf.reduce_sum(counted * losses(query, logits)) / tf.reduce_sum(
+      counted
+    )
+
+  def descend(loss, weights, batches, rate, clips):
+    with tf.GradientTape() as tape:
+      tape.watch(weights)
+      value = loss(weights, *batches)
+    gradient = tape.gradient(value, weights, unconnected_gradients='zero')
+    if clips:
+      gradient, _ = tf.clip_by_global_norm(gradient, _MAX_GRAD_NORM)
+    return tuple(
+      w - rate * (g + _WEIGHT_DECAY * w)
+      for w, g in zip(weights, gradient, strict=True)
+    )
+
+  loss = {'plain': plain_loss, 'proto': proto_loss, 'maml': maml_loss}[kind]
+  size = 1 if kind == 'plain' else 2
+
+  @tf.function
+  def train(start, dataset):
+    weights = tuple(start)
+    for pair in dataset.batch(size):
+      batches = [{name: pair[name][i] for name in pair} for i in range(size)]
+      weights = descend(loss, weights, batches, _LEARNING_RATE, clips=True)
+    return weights
+
+  return train
 
 
 def _machine() -> str:
@@ -70,12 +334,9 @@ def _machine() -> str:
 
   from tasks.reports import provenance
 
-  with open('/proc/cpuinfo') as file:
-    models = [line for line in file if line.startswith('model name')]
-  cpu = models[0].split(':')[1].strip() if models else platform.processor()
   return (
     f'{provenance.today()}, {provenance.version()}, {os.cpu_count()} cores'
-    f' ({cpu}), Python {platform.python_version()}, tensorflow'
+    f' ({platform.machine()}), Python {platform.python_version()}, tensorflow'
     f' {tf.__version__}, tensorflow-federated {tff.__version__}.'
   )
 

@@ -106,7 +106,7 @@ def main() -> None:
   s, task = comparison.experiment.settings, comparison.experiment.task
   num_steps = _LOCAL_TRAINING.value
   if num_steps is None:
-    num_steps = 100 if task.is_quick else 0
+    num_steps = 100 if task.has_baseline_by_default else 0
   with folder_lib.RunFolder(comparison.path).lock():
     curves = comparison.train()
     tests = _TESTS_AT_TARGET.value

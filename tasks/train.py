@@ -88,7 +88,7 @@ def main() -> None:
   print(f'{title}\n{run_report.summary(experiment.settings, rows)}')
   has_baseline = _BASELINE.value
   if has_baseline is None:
-    has_baseline = experiment.task.is_quick
+    has_baseline = experiment.task.has_baseline_by_default
   if has_baseline and experiment.settings.correction != 'none':
     uncorrected = experiment_lib.Experiment(experiment.settings.uncorrected())
     settings = uncorrected.settings

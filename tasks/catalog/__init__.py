@@ -7,9 +7,8 @@ The module of a task has two functions:
   of `rounds`, and a value for each setting that need not be given. It needs no
   data.
 * `load` takes the folder of the data, `data_dir` (a string, or `None`), and
-  gives the `task.Task`. It raises a `tasks.readers.files.DataError` if the data
-  are missing (the message says how to get them) or damaged (the message says
-  where).
+  gives the `task.Task`. It raises a `UserError` if the data are missing (the
+  message says how to get them) or wrong (the message says what would be right).
 """
 
 import importlib

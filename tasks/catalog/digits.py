@@ -10,7 +10,7 @@ import tensorflow as tf
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import files
+from tasks.runs import errors
 
 
 def defaults(correction: str, personalization: str) -> dict[str, Any]:
@@ -40,9 +40,9 @@ def load(data_dir: str | None = None) -> task.Task:
   scales the pixels to 0 to 1.
   """
   if data_dir is not None:
-    raise files.DataError(
-      'The digits come with scikit-learn and are in no folder: data_dir must'
-      f' not be given, got {data_dir!r}.'
+    raise errors.UserError(
+      'The digits come with scikit-learn: --data_dir must not be given, got'
+      f' {data_dir!r}.'
     )
   digits = datasets.load_digits()
   y = digits.target.astype(np.int32)
@@ -59,7 +59,7 @@ def load(data_dir: str | None = None) -> task.Task:
     num_classes=10,
     build_model=_build_model,
     targets={('acid', name): (0.95,) for name in ('maml', 'proto')},
-    is_quick=True,
+    has_baseline_by_default=True,
   )
 
 

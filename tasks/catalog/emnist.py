@@ -10,10 +10,10 @@ import functools
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks import readers
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import tff_data
 
 defaults = functools.partial(
   published.defaults,
@@ -31,14 +31,14 @@ def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:
 
   There are 3,400 writers with 671,585 training and 77,483 test images `[28, 28,
   1]` of 62 classes; or 3,383 writers with 341,873 and 40,832 images of 10
-  classes. `data_dir` is as in `tff_data.load`, whose file is
+  classes. `data_dir` is as in `readers.load_users`, whose file is
   `emnist_all.sqlite`. The network inverts the pixels: the background becomes 0
   and ink becomes 1.
   """
   load_data = functools.partial(
     tff.simulation.datasets.emnist.load_data, only_digits
   )
-  data = tff_data.load(load_data, 'emnist_all.sqlite', data_dir)
+  data = readers.load_users(load_data, 'emnist_all', data_dir)
   return make_task(*data, 10 if only_digits else 62)
 
 

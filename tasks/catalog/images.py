@@ -91,17 +91,3 @@ def random_color(strength: float = 0.4) -> Augmentation:
     return tf.ensure_shape(tf.cast(tf.round(pixels), tf.uint8), images.shape)
 
   return augment
-
-
-def compose(*augmentations: Augmentation) -> Augmentation:
-  """One augmentation after the other, each with a seed of its own."""
-
-  def augment(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    seeds = tf.random.experimental.stateless_split(seed, len(augmentations))
-    for augmentation, own_seed in zip(
-      augmentations, tf.unstack(seeds), strict=True
-    ):
-      images = augmentation(images, own_seed)
-    return images
-
-  return augment

@@ -55,19 +55,6 @@ def cnn(
   return model
 
 
-def large_cnn(
-  input_shape: Sequence[int],
-  num_outputs: int,
-  scaling: tf.keras.layers.Layer | None = None,
-) -> tf.keras.Model:
-  """The network of the authors' program for mini-ImageNet.
-
-  It has 1,514,792 weights for 84×84×3 and 100 outputs. An input is 36×36 at
-  least.
-  """
-  return cnn(input_shape, num_outputs, scaling, 3, (400, 100))
-
-
 def character_lstm(
   length: int, num_characters: int, num_outputs: int
 ) -> tf.keras.Model:

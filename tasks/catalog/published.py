@@ -1,9 +1,10 @@
 """Makes the image tasks of the published experiment (Acar et al., 2021)."""
 
+from collections.abc import Callable
 import math
 from typing import Any
 
-import numpy as np
+import tensorflow as tf
 
 from tasks.catalog import images
 from tasks.catalog import networks
@@ -40,24 +41,26 @@ def defaults(
 
 
 def image_task(
-  train: tuple[np.ndarray, np.ndarray],
-  test: tuple[np.ndarray, np.ndarray],
+  train: task.Examples,
+  test: task.Examples,
   num_classes: int,
+  network: Callable[..., tf.keras.Model] = networks.cnn,
+  augment: images.Augmentation | None = None,
 ) -> task.Task:
   """A task with the published treatment of small images, uint8.
 
-  Images are normalized by the mean and the deviation of the training set;
-  training images are padded by 4, cropped and mirrored at random. The network
-  is `networks.cnn`.
+  Images are normalized by the mean and the deviation of the training set. By
+  default training images are padded by 4, cropped and mirrored at random.
+  `network` takes the shape of an image, the number of outputs, and the layer
+  that normalizes.
   """
-  shape = train[0].shape[1:]
   statistics = images.statistics(train[0])
   return task.Task(
-    train=(train[0], train[1].astype(np.int32)),
-    test=(test[0], test[1].astype(np.int32)),
+    train=train,
+    test=test,
     num_classes=num_classes,
-    build_model=lambda num_outputs: networks.cnn(
-      shape, num_outputs, images.scaling(*statistics)
+    build_model=lambda num_outputs: network(
+      train[0].shape[1:], num_outputs, images.scaling(*statistics)
     ),
-    augment=images.random_crop_and_flip(),
+    augment=augment or images.random_crop_and_flip(),
   )

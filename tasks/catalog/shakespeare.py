@@ -13,10 +13,10 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tasks import readers
 from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
-from tasks.readers import tff_data
 
 _LENGTH = 80
 # The codes of ASCII. Code 0 stands before the first character of a text.
@@ -40,13 +40,11 @@ def load(data_dir: str | None = None) -> task.Task:
 
   An example is the codes of 80 characters, int32 `[80]`. Its class is the code
   of the next character. Each character of a role is the class of one example.
-  `data_dir` is as in `tff_data.load`, whose file is `shakespeare.sqlite`.
+  `data_dir` is as in `readers.load_users`, whose file is `shakespeare.sqlite`.
   """
   return make_task(
-    *tff_data.load(
-      tff.simulation.datasets.shakespeare.load_data,
-      'shakespeare.sqlite',
-      data_dir,
+    *readers.load_users(
+      tff.simulation.datasets.shakespeare.load_data, 'shakespeare', data_dir
     )
   )
 

@@ -9,6 +9,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 ClientData = tff.simulation.datasets.ClientData
+#: Inputs `[n, ...]` and classes, int32 `[n]`.
+Examples = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,26 +24,26 @@ class Task:
     num_classes: The number of classes.
     build_model: A function of a number n. It makes a new Keras model from
       inputs `[b, ...]` to n logits. Keras' global seed decides the weights.
-    train: The training set `(x, y)`: `[examples, ...]`, and the classes, int32
-      `[examples]`, from 0. `None` if there is only the `natural` partition.
-    test: The test set likewise.
+    train: The training set, with classes from 0. `None` if there is only the
+      `natural` partition.
+    test: The test set, or `None` as well.
     augment: `None`, or a pure TensorFlow function of training inputs `[b, ...]`
       and an int32 seed `[2]`. It gives inputs of the same shape and dtype.
     targets: Accuracies for comparisons, fixed beforehand, by the partition and
       the personalization, such as `('acid', 'maml')`.
     natural: `None`, or the training and the test data by the users of the data
       set, examples as in `tff_debias.partitions`.
-    is_quick: Whether a run takes seconds, so that `tasks.train` can train the
-      uncorrected method besides.
+    has_baseline_by_default: Whether `tasks.train` trains the uncorrected method
+      too, and `tasks.compare` each client alone, as where a run takes seconds.
   """
 
   num_classes: int
   build_model: Callable[[int], tf.keras.Model]
-  train: tuple[np.ndarray, np.ndarray] | None = None
-  test: tuple[np.ndarray, np.ndarray] | None = None
+  train: Examples | None = None
+  test: Examples | None = None
   augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
   natural: tuple[ClientData, ClientData] | None = None
   targets: Mapping[tuple[str, str], tuple[float, ...]] = dataclasses.field(
     default_factory=dict
   )
-  is_quick: bool = False
+  has_baseline_by_default: bool = False

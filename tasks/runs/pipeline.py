@@ -1,8 +1,7 @@
 """Makes the batches of a round out of a client's examples.
 
-TFF sends a client's data set to a worker as a graph. The graph should be small
-and quickly made. So the order of the examples is drawn here, in NumPy, and is
-sent as numbers. And the graph is traced once, not for each client.
+The order of the examples is drawn here, in NumPy. A graph that is traced once,
+not for each client, makes the batches of it when the round needs them.
 """
 
 from collections.abc import Callable
@@ -15,13 +14,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tasks.catalog import images
 from tff_debias import checks
 
-Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-
-# Batches are sent as they are up to this size. Sending and unpacking them takes
-# about a millisecond, less than for the examples and a function that makes the
-# batches of them.
+# Smaller batches are made at once: it takes less time than to call the graph.
 _SMALL_BYTES = 2**17
 
 
@@ -30,7 +26,7 @@ def training_dataset(
   batch_size: int,
   num_batches: int,
   seed: int | Sequence[int],
-  augment: Augmentation | None = None,
+  augment: images.Augmentation | None = None,
 ) -> tf.data.Dataset:
   """Shuffles, repeats, augments and batches; the same for the same seed.
 
@@ -67,7 +63,11 @@ def training_dataset(
     [rng.permutation(num_examples) for _ in range(num_epochs)]
   )
   order = order[: batch_size * num_batches].astype(np.int32)
-  if augment is None and _num_bytes(examples, len(order)) <= _SMALL_BYTES:
+  num_bytes = len(order) * sum(
+    tensor.dtype.size * math.prod(tensor.shape[1:])
+    for tensor in tf.nest.flatten(examples)
+  )
+  if augment is None and num_bytes <= _SMALL_BYTES:
     batches = order.reshape(num_batches, batch_size)
     return tf.data.Dataset.from_tensor_slices(
       tf.nest.map_structure(lambda tensor: tensor.numpy()[batches], examples)
@@ -82,22 +82,13 @@ def test_dataset(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
   batches = dataset.batch(batch_size)
   if not 0 < dataset.cardinality() <= batch_size:
     return batches
-  # A single element: to unpack examples one by one takes longer than to send
-  # them.
+  # A single element: to read the examples one by one takes longer.
   return tf.data.Dataset.from_tensors(batches.get_single_element())
-
-
-def _num_bytes(examples: Any, number: int) -> int:
-  """The size in bytes of `number` examples like the given ones."""
-  return sum(
-    number * tensor.dtype.size * math.prod(tensor.shape[1:])
-    for tensor in tf.nest.flatten(examples)
-  )
 
 
 @functools.lru_cache(maxsize=8)
 def _batching(
-  augment: Augmentation | None,
+  augment: images.Augmentation | None,
   batch_size: int,
   *unused_spec: tf.TensorSpec,
 ) -> Callable[..., tf.data.Dataset]:

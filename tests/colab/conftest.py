@@ -23,15 +23,12 @@ PINS = [
 # What Colab's kernel class does otherwise than IPython's, as far as it matters
 # here: it does not await completions, and its history needs raw sources.
 COLAB_KERNEL = """
-import hashlib
 from IPython.core import history
 from ipykernel import ipkernel, jsonutil, zmqshell
 
 class History(history.HistoryManager):
-  hashes = []
   def store_inputs(self, line_num, source, source_raw=None):
-    super().store_inputs(line_num, source, source_raw=source_raw)
-    self.hashes.append(hashlib.md5(source_raw.encode()).hexdigest())
+    super().store_inputs(line_num, source, source_raw=source_raw.strip())
 
 class Shell(zmqshell.ZMQInteractiveShell):
   def init_history(self):
@@ -45,7 +42,6 @@ class Kernel(ipkernel.IPythonKernel):
   def complete_request(self, stream, ident, parent):
     content = parent['content']
     matches = self.do_complete(content['code'], content['cursor_pos'])
-    matches['metadata'] = {'is_colab': True}
     matches = jsonutil.json_clean(matches)
     self.session.send(stream, 'complete_reply', matches, parent, ident)
 """

@@ -45,18 +45,13 @@ class Notebook:
     self.client.start_channels()
     self.client.wait_for_ready(timeout=60)
 
-  def run(self, code, timeout=60, on_message=lambda message: None):
+  def run(self, code, timeout=60):
     messages = []
-
-    def keep(message):
-      messages.append(message)
-      on_message(message)
-
     # After an error, Jupyter refuses cells that it already has; tests are fast.
     reply = self.client.execute_interactive(
       code,
       timeout=timeout,
-      output_hook=keep,
+      output_hook=messages.append,
       allow_stdin=False,
       stop_on_error=False,
     )
@@ -108,13 +103,10 @@ def notebook(open_notebook):
     yield notebook
 
 
-def test_cells_run_in_the_other_python(notebook):
+def test_cells_run_in_the_other_python_without_colabs_settings(notebook):
   assert notebook.run('import sys; sys.version_info[:2]').value == '(3, 11)'
   outer = notebook.run('%%colab\nimport sys; sys.prefix').value
   assert notebook.run('sys.prefix').value == repr(sys.prefix) != outer
-
-
-def test_colabs_settings_are_for_its_own_python_only(notebook, outer):
   # /etc/ipython names this class, which the inner kernel cannot import.
   own = notebook.run('%%colab\ntype(get_ipython().kernel).__module__').value
   assert own == "'google.colab._kernel'"
@@ -127,8 +119,6 @@ def test_colabs_settings_are_for_its_own_python_only(notebook, outer):
   assert values == (
     f'None|{PROJECT}|{sys.prefix}|module://matplotlib_inline.backend_inline'
   )
-  python = notebook.run('!python -c "import sys; print(sys.prefix)"').text
-  assert python.strip() == sys.prefix
 
 
 def test_cells_for_colab_have_the_same_files_but_not_the_variables(
@@ -142,21 +132,6 @@ def test_cells_for_colab_have_the_same_files_but_not_the_variables(
   assert notebook.run('x').value == '1'
 
 
-def test_cells_are_numbered_and_kept_as_typed(notebook):
-  count = notebook.run('None').reply['execution_count']
-  result = notebook.run('# !typed\n!true\n7')
-  assert result.reply['execution_count'] == count + 1
-  assert result.contents('execute_result')[0]['execution_count'] == count + 1
-  colab = notebook.run(
-    '%%colab\nimport hashlib\nsource = "# !typed\\n!true\\n7"\n'
-    'hashes = get_ipython().history_manager.hashes\n'
-    'hashlib.md5(source.encode()).hexdigest() == hashes[-2], In[-2] == source'
-  )
-  assert colab.value == '(True, True)'
-  assert colab.reply['execution_count'] == count + 2
-  assert notebook.run(f'Out[{count + 1}]').value == '7'
-
-
 def test_output_of_python_c_and_other_programs_comes_once(notebook):
   result = notebook.run(
     'import os, subprocess, sys, time\n'
@@ -168,44 +143,6 @@ def test_output_of_python_c_and_other_programs_comes_once(notebook):
   )
   lines = sorted(result.text.splitlines())
   assert lines == ['error', 'from c', 'program', 'python', 'shell']
-
-
-def test_output_comes_while_the_cell_runs(notebook):
-  times = {}
-  notebook.run(
-    'import time; print("a", flush=True); time.sleep(1); print("b")',
-    on_message=lambda m: (
-      times.setdefault(m['content'].get('text'), time.time())
-      if m['msg_type'] == 'stream'
-      else None
-    ),
-  )
-  first, second = sorted(times.values())
-  assert second - first > 0.5
-
-
-def test_pictures_displays_and_progress_bars(notebook):
-  result = notebook.run(
-    'from matplotlib import pyplot as plt\nplt.plot([1, 2]); plt.show()'
-  )
-  (picture,) = result.contents('display_data')
-  assert len(picture['data']['image/png']) > 1000
-  result = notebook.run(
-    'from IPython import display\n'
-    'h = display.display("one", display_id=True); h.update("two")\n'
-    'display.clear_output()'
-  )
-  (shown,) = result.contents('display_data')
-  (update,) = result.contents('update_display_data')
-  assert shown['transient'] == update['transient'] != {}
-  assert update['data']['text/plain'] == "'two'"
-  assert result.contents('clear_output') == [{'wait': False}]
-  result = notebook.run(
-    'from tqdm import auto\nfor i in auto.tqdm(range(5)): 0'
-  )
-  assert '100%' in result.text
-  assert '5/5' in result.text
-  assert 'Warning' not in result.text
 
 
 def test_errors_have_tracebacks_and_the_kernel_goes_on(notebook):
@@ -240,30 +177,9 @@ def test_completes_and_explains_variables(notebook):
     request = getattr(notebook.client, name)
     return request(code, len(code), reply=True, timeout=10)['content']
 
-  reply = ask('complete', 'remarka')
-  assert reply['matches'] == ['remarkable']
-  assert (reply['cursor_start'], reply['cursor_end']) == (0, 7)
-  assert reply['metadata'] == {'is_colab': True}
-  assert ask('complete', 'remarkable.app')['matches'] == ['remarkable.append']
+  assert ask('complete', 'remarka')['matches'] == ['remarkable']
   assert ask('complete', '%%colab\nremarka')['matches'] == []
   assert 'Explained.' in ask('inspect', 'f')['data']['text/plain']
-  # A kernel that does not answer does not stop the notebook.
-  pid = int(notebook.run('import os; os.getpid()').value)
-  os.kill(pid, signal.SIGSTOP)
-  try:
-    start = time.time()
-    assert ask('complete', 'remarka')['matches'] == []
-    assert 1 <= time.time() - start < 3
-  finally:
-    os.kill(pid, signal.SIGCONT)
-  assert notebook.run('remarkable').value == '[1]'
-
-
-def test_the_first_cell_may_run_again(notebook):
-  notebook.run('x = 4')
-  notebook.start()
-  assert notebook.run('x').value == '4'
-  assert notebook.run('%%colab\nimport sys; sys.version_info[1]').value != '11'
 
 
 def test_a_kernel_that_dies_is_an_error_and_is_started_anew(notebook):
@@ -355,56 +271,3 @@ def test_the_code_comes_from_an_address(open_notebook, tmp_path, make):
     found = notebook.run('u.find_spec("tff_debias").origin').value
     assert found.startswith(repr(str(folder))[:-1])
     assert found.endswith("tff_debias/__init__.py'")
-
-
-def test_no_code_is_an_error(open_notebook, tmp_path):
-  with open_notebook(tmp_path) as notebook:
-    result = notebook.run(notebook.first_cell)
-    assert "repository '' does not exist" in result.text
-    assert result.reply['ename'] == 'FileNotFoundError'
-
-
-def test_an_environment_that_cannot_be_made_is_an_error(
-  open_notebook, tmp_path
-):
-  code = _checkout(tmp_path / 'source')
-  (tmp_path / 'source' / 'colab' / 'requirements.txt').write_text(
-    'not_there==0\n'
-  )
-  folder = pathlib.Path(code) / 'colab'
-  with open_notebook(folder, TFF_DEBIAS_ENVIRONMENT='') as notebook:
-    result = notebook.run(notebook.first_cell)
-    assert 'No environment could be made' in result.reply['evalue']
-    assert 'not-there' in result.reply['evalue']
-
-
-@pytest.mark.slow
-def test_tff_runs_in_the_pinned_environment(open_notebook, marked):
-  with open_notebook(TFF_DEBIAS_ENVIRONMENT='') as notebook:
-    notebook.start(timeout=600)
-    result = notebook.run(
-      'import numpy as np\n'
-      'import tensorflow as tf\n'
-      'import tensorflow_federated as tff\n'
-      'from tff_debias import runtime\n'
-      'context = runtime.local_context()\ncontext.__enter__()\n'
-      '@tff.federated_computation('
-      'tff.FederatedType(np.int32, tff.CLIENTS))\n'
-      'def total(x):\n  return tff.federated_sum(x)\n'
-      'int(total([1, 2, 3]))',
-      timeout=120,
-    )
-    assert result.value == '6', result.messages
-    assert notebook.run('import sys; sys.prefix').value == repr(
-      str(KERNEL.parent / '.venv')
-    )
-    # An interrupt ends a computation, and the next one runs.
-    timer = threading.Timer(3, notebook.manager.interrupt_kernel)
-    timer.start()
-    result = notebook.run('while True: total([1, 2, 3])')
-    assert result.reply['ename'] == 'KeyboardInterrupt', result.text
-    assert notebook.run('int(total([4, 5]))', timeout=120).value == '9'
-    # Notebook, kernel and TFF's worker.
-    assert len(marked(notebook.mark)) >= 3
-    notebook.manager.provisioner.process.kill()
-    wait_until(lambda: not marked(notebook.mark))

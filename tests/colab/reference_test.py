@@ -1,21 +1,8 @@
-import ast
-import inspect
 import re
 
 from colab import notebooks
 from colab import reference
 import tff_debias
-
-
-def test_all_that_the_package_offers_is_named():
-  tree = ast.parse(inspect.getsource(tff_debias))
-  offered = [
-    alias.name
-    for node in tree.body
-    if isinstance(node, ast.ImportFrom)
-    for alias in node.names
-  ]
-  assert sorted(tff_debias.__all__) == sorted(offered)
 
 
 def test_the_reference_has_all_names_and_notebooks(tmp_path):
@@ -25,10 +12,7 @@ def test_the_reference_has_all_names_and_notebooks(tmp_path):
   sections = re.findall(r'<section id="(\w+)">', page)
   assert set(sections) == set(tff_debias.__all__) - modules
   for module in modules:
-    assert f'href="tff_debias/{module}.html"' in page
     assert (tmp_path / 'tff_debias' / f'{module}.html').is_file()
-  # As Google's style has it, sections of a docstring become lists.
-  assert '<h6 id="arguments">Arguments:</h6>' in page
   index = (tmp_path / 'index.html').read_text()
   links = re.findall('href="(.*?)"', index)
   assert all((tmp_path / link).is_file() for link in links)

@@ -3,7 +3,6 @@
 import importlib.metadata
 import pathlib
 import tomllib
-import warnings
 
 from packaging import requirements
 from packaging import utils
@@ -63,35 +62,3 @@ def test_has_all_that_its_packages_need():
           assert need.specifier.contains(pins[needed]), (
             f'{name} needs {need}, but {pins[needed]}'
           )
-
-
-def test_ipython_imports_with_old_typing_extensions():
-  pins = _pins()
-  assert pins['typing-extensions'] == '4.5.0'
-  assert tuple(map(int, pins['ipython'].split('.')))[:2] < (8, 23)
-
-
-def test_names_no_hosts():
-  for word in ('://', '@', '--index', '--find-links', '--extra'):
-    lines = LIST.read_text().splitlines()
-    assert not [line for line in lines if word in line and line[0] != '#']
-
-
-def test_is_the_environment_of_these_tests():
-  """Newer versions may come. Then the list should be made again."""
-  installed = {
-    utils.canonicalize_name(d.metadata['name']): d.version
-    for d in importlib.metadata.distributions()
-    # Setuptools, once it is imported, shows copies of its own.
-    if '_vendor' not in str(d.locate_file(''))
-  }
-  pins = _pins()
-  missing = sorted(installed.keys() - pins.keys() - {'pip', 'tff-debias'})
-  assert not missing, f'{LIST} lacks {missing}.'
-  differing = [
-    f'{name} {installed.get(name)}, but {version} in the list'
-    for name, version in pins.items()
-    if installed.get(name) != version
-  ]
-  if differing:
-    warnings.warn(f'{LIST.name}: ' + '; '.join(differing), stacklevel=1)

@@ -3,7 +3,7 @@ import pytest
 from sklearn import datasets
 
 from tasks.catalog import digits
-from tasks.readers import files
+from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import methods
 from tasks.runs import settings as settings_lib
@@ -66,5 +66,5 @@ def test_defaults_complete_the_settings(method):
 
 
 def test_a_folder_is_refused():
-  with pytest.raises(files.DataError, match="data_dir .* got '/tmp'"):
+  with pytest.raises(errors.UserError, match="--data_dir .* got '/tmp'"):
     digits.load('/tmp')

@@ -2,36 +2,36 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tasks.catalog import mini_imagenet
 from tasks.catalog import networks
 
 
 @pytest.mark.parametrize(
-  'input_shape, num_outputs, num_weights',
-  [((32, 32, 3), 10, 797_962), ((32, 32, 3), 5, 796_997)],
-)
-def test_cnn_has_the_published_number_of_weights(
-  input_shape, num_outputs, num_weights
+  'cnn, input_shape, num_outputs, num_weights, dense_shapes',
+  [
+    (networks.cnn, (32, 32, 3), 10, 797_962,
+     [(64 * 5 * 5, 384), (384, 192), (192, 10)]),
+    (mini_imagenet.cnn, (84, 84, 3), 100, 1_514_792,
+     [(64 * 7 * 7, 400), (400, 100), (100, 100)]),
+  ],
+)  # fmt: skip
+def test_cnn_is_the_published_network(
+  cnn, input_shape, num_outputs, num_weights, dense_shapes
 ):
-  assert networks.cnn(input_shape, num_outputs).count_params() == num_weights
-
-
-def test_cnn_is_the_published_network():
-  model = networks.cnn((28, 28, 1), 7)
-  shapes = [tuple(w.shape) for w in model.get_weights()]
-  assert shapes == [
-    (5, 5, 1, 64), (64,), (5, 5, 64, 64), (64,),
-    (1024, 384), (384,), (384, 192), (192,), (192, 7), (7,),
-  ]  # fmt: skip
-  x = tf.random.stateless_normal([2, 28, 28, 1], [0, 0])
+  model = cnn(input_shape, num_outputs)
+  assert model.count_params() == num_weights
   weights = model.get_weights()
-  hidden = x
-  for kernel, bias in zip(weights[:4:2], weights[1:4:2], strict=True):
+  layers = list(zip(weights[::2], weights[1::2], strict=True))
+  assert [kernel.shape for kernel, _ in layers[-3:]] == dense_shapes
+  hidden = x = tf.random.stateless_normal([2, *input_shape], [0, 0])
+  for kernel, bias in layers[:-3]:
+    assert kernel.shape[:2] == (5, 5) and kernel.shape[3] == 64
     hidden = tf.nn.relu(tf.nn.conv2d(hidden, kernel, 1, 'VALID') + bias)
     hidden = tf.nn.max_pool2d(hidden, 2, 2, 'VALID')
   hidden = tf.reshape(hidden, [2, -1])
-  for kernel, bias in zip(weights[4:8:2], weights[5:8:2], strict=True):
+  for kernel, bias in layers[-3:-1]:
     hidden = tf.nn.relu(hidden @ kernel + bias)
-  expected = hidden @ weights[8] + weights[9]
+  expected = hidden @ weights[-2] + weights[-1]
   np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -51,34 +51,10 @@ def test_every_call_makes_a_new_model():
 
 
 @pytest.mark.parametrize(
-  'num_outputs, num_weights', [(100, 1_514_792), (20, 1_506_712)]
-)
-def test_large_cnn_is_the_authors_network(num_outputs, num_weights):
-  model = networks.large_cnn((84, 84, 3), num_outputs)
-  assert model.count_params() == num_weights
-  shapes = [tuple(w.shape) for w in model.get_weights()]
-  assert shapes[::2] == [
-    (5, 5, 3, 64), (5, 5, 64, 64), (5, 5, 64, 64),
-    (64 * 7 * 7, 400), (400, 100), (100, num_outputs),
-  ]  # fmt: skip
-  x = tf.random.stateless_normal([2, 84, 84, 3], [0, 0])
-  weights = model.get_weights()
-  hidden = x
-  for kernel, bias in zip(weights[:6:2], weights[1:6:2], strict=True):
-    hidden = tf.nn.relu(tf.nn.conv2d(hidden, kernel, 1, 'VALID') + bias)
-    hidden = tf.nn.max_pool2d(hidden, 2, 2, 'VALID')
-  hidden = tf.reshape(hidden, [2, -1])
-  for kernel, bias in zip(weights[6:10:2], weights[7:10:2], strict=True):
-    hidden = tf.nn.relu(hidden @ kernel + bias)
-  expected = hidden @ weights[10] + weights[11]
-  np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
   'build, input_shape',
   [
     (networks.cnn, (32, 32, 3)),
-    (networks.large_cnn, (84, 84, 3)),
+    (mini_imagenet.cnn, (84, 84, 3)),
     (
       lambda shape, outputs: networks.mlp(
         shape, (128, 64), outputs, has_published_weights=True

@@ -1,1 +1,0 @@
-"""The cases of `tasks.benchmark`, and how they are timed."""

@@ -1,1 +1,0 @@
-"""Reads files of known formats to arrays, with clear errors."""

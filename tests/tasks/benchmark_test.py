@@ -1,0 +1,89 @@
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tasks import benchmark
+from tasks.catalog import networks
+from tests.tasks import small_runs
+import tff_debias
+
+
+@pytest.mark.parametrize(
+  'kind, shape, build, personalization',
+  [
+    ('plain', (16, 16, 1), networks.cnn, tff_debias.NoPersonalization()),
+    ('proto', (4, 4), networks.mlp, tff_debias.Proto()),
+    ('maml', (4, 4), networks.mlp, tff_debias.Maml(2, benchmark._MAML_RATE)),
+  ],
+)
+def test_the_bare_loop_does_the_same_work(
+  kind, shape, build, personalization, runtime
+):
+  tf.keras.utils.set_random_seed(1)
+  keras_model = build(
+    shape,
+    num_outputs=3,
+    scaling=tf.keras.layers.Rescaling(1 / 255),
+    hidden_sizes=(8, 6),
+  )
+  rng = np.random.default_rng(2)
+  examples = tf.data.Dataset.from_tensor_slices(
+    collections.OrderedDict(
+      x=rng.integers(0, 256, (24, *shape), np.uint8),
+      y=rng.integers(0, 3, 24, np.int32),
+    )
+  )
+  model = networks.to_model(keras_model, examples)
+  batches = examples.batch(6, drop_remainder=True)
+  process = tff_debias.build_learning_process(
+    model,
+    personalization,
+    tff_debias.NoCorrection(),
+    learning_rate=benchmark._LEARNING_RATE,
+    weight_decay=benchmark._WEIGHT_DECAY,
+    max_grad_norm=benchmark._MAX_GRAD_NORM,
+  )
+  client = collections.OrderedDict(client_id='a', data=batches)
+  state = process.next(process.initialize(), [client]).state
+  start = [tf.constant(w) for w in model.initial_weights.trainable]
+  found = benchmark.build_bare_training(kind, maml_steps=2)(start, batches)
+  expected = process.get_model_weights(state).trainable
+  for own, new in zip(found, expected, strict=True):
+    np.testing.assert_allclose(own, new, atol=2e-6)
+  moved = [np.abs(o - w).max() for o, w in zip(found, start, strict=True)]
+  assert max(moved) > 1e-4
+
+
+def test_methods_run_in_turn_after_one_run_each():
+  order = []
+  rounds = {name: lambda name=name: order.append(name) for name in 'ab'}
+  seconds = benchmark.measure(rounds, repetitions=2, in_a_row=2)
+  assert ''.join(order) == 3 * 'aabb'
+  assert {name: len(values) for name, values in seconds.items()} == {
+    'a': 2,
+    'b': 2,
+  }
+
+
+def test_a_ratio_is_of_the_same_repetition():
+  bare = f'plain: {benchmark._BARE}'
+  row, _ = benchmark.to_rows(
+    {'plain: a': [1.0, 4.0, 3.0], bare: [2.0, 2.0, 1.0]}
+  )
+  # The median of 1/2, 4/2 and 3/1; that of the medians would be 1.5.
+  assert list(row.values()) == ['plain: a', '3', '1 … 4', '2.00', '']
+
+
+@pytest.mark.slow
+def test_the_program_measures_every_method(tmp_path):
+  result = small_runs.run_program(
+    'benchmark',
+    *('--case=plain', '--clients_per_round=1', '--local_steps=1'),
+    *('--batch_size=2', '--repetitions=1', f'--output_dir={tmp_path}'),
+  )
+  assert result.returncode == 0, result.stderr
+  report = (tmp_path / 'benchmark.md').read_text()
+  for name in ('uncorrected', 'Dyn', 'Scaf', benchmark._BARE, benchmark._TFF):
+    assert f'| plain: {name} ' in report
