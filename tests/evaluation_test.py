@@ -241,36 +241,6 @@ def test_refuses_metrics_that_are_no_scalars():
     )
 
 
-def test_personalization_with_dropout_is_the_same_in_every_test(runtime):
-  tf.keras.utils.set_random_seed(1)
-  layers = [
-    tf.keras.layers.Input((3,)),
-    tf.keras.layers.Dense(8, 'tanh'),
-    tf.keras.layers.Dropout(0.5),
-    tf.keras.layers.Dense(4),
-  ]
-  model = _model(tf.keras.Sequential(layers))
-  maml = tff_debias.Maml(2, 0.5)
-  clients = _client_data(_data())
-  evaluate = tff_debias.build_client_evaluation(model, maml)
-  first, second = (evaluate(model.initial_weights, clients) for _ in range(2))
-  plain = tff_debias.build_client_evaluation(
-    _model(tf.keras.Sequential(layers[:2] + layers[3:])), maml
-  )
-  others = plain(model.initial_weights, clients)
-  losses, same, without = (
-    [float(result['loss']) for result in results]
-    for results in (first, second, others)
-  )
-  assert losses == same
-  assert np.abs(np.subtract(losses, without)).min() > 1e-3
-  steps = tff_debias.build_step_evaluation(model, maml, 3)
-  first, second = (steps(model.initial_weights, clients) for _ in range(2))
-  for result, again in zip(first, second, strict=True):
-    np.testing.assert_array_equal(result['loss'], again['loss'])
-    assert len(set(result['loss'])) == 4
-
-
 def _functional_model():
   return tff.learning.models.functional_model_from_keras(
     _keras_model(),

@@ -176,12 +176,10 @@ def build_step_evaluation(
   as_it_is = personalizations.NoPersonalization()
 
   def test(weights: models.ModelWeights, train: Any, test: Any):
-    results, seeded = [], _with_fixed_seed(model)
+    results = []
     for step in range(num_steps + 1):
       if step:
-        weights = one_step.personalize(
-          seeded.fold_in(step), weights, train, max_grad_norm
-        )
+        weights = one_step.personalize(model, weights, train, max_grad_norm)
       results.append(
         _test(model, as_it_is, max_grad_norm, weights, train, test)
       )
@@ -221,6 +219,10 @@ def build_personalize_fn(
   max_grad_norm = personalization.grad_norm_bound(max_grad_norm)
   personalization.check_model(model)
 
+  @models.outside
+  def test_client(weights: models.ModelWeights, train: Any, test: Any):
+    return _test(model, personalization, max_grad_norm, weights, train, test)
+
   def build() -> Callable[..., collections.OrderedDict[str, tf.Tensor]]:
     def personalize(
       variable_model: tff.learning.models.VariableModel,
@@ -231,13 +233,8 @@ def build_personalize_fn(
         tuple(v.read_value() for v in variable_model.trainable_variables),
         tuple(v.read_value() for v in variable_model.non_trainable_variables),
       )
-      return _test(
-        model,
-        personalization,
-        max_grad_norm,
-        weights,
-        train.batch(batch_size),
-        test.batch(batch_size),
+      return test_client(
+        weights, train.batch(batch_size), test.batch(batch_size)
       )
 
     return personalize
@@ -247,17 +244,13 @@ def build_personalize_fn(
 
 def _metrics_spec(model: models.Model) -> dict[str, tf.TensorSpec]:
   """The loss and the metrics of the model, by name."""
-  with tf.Graph().as_default():
-    metrics = model.metrics.finalize(model.metrics.initialize())
-    spec = {'loss': tf.TensorSpec([], tf.float32)}
-    for name, value in metrics.items():
-      if value.shape.rank != 0:
-        raise ValueError(
-          'The personalized test needs metrics that are scalars, but'
-          f' {name!r} is of shape {value.shape}.'
-        )
-      spec[name] = tf.TensorSpec([], value.dtype)
-  return spec
+  for name, spec in model.metrics_spec.items():
+    if not isinstance(spec, tf.TensorSpec) or spec.shape.rank != 0:
+      raise ValueError(
+        f'The personalized test needs metrics that are scalars, but {name!r}'
+        f' is {spec}.'
+      )
+  return {'loss': tf.TensorSpec([], tf.float32), **model.metrics_spec}
 
 
 def _build_client_test(
@@ -282,13 +275,11 @@ def _build_client_computation(
   personalization.check_model(model)
   _metrics_spec(model)
   weights_type = tff.types.tensorflow_to_type(
-    tf.nest.map_structure(
-      lambda w: tf.TensorSpec(w.shape, w.dtype), model.initial_weights
-    )
+    models.specs_of(model.initial_weights)
   )
   data_type = tff.SequenceType(tff.types.tensorflow_to_type(model.input_spec))
 
-  @tff.tensorflow.computation(
+  @models.computation(
     weights_type, collections.OrderedDict(train=data_type, test=data_type)
   )
   def test_client(weights, data):
@@ -322,7 +313,7 @@ def _test(
 ) -> collections.OrderedDict[str, tf.Tensor]:
   """The result of one client, from its batches."""
   personalized = personalization.personalize(
-    _with_fixed_seed(model), weights, train, max_grad_norm
+    model, weights, train, max_grad_norm
   )
 
   def add_batch(state: Any, batch: Any) -> Any:
@@ -352,11 +343,6 @@ def _test(
       for name, value in values.items()
     },
   )
-
-
-def _with_fixed_seed(model: models.Model) -> models.Model:
-  """The model, whose Dropout or the like is the same in every test."""
-  return model.with_seed(tf.constant([0, 0]))
 
 
 def _has_data(dataset: tf.data.Dataset) -> tf.Tensor:
