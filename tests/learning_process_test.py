@@ -14,7 +14,6 @@ import tensorflow_federated as tff
 
 from tff_debias import accessors
 from tff_debias import corrections
-from tff_debias import learning_process
 from tff_debias import method
 from tff_debias import models
 from tff_debias import personalizations
@@ -548,42 +547,3 @@ def test_a_round_in_which_nobody_counts(tmp_path, nobody):
   assert work['train']['num_examples'] == 0
   assert metrics['finalizer']['update_norm'] == 0
   assert all(np.isfinite(value) for value in tf.nest.flatten(metrics))
-
-
-def test_dropout_follows_the_seed_the_round_and_the_client():
-  network = tf.keras.Sequential(
-    [
-      tf.keras.layers.Input((3,)),
-      tf.keras.layers.Dropout(0.5),
-      tf.keras.layers.Dense(1, use_bias=False, kernel_initializer='ones'),
-    ]
-  )
-  model = models.from_keras(
-    network, tf.keras.losses.MeanSquaredError(), small_models.LINEAR_SPEC
-  )
-  x, y = np.ones((4, 3), np.float32), np.zeros((4, 1), np.float32)
-
-  def updates(seed, rounds=((b'a',), (b'a',))):
-    process = learning_process.build_learning_process(
-      model,
-      personalizations.NoPersonalization(),
-      corrections.NoCorrection(),
-      seed=seed,
-    )
-    state, found = process.initialize(), []
-    for clients in rounds:
-      before = process.get_model_weights(state).trainable[0]
-      clients = [small_models.client(c, x, y, 1) for c in clients]
-      state = process.next(state, clients).state
-      # Every round from the same model, so that only the masks differ.
-      found.append(process.get_model_weights(state).trainable[0] - before)
-      state = process.set_model_weights(
-        state, process.get_model_weights(process.initialize())
-      )
-    return found
-
-  first = updates(0)
-  np.testing.assert_array_equal(first, updates(0))
-  assert not np.array_equal(first[0], first[1])
-  assert not np.array_equal(first[0], updates(1)[0])
-  assert not np.array_equal(first[0], updates(0, ((b'b',),))[0])

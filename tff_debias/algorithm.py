@@ -243,8 +243,7 @@ def client_step(
   *batches: Any,
 ) -> ClientState:
   """The client takes the local step k on its batches A_k and B_k."""
-  # A model with Dropout or the like draws other numbers in every step.
-  model = algorithm.model.fold_in(tf.cast(state.num_steps, tf.int32))
+  model = algorithm.model
   start = received.model
   weights = models.ModelWeights(state.weights, start.non_trainable)
   # g = ∇f_i(w; A_k, B_k) + R_i(w)

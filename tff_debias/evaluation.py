@@ -185,8 +185,8 @@ def build_personalize_fn(
     `tff.learning.algorithms.build_personalization_eval_computation`. Its
     metrics are those of `build_client_evaluation`.
   """
-  test_client = _client_test(
-    models.as_model(model), personalization, max_grad_norm
+  test_client = models.outside(
+    _client_test(models.as_model(model), personalization, max_grad_norm)
   )
 
   def personalize(
@@ -206,14 +206,12 @@ def build_personalize_fn(
 def _build(model: models.Model, test_client: ClientTest) -> tff.Computation:
   """Makes a test of one client a computation for all clients."""
   weights_type = tff.types.tensorflow_to_type(
-    tf.nest.map_structure(
-      lambda w: tf.TensorSpec(w.shape, w.dtype), model.initial_weights
-    )
+    models.specs_of(model.initial_weights)
   )
   data_type = tff.SequenceType(tff.types.tensorflow_to_type(model.input_spec))
   data_type = collections.OrderedDict(train=data_type, test=data_type)
 
-  @tff.tensorflow.computation(weights_type, data_type)
+  @models.computation(weights_type, data_type)
   def test_on_device(weights, data):
     return test_client(weights, data['train'], data['test'])
 

@@ -1,7 +1,6 @@
 """Algorithm 1 as TFF computations: broadcast, client work, aggregation."""
 
 import collections
-import dataclasses
 from typing import Any
 from typing import NamedTuple
 
@@ -113,8 +112,7 @@ def build_learning_process(
       metrics. If it sums securely, as `secure_sum_then_finalize`, all else that
       clients report is summed securely too. TFF runs secure sums on this
       machine in `tff.backends.test.create_sync_test_cpp_execution_context()`.
-    seed: Decides, with the round and the client id, all that is random in the
-      training of the model, such as Dropout.
+    seed: Not used.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -188,13 +186,11 @@ def _build_process(
     )
   )
 
-  @tff.tensorflow.computation
+  @models.computation()
   def first_broadcast():
     return _server_broadcast(method, _server_part(_initial_state(method, ())))
 
-  @tff.tensorflow.computation(
-    first_broadcast.type_signature.result, client_type
-  )
+  @models.computation(first_broadcast.type_signature.result, client_type)
   def client_work(sent, client):
     return _client_work(method, sent, client)
 
@@ -218,13 +214,13 @@ def _build_process(
 
   state_type = initialize.type_signature.result
 
-  @tff.tensorflow.computation(state_type.member)
+  @models.computation(state_type.member)
   def server_broadcast(state):
     return _server_broadcast(method, _server_part(state))
 
   aggregated_type = aggregator.next.type_signature.result
 
-  @tff.tensorflow.computation(
+  @models.computation(
     state_type.member,
     aggregated_type.state.member,
     aggregated_type.result.member,
@@ -348,9 +344,8 @@ def _client_work(
     memories = algorithm_lib.aged(
       algorithm, tf.nest.pack_sequence_as(memories, stored), age
     )
-  seed = method.client_seed(sent.round_num, client['client_id'])
   result = algorithm_lib.client_update(
-    dataclasses.replace(algorithm, model=algorithm.model.with_seed(seed)),
+    algorithm,
     sent.broadcast,
     memories,
     client['data'],

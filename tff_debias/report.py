@@ -9,6 +9,7 @@ import tensorflow_federated as tff
 
 from tff_debias import algorithm as algorithm_lib
 from tff_debias import method as method_lib
+from tff_debias import models
 
 
 class Counts(NamedTuple):
@@ -94,6 +95,7 @@ def build_sum(
     its sums are secure if those of the method's `metrics_aggregator` are.
   """
 
+  @models.outside
   def finalize(unfinalized):
     loss_sum, num_examples = unfinalized['loss']
     return collections.OrderedDict(

@@ -30,10 +30,10 @@ def variable_model():
 @pytest.mark.parametrize(
   'make, named',
   [
-    (lambda: networks.sequential(networks.dense(2)), "Keras model 'sequential"),
-    (variable_model, 'VariableModel'),
-    (lambda: variable_model, "function 'variable_model'.*model_fn"),
-    (lambda: networks.Declared, "function 'Declared'"),
+    (lambda: networks.sequential(networks.dense(2)), 'Sequential sequential'),
+    (variable_model, '_KerasModel'),
+    (lambda: variable_model, 'function variable_model.*model_fn'),
+    (lambda: networks.Declared, 'type Declared'),
     (lambda: None, 'NoneType'),
     (lambda: 3, 'int'),
   ],

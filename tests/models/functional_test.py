@@ -102,6 +102,7 @@ def test_training_reaches_a_functional_model():
     np.testing.assert_array_equal(output.feature, sign * x)
 
 
+@pytest.mark.usefixtures('runtime')
 def test_a_functional_model_that_tff_makes_of_keras():
   keras_model = sequential(dense(4, activation='tanh'), dense(2))
   x = inputs(VECTOR)
@@ -111,10 +112,13 @@ def test_a_functional_model_that_tff_makes_of_keras():
       keras_model, MSE, (VECTOR, Y)
     )
   )
-  with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-    output = model.apply(model.initial_weights, tf.constant(x), False)
-    actual = session.run(output.predictions)
-  np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+  @models.computation()
+  def predict():
+    weights = tf.nest.map_structure(tf.constant, model.initial_weights)
+    return model.apply(weights, tf.constant(x), False).predictions
+
+  np.testing.assert_allclose(predict(), expected, atol=1e-6)
 
 
 def keras_tanh_network():

@@ -1,4 +1,8 @@
-"""Networks of many kinds, and their comparison with Keras itself."""
+"""Networks of many kinds, each with its inputs, labels and loss."""
+
+import tempfile
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -8,10 +12,14 @@ from tff_debias import models
 keras = tf.keras
 layers = tf.keras.layers
 MSE = tf.keras.losses.MeanSquaredError()
+CROSS_ENTROPY = tf.keras.losses.SparseCategoricalCrossentropy(True)
 VECTOR = tf.TensorSpec([None, 3])
 IMAGE = tf.TensorSpec([None, 6, 6, 2])
 TOKENS = tf.TensorSpec([None, 4], tf.int32)
+TEXT = tf.TensorSpec([None], tf.string)
 Y = tf.TensorSpec([None, 2])
+LABELS = np.array([0, 1, 1, 0], np.int32)
+WORDS = np.array(['red apple', 'green pear', 'blue sky', 'red sky'])
 
 
 def dense(units, name=None, **options):
@@ -35,43 +43,59 @@ class Declared(keras.Model):
     return self.head(tf.tanh(self.body(x)))
 
 
-class WithTraining(keras.Model):
-  """A subclassed model that takes `training` and has a list of layers."""
+class Branching(keras.Model):
+  """A subclassed model with a `tf.function`, an `if` and its own loss."""
 
   def __init__(self):
     super().__init__()
-    self.stack = [dense(4), layers.Dropout(0.5), dense(2)]
+    self.bag = {'a': dense(4), 'list': [dense(2)]}
+    self.scale = tf.Variable(tf.ones([2]))
 
-  def call(self, x, training=False):
-    for layer in self.stack:
-      x = layer(x, training=training) if 'dropout' in layer.name else layer(x)
-    return x
-
-
-class Block(layers.Layer):
-  """A layer of layers, which get their weights in the reverse order."""
-
-  def __init__(self, **options):
-    super().__init__(**options)
-    self.outer, self.inner = dense(3), dense(3)
+  @tf.function
+  def hidden(self, x):
+    hidden = tf.tanh(self.bag['a'](x))
+    if tf.reduce_sum(hidden) > -100:
+      hidden *= 1.5
+    return hidden
 
   def call(self, x):
-    return x + self.outer(tf.nn.relu(self.inner(x)))
+    hidden = self.hidden(x)
+    self.add_loss(0.01 * tf.reduce_sum(hidden**2))
+    return self.bag['list'][0](hidden) * self.scale
 
 
-def functional():
-  x = layers.Input((3,))
-  hidden = dense(4, activation='relu')(x)
-  return keras.Model(x, dense(2)(layers.concatenate([hidden, x])))
+class Tied(keras.Model):
+  """A subclassed model that uses one weight twice."""
+
+  def __init__(self):
+    super().__init__()
+    self.embedding = layers.Embedding(5, 4)
+
+  def call(self, x):
+    mean = tf.reduce_mean(self.embedding(x), axis=1)
+    return tf.matmul(mean, self.embedding.embeddings, transpose_b=True)
 
 
-def reversed_branches():
-  """The order of the layers is not that in which they were made."""
-  x = layers.Input((3,))
-  late = dense(3)
-  deep = dense(3)(x)
-  y = dense(3)(deep)
-  return keras.Model(x, dense(2)(late(x) * y))
+class Looping(layers.Layer):
+  """A layer with a loop, a `tf.function` and a weight that is not trained."""
+
+  def build(self, shape):
+    self.kernel = self.add_weight('kernel', (shape[-1], 3), regularizer='l1')
+    self.count = self.add_weight(
+      'count', (), trainable=False, initializer='ones'
+    )
+
+  @tf.function
+  def product(self, x):
+    if tf.reduce_sum(self.kernel) > 100.0:
+      return x
+    return x @ self.kernel
+
+  def call(self, x):
+    y = self.product(x)
+    for i in tf.range(3):
+      y += tf.cast(i, tf.float32) * self.count * tf.reduce_sum(self.kernel)
+    return y
 
 
 class Shift(layers.Layer):
@@ -90,9 +114,9 @@ class Shift(layers.Layer):
 
 
 def operations():
-  """Numbers and constants between the layers."""
+  """Numbers, constants and comparisons between the layers."""
   x = layers.Input((3,))
-  hidden = dense(3)(Shift()(x * 0.5 + 1.0))
+  hidden = dense(3)(Shift()(tf.where(x == 0.0, x, x * 0.5 + 1.0)))
   return keras.Model(x, dense(2)(hidden / 3.0))
 
 
@@ -109,6 +133,13 @@ def shared():
   return keras.Model(x, dense(2)(twice(twice(x))))
 
 
+def entangled():
+  """One layer in two models, and twice in a row."""
+  inner = sequential(dense(3))
+  x = layers.Input((3,))
+  return keras.Model(x, dense(2)(sequential(inner, inner)(x) + inner(x)))
+
+
 def convolutional():
   return sequential(
     layers.Conv2D(4, 3, activation='relu', bias_initializer='normal'),
@@ -121,137 +152,169 @@ def convolutional():
   )
 
 
-def recurrent():
-  return sequential(
-    layers.Embedding(5, 3, mask_zero=True),
-    layers.SimpleRNN(2),
-    dense(2),
-    shape=(4,),
-    dtype=tf.int32,
-  )
-
-
-def attention():
-  x = layers.Input((3,))
-  tokens = layers.Reshape((3, 1))(x)
-  tokens = layers.MultiHeadAttention(2, 2)(tokens, value=tokens)
-  tokens = layers.LayerNormalization()(tokens)
-  return keras.Model(x, dense(2)(layers.Flatten()(tokens)))
-
-
-def frozen():
-  """Of layers of one shape, some frozen; one by its model, one later."""
-  pair = sequential(dense(3), dense(3))
-  pair.trainable = False
-  model = sequential(dense(3, trainable=False), dense(3), pair, dense(2))
-  model.layers[1].trainable = False
-  return model
-
-
 def normalizing():
   layer = layers.Normalization()
   layer.adapt(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, -3.0]]))
   return sequential(layer, dense(2))
 
 
-def entangled():
-  """One layer in two models, which cloning would make two."""
-  inner = sequential(dense(3))
-  x = layers.Input((3,))
-  return keras.Model(x, dense(2)(sequential(dense(3), inner)(x) + inner(x)))
+def frozen_backbone():
+  """BatchNormalization that is not trained, as in transfer learning."""
+  backbone = sequential(
+    layers.Conv2D(4, 3, use_bias=False),
+    layers.BatchNormalization(name='bn'),
+    layers.GlobalAveragePooling2D(),
+    shape=(6, 6, 2),
+  )
+  backbone.get_layer('bn').set_weights(
+    [np.full(4, value, np.float32) for value in (1.5, 0.1, 0.2, 2.0)]
+  )
+  backbone.trainable = False
+  x = layers.Input((6, 6, 2))
+  return keras.Model(x, dense(2)(backbone(x)))
 
 
-def undefined():
-  """A model that knows its shapes only when it is called."""
-  return keras.Sequential([dense(4, activation='relu'), dense(2)])
+def augmented():
+  return sequential(
+    layers.RandomFlip(),
+    layers.GlobalAveragePooling2D(),
+    dense(2),
+    shape=(6, 6, 2),
+  )
 
 
-NETWORKS = {
-  'sequential': (lambda: sequential(dense(4), dense(2)), VECTOR),
-  'functional': (functional, VECTOR),
-  'reversed branches': (reversed_branches, VECTOR),
-  'operations': (operations, VECTOR),
-  'nested': (nested, VECTOR),
-  'shared': (shared, VECTOR),
-  'custom layer': (lambda: sequential(Block(), dense(2)), VECTOR),
-  'lambda': (
-    lambda: sequential(layers.Lambda(lambda x: 2 * x), dense(2)),
-    VECTOR,
+def loaded():
+  """Cut out of a model that was saved, with a new head."""
+  path = tempfile.mkdtemp() + '/model.keras'
+  sequential(dense(4, activation='relu'), dense(3)).save(path)
+  base = keras.models.load_model(path, compile=False)
+  return keras.Model(base.input, dense(2)(base.layers[-2].output))
+
+
+class Served(keras.Model):
+  """A SavedModel that is not trained, as of TensorFlow Hub, and a head."""
+
+  def __init__(self, is_trained=False):
+    super().__init__()
+    path = tempfile.mkdtemp()
+    tf.saved_model.save(sequential(dense(4, activation='tanh')), path)
+    self.base, self.head = tf.saved_model.load(path), dense(2)
+    if is_trained:
+      self._trainable_weights += self.base.trainable_variables
+
+  def call(self, x):
+    return self.head(self.base(x))
+
+
+def strings():
+  layer = layers.StringLookup(output_mode='one_hot')
+  layer.adapt(WORDS)
+  return sequential(layer, dense(2), shape=(), dtype='string')
+
+
+def sentences():
+  layer = layers.TextVectorization(max_tokens=20, output_sequence_length=3)
+  layer.adapt(WORDS)
+  stack = layers.Embedding(20, 4), layers.GlobalAveragePooling1D(), dense(2)
+  return sequential(layer, *stack, shape=(), dtype='string')
+
+
+def mixed():
+  keras.mixed_precision.set_global_policy('mixed_float16')
+  hidden = dense(4, activation='tanh')
+  keras.mixed_precision.set_global_policy('float32')
+  return sequential(hidden, layers.Dense(2, dtype='float32'))
+
+
+def small():
+  return sequential(dense(4, activation='tanh'), dense(2))
+
+
+_CLASS_WEIGHTS = tf.constant([1.0, 4.0])
+_TABLE = tf.lookup.StaticHashTable(
+  tf.lookup.KeyValueTensorInitializer([0, 1], [1.0, 5.0], tf.int32), 9.0
+)
+
+
+def each(y, p):
+  return keras.losses.sparse_categorical_crossentropy(y, p, from_logits=True)
+
+
+def branching_loss(y, p):
+  loss = tf.reduce_mean(each(y, p))
+  if loss > 0.1:
+    loss *= 2
+  return loss
+
+
+class Kind(NamedTuple):
+  """A network, its inputs and its loss."""
+
+  build: Any
+  spec: Any
+  loss: Any = CROSS_ENTROPY
+  y: Any = LABELS
+
+
+KINDS = {
+  'entangled': Kind(entangled, VECTOR),
+  'Lambda': Kind(
+    lambda: sequential(layers.Lambda(lambda x: x @ _MATRIX), dense(2)), VECTOR
   ),
-  'dropout': (lambda: sequential(layers.Dropout(0.5), dense(2)), VECTOR),
-  'convolutional': (convolutional, IMAGE),
-  'recurrent': (recurrent, TOKENS),
-  'attention': (attention, VECTOR),
-  'frozen': (frozen, VECTOR),
-  'normalizing': (normalizing, VECTOR),
-}
-FUNCTION_NETWORKS = {
-  'operations': (operations, VECTOR),
-  'functional': (functional, VECTOR),
-  'reversed branches': (reversed_branches, VECTOR),
-  'custom layer': (lambda: sequential(Block(), dense(2)), VECTOR),
-  'convolutional': (convolutional, IMAGE),
-  'frozen': (frozen, VECTOR),
-  # These have to be given as a function.
-  'entangled': (entangled, VECTOR),
-  'undefined': (undefined, VECTOR),
-  'subclassed': (Declared, VECTOR),
-  'subclassed, training': (WithTraining, VECTOR),
+  'looping': Kind(lambda: sequential(Looping(), dense(2)), VECTOR),
+  'not built': Kind(
+    lambda: keras.Sequential([dense(4, activation='relu'), dense(2)]), VECTOR
+  ),
+  'subclassed': Kind(Declared, VECTOR),
+  'subclassed, if': Kind(Branching, VECTOR),
+  'tied': Kind(Tied, TOKENS),
+  'frozen BatchNormalization': Kind(frozen_backbone, IMAGE),
+  'RandomFlip': Kind(augmented, IMAGE),
+  'loaded': Kind(loaded, VECTOR),
+  'SavedModel': Kind(Served, VECTOR),
+  'StringLookup': Kind(strings, TEXT),
+  'TextVectorization': Kind(sentences, TEXT),
+  'mixed precision': Kind(mixed, VECTOR),
+  'padded': Kind(
+    lambda: sequential(
+      layers.Embedding(5, 4, mask_zero=True),
+      dense(3),
+      shape=(4,),
+      dtype='int32',
+    ),
+    TOKENS,
+    y=np.array([[0, 1, 2, 0]] * 4, np.int32),
+  ),
+  'loss with ==': Kind(
+    small, VECTOR, lambda y, p: tf.where(y == 1, 3.0, 1.0) * each(y, p)
+  ),
+  'loss with a tensor': Kind(
+    small, VECTOR, lambda y, p: tf.gather(_CLASS_WEIGHTS, y) * each(y, p)
+  ),
+  'loss with a table': Kind(
+    small, VECTOR, lambda y, p: _TABLE.lookup(y) * each(y, p)
+  ),
+  'loss with if': Kind(small, VECTOR, branching_loss),
 }
 
 
-def inputs(spec, num_examples=4, seed=0):
+def inputs(spec, examples=4, seed=0):
+  """Examples of a spec, or of a structure of specs."""
   random = np.random.RandomState(seed)
-  shape = [num_examples, *spec.shape[1:]]
+  shape = (examples, *spec.shape[1:])
+  if spec.dtype == tf.string:
+    return WORDS[random.randint(4, size=examples)]
   if spec.dtype.is_integer:
     return random.randint(5, size=shape).astype(np.int32)
   return random.normal(size=shape).astype(np.float32)
 
 
+_MATRIX = tf.constant(inputs(VECTOR, 3, seed=9))
+
+
 def run(model, x, weights=None, training=False):
   weights = tf.nest.map_structure(tf.constant, weights or model.initial_weights)
   return tf.function(lambda: model.apply(weights, x, training))()
-
-
-def check_against_keras(model, keras_model, x_spec):
-  """The same outputs and weights, in the order of the Keras model."""
-  x = inputs(x_spec)
-  groups = keras_model.trainable_variables, keras_model.non_trainable_variables
-  initial = model.initial_weights
-  for values, variables in zip(
-    (initial.trainable, initial.non_trainable), groups, strict=True
-  ):
-    assert len(values) == len(variables)
-    for value, variable in zip(values, variables, strict=True):
-      assert isinstance(value, (np.ndarray, np.generic))
-      np.testing.assert_array_equal(value, variable)
-  before = keras_model(x)
-  np.testing.assert_allclose(run(model, x).predictions, before, atol=1e-6)
-  random = np.random.RandomState(1)
-  others = models.ModelWeights(
-    *(
-      tuple(
-        (np.asarray(v) + random.uniform(0.1, 1, v.shape)).astype(
-          v.dtype.as_numpy_dtype
-        )
-        for v in variables
-      )
-      for variables in groups
-    )
-  )
-  for values, variables in zip(others, groups, strict=True):
-    for value, variable in zip(values, variables, strict=True):
-      variable.assign(value)
-  for layer in keras_model.submodules:
-    if isinstance(layer, layers.Normalization):
-      layer.finalize_state()
-  after = keras_model(x)
-  assert np.abs(after - before).max() > 0.01
-  np.testing.assert_allclose(
-    run(model, x, others).predictions, after, rtol=1e-5, atol=1e-5
-  )
-  # The model does not see what became of the Keras model.
-  np.testing.assert_allclose(run(model, x).predictions, before, atol=1e-6)
 
 
 def make(keras_model, *args):

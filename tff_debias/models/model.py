@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
-import copy
 import dataclasses
 import functools
-import itertools
 from typing import Any
 from typing import NamedTuple
 
@@ -13,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_debias.models import randomness
+from tff_debias.models import tracing
 
 ModelWeights = tff.learning.models.ModelWeights
 
@@ -36,7 +34,14 @@ class Outputs(NamedTuple):
 
 
 class Metrics(NamedTuple):
-  """The metrics of a model as the pure functions that TFF makes of them."""
+  """The metrics of a model as pure functions, as TFF has them.
+
+  Attributes:
+    initialize: `() -> state`.
+    update: `(state, labels, batch_output) -> state`, where `batch_output` has
+      the attribute `predictions`.
+    finalize: `state -> values`, an `OrderedDict` by name.
+  """
 
   initialize: Callable[[], Any]
   update: Callable[..., Any]
@@ -52,25 +57,17 @@ class Model:
       the order of `tf.keras.Model.trainable_variables`.
     input_spec: The `tf.TensorSpec`s of a batch, either a pair `(x, y)` or a
       mapping with the keys `x` and `y`; the first dimension is the batch.
-    apply: A function `(weights, x, training) -> Outputs`. It is pure, except in
-      the training of a model that `is_random`. Such a model should be used
-      `with_seed`, or TensorFlow draws other numbers in every run.
+    apply: A function `(weights, x, training) -> Outputs`. It is pure, except
+      for Dropout and the like in training.
     loss: A function `(labels, predictions) -> scalar`, the mean over a batch.
     metrics: The functional metrics.
-    is_random: Whether the outputs in training are random. Then `apply` takes a
-      fourth argument, the seed: an int32 tensor `[2]`, or by default `None`.
-    seed: The seed that `with_seed` gave; `None` without one.
-    unseeded: The model that `with_seed` was called on.
   """
 
-  initial_weights: ModelWeights
+  initial_weights: ModelWeights = dataclasses.field(repr=False)
   input_spec: Any
   apply: Callable[..., Outputs]
   loss: Callable[[Any, Any], tf.Tensor]
   metrics: Metrics
-  is_random: bool = False
-  seed: tf.Tensor | None = None
-  unseeded: 'Model | None' = None
 
   def __post_init__(self):
     for weight in tf.nest.flatten(self.initial_weights.trainable):
@@ -79,9 +76,9 @@ class Model:
           f'Weights must be float32 arrays, got {weight.dtype} of shape'
           f' {list(weight.shape)}.'
         )
-    with tf.Graph().as_default():
-      names = self.metrics.finalize(self.metrics.initialize())
-    reserved = {'loss', 'num_examples', 'is_included'}.intersection(names)
+    reserved = {'loss', 'num_examples', 'is_included'}.intersection(
+      self.metrics_spec
+    )
     if reserved:
       raise ValueError(
         f'A metric must not be named {", ".join(sorted(reserved))}: that is'
@@ -89,54 +86,22 @@ class Model:
       )
 
   @functools.cached_property
+  def metrics_spec(self) -> Any:
+    """The `tf.TensorSpec`s of the finalized metrics, by name."""
+    traced = tracing.trace(
+      lambda: self.metrics.finalize(self.metrics.initialize())
+    )
+    return tracing.specs_of(traced.structured_outputs)
+
+  @functools.cached_property
   def output_spec(self) -> Outputs:
     """The `tf.TensorSpec`s of the outputs."""
-    with randomness.scratch_graph():
-      inputs = placeholders(self.initial_weights, self.input_spec)
-      outputs = self.apply(*inputs, False)
-      return tf.nest.map_structure(
-        lambda t: (
-          None if t is None else tf.TensorSpec.from_tensor(tf.identity(t))
-        ),
-        outputs,
-      )
-
-  def with_seed(self, seed: tf.Tensor) -> 'Model':
-    """Gives this model a seed that decides all that is random in training.
-
-    Every place in the code that calls `apply` gets a seed of its own, so that
-    the steps of a personalization differ. A loop in a graph runs the same place
-    many times: there, `fold_in` the number of the turn.
-
-    Example:
-      >>> seeded = model.with_seed(seed).fold_in(step)
-      >>> personalization.meta_loss(seeded, weights, batches, weight_decay)
-
-    Args:
-      seed: An int32 tensor `[2]`.
-
-    Returns:
-      The model with the seed; this model where nothing in it is random.
-    """
-    if not self.is_random:
-      return self
-    unseeded = self.unseeded or self
-    places = itertools.count()
-
-    def apply(weights, x, training):
-      own_seed = tf.random.fold_in(seed, next(places)) if training else None
-      return unseeded.apply(weights, x, training, own_seed)
-
-    # A copy keeps the output spec, and checks nothing again.
-    seeded = copy.copy(unseeded)
-    vars(seeded).update(apply=apply, seed=seed, unseeded=unseeded)
-    return seeded
-
-  def fold_in(self, number: int | tf.Tensor) -> 'Model':
-    """Mixes a number into the seed; without a seed, this model itself."""
-    if self.seed is None:
-      return self
-    return self.with_seed(tf.random.fold_in(self.seed, number))
+    traced = tracing.trace(
+      lambda weights, x: self.apply(weights, x, False),
+      tracing.specs_of(self.initial_weights),
+      split_batch(self.input_spec)[0],
+    )
+    return tracing.specs_of(traced.structured_outputs)
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
@@ -149,48 +114,18 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 def check_input_spec(input_spec: Any) -> None:
   """Raises a `ValueError` if these are not the specs of a batch `(x, y)`."""
-  size = (
-    len(input_spec) if isinstance(input_spec, (list, Mapping, tuple)) else 0
-  )
-  if size > 2:
-    raise ValueError(
-      f'input_spec must have two parts, x and y, but it has {size}. Sample'
-      ' weights are not supported: make them a part of y, for example'
-      " {'label': ..., 'weight': ...}, and give a loss that multiplies by them."
-      f' Got {input_spec!r}.'
-    )
   try:
-    x, y = split_batch(input_spec)
-  except (KeyError, TypeError, ValueError) as e:
+    parts = tf.nest.flatten(split_batch(input_spec))
+    is_batch = len(input_spec) == 2 and all(
+      isinstance(spec, tf.TensorSpec) and spec.shape.rank for spec in parts
+    )
+  except (KeyError, TypeError, ValueError):
+    is_batch = False
+  if not is_batch:
     raise ValueError(
-      "input_spec must be a pair (x, y) or a mapping with 'x' and 'y', got"
-      f' {input_spec!r}.'
-    ) from e
-  for spec in tf.nest.flatten((x, y)):
-    if not isinstance(spec, tf.TensorSpec) or not spec.shape.rank:
-      raise ValueError(
-        'input_spec must hold a tf.TensorSpec of a batch (rank 1 or more, the'
-        f' first dimension None) for every tensor, got {spec!r}.'
-      )
-
-
-def mean_loss(loss: Callable[[Any, Any], tf.Tensor]):
-  """The loss, averaged where it gives a value per example."""
-  return lambda labels, predictions: tf.reduce_mean(loss(labels, predictions))
-
-
-def placeholder(spec: tf.TensorSpec) -> tf.Tensor:
-  """A tensor without a value, in the present graph."""
-  return tf.compat.v1.placeholder(spec.dtype, spec.shape)
-
-
-def placeholders(
-  weights: ModelWeights, input_spec: Any
-) -> tuple[ModelWeights, Any]:
-  """The arguments of `Model.apply`, without values, in the present graph."""
-  return (
-    tf.nest.map_structure(
-      lambda w: tf.compat.v1.placeholder(w.dtype, w.shape), weights
-    ),
-    tf.nest.map_structure(placeholder, split_batch(input_spec)[0]),
-  )
+      "input_spec must be a pair (x, y) or a mapping with 'x' and 'y', of a"
+      ' tf.TensorSpec of rank 1 or more for every tensor, whose first dimension'
+      f' is that of the batch, got {input_spec!r}. Sample weights are a part of'
+      " y, such as {'label': ..., 'weight': ...}, and the loss multiplies by"
+      ' them.'
+    )

@@ -134,10 +134,14 @@ class Proto(base.Personalization):
 
 def _is_trained(model: models.Model) -> bool:
   """Whether the feature depends on a trainable weight."""
-  with models.scratch_graph():
-    weights, x = models.placeholders(model.initial_weights, model.input_spec)
+  gradients = []
+
+  def find_gradients(weights, x):
     feature = model.apply(weights, x, True).feature
-    gradients = tf.gradients(feature, tf.nest.flatten(weights.trainable))
+    gradients.extend(tf.gradients(feature, list(weights.trainable)))
+
+  x_spec, _ = models.split_batch(model.input_spec)
+  models.trace(find_gradients, models.specs_of(model.initial_weights), x_spec)
   return any(gradient is not None for gradient in gradients)
 
 
