@@ -80,7 +80,7 @@ def _train(
       f' are done in {folder.path}.'
     )
   tensorboard = _restored_tensorboard(folder)
-  with runtime.local_context(None, folder.worker_log, worker_network):
+  with runtime.local_context():
     with progress_lib.progress(rounds, 'round', initial=done) as bar:
       try:
         state = tff.simulation.run_training_process(
@@ -99,7 +99,7 @@ def _train(
             _Progress(bar),
           ],
         )
-      except (runtime.ComputationError, runtime.WorkerError) as e:
+      except runtime.ComputationError as e:
         remedy = (
           'Nothing is lost: the same command goes on from the last checkpoint.'
         )
