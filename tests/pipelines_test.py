@@ -5,7 +5,6 @@ All train on the same participants, and end as `process.next` in a loop does.
 
 import asyncio
 import collections
-import contextlib
 
 import numpy as np
 import programs
@@ -107,7 +106,6 @@ def test_the_steps_of_a_map_reduce_form(expected, tmp_path):
       assert not any(secure)
       total = form.accumulate(total, update)
     state, _ = form.update(state, (form.report(total), (), (), ())).values()
-  # TensorFlow of this process rounds other than that of the worker.
   assert_same(process.get_model_weights(state), expected, atol=1e-7)
 
 
@@ -117,16 +115,3 @@ def test_the_distribute_aggregate_form_exists(tmp_path):
     process.next
   )
   assert isinstance(form, tff.backends.mapreduce.DistributeAggregateForm)
-
-
-def test_two_remote_workers(expected, tmp_path):
-  process, _ = build(tmp_path)
-  with (
-    contextlib.closing(tff_debias.runtime.Worker()) as first,
-    contextlib.closing(tff_debias.runtime.Worker()) as second,
-    tff_debias.runtime.remote_context([first.address, second.address]),
-  ):
-    state = process.initialize()
-    for ids in ROUNDS:
-      state = process.next(state, [client(i) for i in ids]).state
-  assert_same(process.get_model_weights(state), expected)

@@ -1,4 +1,4 @@
-"""A loop over the batches of a data set that is made ready only once."""
+"""A loop over the batches of a client, which are taken as tensors at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,64 +6,178 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
+# Of a client whose number of batches is not known beforehand.
+_MAX_BATCHES = 2**20
+
 
 def reduce_batches(
   dataset: tf.data.Dataset,
   initial: Any,
   step: Callable[..., Any],
   batches_per_step: int = 1,
+  jit_compile: bool = False,
 ) -> Any:
-  """Folds a data set, as `tf.data.Dataset.reduce` does, but faster in a worker.
+  """Folds a data set as `tf.data.Dataset.reduce` does, but faster.
 
-  `tf.data.Dataset.reduce` instantiates and optimizes its function anew at every
-  call, and the data set rewrites its pipeline. A device's data set is small and
-  new in every round, so that this took most of the time of a small model.
+  All batches are in memory at once, as tensors: an iterator takes a millisecond
+  for each client, and two thirds of the time of a small step. Batches of
+  different sizes are padded to the largest and cut again. Ragged and sparse
+  batches come from an iterator.
 
   Args:
-    dataset: The batches.
+    dataset: The batches, finitely many.
     initial: The initial state, a structure of tensors.
     step: A function `(state, *batches) -> state` of `batches_per_step` batches.
       Gradients may be taken inside of it, but not through the loop.
-    batches_per_step: How many consecutive batches make a step. What remains at
-      the end is not used.
+    batches_per_step: How many consecutive batches make a step. The rest at the
+      end is not used.
+    jit_compile: Whether XLA compiles the loop, all steps together. The shapes
+      of batches must be static then.
 
   Returns:
     The last state.
+
+  Raises:
+    ValueError: With `jit_compile`, if a shape is not static.
   """
-  options = tf.data.Options()
-  options.autotune.enabled = False
-  options.experimental_optimization.apply_default_optimizations = False
-  options.experimental_optimization.inject_prefetch = False
+  specs = tf.nest.flatten(dataset.element_spec)
+  if jit_compile:
+    _check_static(specs)
+  can_stack = all(
+    isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None
+    for spec in specs
+  )
 
   # TensorFlow does not optimize the body of a While operation, but it does
-  # optimize functions that the body calls. So the step is a function: 1.8 times
-  # as fast for a convolution. It takes a list of batches, because TensorFlow
-  # warns of the names of arguments like `*batches`.
+  # optimize functions that the body calls and that are not inlined: 1.8 times
+  # as fast for a convolution. The function takes a list of batches, because
+  # TensorFlow warns of the names of arguments like `*batches`.
   step_on = tf.function(
-    lambda state, batches: step(state, *batches), autograph=False
+    lambda state, batches: step(state, *batches),
+    autograph=False,
+    experimental_attributes={'_noinline': True},
   )
 
   # A tf.function, because only there an iterator can be made inside a graph.
   @tf.function(autograph=False)
   def loop(dataset: tf.data.Dataset, state: Any) -> Any:
-    iterator = iter(dataset.with_options(options))
-
-    def next_batches() -> list[tf.experimental.Optional]:
-      return [iterator.get_next_as_optional() for _ in range(batches_per_step)]
-
-    state, _ = tf.while_loop(
-      lambda state, batches: batches[-1].has_value(),
-      lambda state, batches: (
-        step_on(state, [batch.get_value() for batch in batches]),
-        next_batches(),
-      ),
-      (state, next_batches()),
-      parallel_iterations=1,
+    has_end = tf.debugging.Assert(
+      tf.not_equal(dataset.cardinality(), tf.data.INFINITE_CARDINALITY),
+      ['The data set has no end: call `take` after `repeat`.'],
     )
+    with tf.control_dependencies([has_end]):
+      if can_stack:
+        state = _fold_stack(
+          dataset, state, step_on, batches_per_step, jit_compile
+        )
+      else:
+        state = _fold_iterator(dataset, state, step_on, batches_per_step)
     _keep_functional(tf.compat.v1.get_default_graph())
     return state
 
   return loop(dataset, initial)
+
+
+def _check_static(specs: list[Any]) -> None:
+  for spec in specs:
+    if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_fully_defined():
+      raise ValueError(
+        'jit_compile needs batches of static shapes, such as'
+        ' tf.TensorSpec([20, 784]) in input_spec and batch(20,'
+        f' drop_remainder=True) for the data, got {spec}.'
+      )
+
+
+def _fold_stack(
+  dataset: tf.data.Dataset,
+  state: Any,
+  step_on: Callable[[Any, list[Any]], Any],
+  batches_per_step: int,
+  jit_compile: bool,
+) -> Any:
+  """Folds dense batches: takes all of them at once, as a stack."""
+  count, stack, batch_at = _stack(dataset)
+
+  def fold(num_steps: tf.Tensor, stack: Any, state: Any) -> Any:
+    def turn(i: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
+      first = batches_per_step * i
+      batches = [batch_at(stack, first + j) for j in range(batches_per_step)]
+      return i + 1, step_on(state, batches)
+
+    return tf.while_loop(
+      lambda i, _: i < num_steps, turn, (0, state), parallel_iterations=1
+    )[1]
+
+  if jit_compile:
+    fold = tf.function(fold, jit_compile=True, autograph=False)
+  return fold(count // batches_per_step, stack, state)
+
+
+def _stack(
+  dataset: tf.data.Dataset,
+) -> tuple[tf.Tensor, Any, Callable[[Any, tf.Tensor], Any]]:
+  """The number of batches, their stack, and a function that cuts one out."""
+  spec = dataset.element_spec
+  # An empty batch at the end, for a data set without batches has no stack.
+  end = tf.nest.map_structure(
+    lambda s: tf.zeros([size or 0 for size in s.shape], s.dtype), spec
+  )
+  count = dataset.cardinality()
+  size = tf.where(count < 0, tf.constant(_MAX_BATCHES, tf.int64), count) + 1
+  dataset = dataset.concatenate(tf.data.Dataset.from_tensors(end))
+  if all(s.shape.is_fully_defined() for s in tf.nest.flatten(spec)):
+    stack = dataset.batch(size).get_single_element()
+
+    def cut(tensors: Any, i: tf.Tensor) -> Any:
+      return tf.nest.map_structure(lambda tensor: tensor[i], tensors)
+
+  else:
+
+    def with_shapes(*parts: Any) -> tuple[Any, Any]:
+      batch = tf.nest.pack_sequence_as(spec, tf.nest.flatten(parts))
+      return batch, tf.nest.map_structure(tf.shape, batch)
+
+    padded = dataset.map(with_shapes).padded_batch(size)
+    stack = padded.get_single_element()
+
+    def cut(tensors: Any, i: tf.Tensor) -> Any:
+      return tf.nest.map_structure(
+        lambda tensor, shape, s: tf.ensure_shape(
+          tf.slice(tensor[i], tf.zeros_like(shape[i]), shape[i]), s.shape
+        ),
+        *tensors,
+        spec,
+      )
+
+  return tf.shape(tf.nest.flatten(stack)[0])[0] - 1, stack, cut
+
+
+def _fold_iterator(
+  dataset: tf.data.Dataset,
+  state: Any,
+  step_on: Callable[[Any, list[Any]], Any],
+  batches_per_step: int,
+) -> Any:
+  """Folds batches that cannot be stacked, such as ragged ones."""
+  # A client's data set is small and new in every round.
+  options = tf.data.Options()
+  options.autotune.enabled = False
+  options.experimental_optimization.apply_default_optimizations = False
+  options.experimental_optimization.inject_prefetch = False
+  iterator = iter(dataset.with_options(options))
+
+  def next_batches() -> list[tf.experimental.Optional]:
+    return [iterator.get_next_as_optional() for _ in range(batches_per_step)]
+
+  return tf.while_loop(
+    lambda state, batches: batches[-1].has_value(),
+    lambda state, batches: (
+      step_on(state, [batch.get_value() for batch in batches]),
+      next_batches(),
+    ),
+    (state, next_batches()),
+    parallel_iterations=1,
+  )[0]
 
 
 def _keep_functional(graph: tf.Graph) -> None:

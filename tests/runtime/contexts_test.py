@@ -1,18 +1,15 @@
+import asyncio
 import collections
 import concurrent.futures
-import contextlib
+import gc
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 
 import computations
-import grpc
 import numpy as np
-import processes
+import psutil
 import pytest
 import small_models
 import tensorflow as tf
@@ -20,98 +17,50 @@ import tensorflow_federated as tff
 
 import tff_debias
 from tff_debias import runtime as runtime_lib
-from tff_debias.runtime import contexts
-from tff_debias.runtime import executor
-from tff_debias.runtime import worker as worker_lib
 
-_PROGRAM = """
-import atexit, os, subprocess, sys, threading, time
-os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-sys.path.insert(0, {tests!r})
-import tensorflow_federated as tff
-from computations import hang_once, total
-from processes import worker_pids
-from tff_debias import runtime
+pytestmark = pytest.mark.usefixtures('runtime')
 
-def late():
-  time.sleep(0.5)
+
+def fed_avg(**options):
+  return tff_debias.build_fed_avg(small_models.linear_model(), **options)
+
+
+def participants(count, num_batches=2):
+  return [
+    small_models.client(f'{i}', *data, num_batches)
+    for i, data in enumerate(small_models.linear_data(count))
+  ]
+
+
+def weights(state):
+  return np.asarray(state.global_model_weights.trainable[0])
+
+
+@pytest.mark.parametrize('name', list(computations.CALLS))
+def test_a_computation_gives_what_tffs_runtime_gives(name, tffs_results):
+  result = computations.CALLS[name]()
+  expected = tffs_results[name]
+  tf.nest.assert_same_structure(result, expected)
+  pairs = zip(*map(tf.nest.flatten, (result, expected)), strict=True)
+  for one, other in pairs:
+    assert np.asarray(one).dtype == np.asarray(other).dtype
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope='module')
+def tffs_results():
+  """The results in TFF's own context, in a process that it may stay behind."""
+  context = tff.backends.test.create_sync_test_cpp_execution_context()
   with tff.framework.get_context_stack().install(context):
-    print('in a thread', total([1, 2]), flush=True)
-
-runtime.start_local_context(worker_network={network!r})
-runtime.start_local_context(worker_network={network!r})
-context = tff.framework.get_context_stack().current
-print(total([1, 2, 3]))
-(pid,) = worker_pids()
-print(pid, *worker_pids(pid), flush=True)
-{end}
-"""
-_ENDS = {
-  'exit': """
-atexit.register(lambda: print('at exit', total([4, 5]), flush=True))
-threading.Thread(target=late).start()
-sys.exit(3)""",
-  'exception': 'raise ZeroDivisionError',
-  **dict.fromkeys(('SIGINT', 'SIGTERM', 'SIGKILL'), 'hang_once({marker!r})'),
-}
-
-
-@pytest.fixture
-def two_workers():
-  with contextlib.ExitStack() as stack:
-    yield [
-      stack.enter_context(
-        contextlib.closing(runtime_lib.Worker(1, worker_network=network))
-      )
-      for network in ('shared', 'private')
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ('end', 'network'),
-  [*((end, 'private') for end in _ENDS), ('SIGKILL', 'shared')],
-)
-def test_nothing_is_left_behind(end, network, tmp_path):
-  marker = tmp_path / 'in the middle of a call'
-  program = _PROGRAM.format(
-    tests=os.path.dirname(__file__),
-    network=network,
-    end=_ENDS[end].format(marker=str(marker)),
-  )
-  # Short, for the path of a socket has at most 107 characters.
-  temporary = tempfile.mkdtemp(dir='/tmp')
-  process = subprocess.Popen(
-    [sys.executable, '-c', program],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    env={**os.environ, 'TMPDIR': temporary},
-    text=True,
-  )
-  if end.startswith('SIG'):
-    processes.wait_until(lambda: marker.exists() or process.poll() is not None)
-    process.send_signal(getattr(signal, end))
-  # As in `program | tail`: a pipe ends only when nobody holds it.
-  out, err = process.communicate(timeout=120)
-  result, pids, *late = out.splitlines()
-  assert result == '6', err
-  pids = [int(pid) for pid in pids.split()]
-  assert len(pids) == (2 if network == 'private' else 1)
-  processes.wait_until(lambda: not any(processes.is_alive(pid) for pid in pids))
-  assert os.listdir(temporary) == []
-  assert 'ServiceManager' not in err
-  if end == 'exit':
-    assert late == ['in a thread 3', 'at exit 9']
-    assert (process.returncode, err) == (3, '')
-  elif end == 'exception':
-    assert process.returncode == 1 and err.endswith('ZeroDivisionError\n')
-  else:
-    assert process.returncode == -getattr(signal, end)
+    results = {name: call() for name, call in computations.CALLS.items()}
+  del context
+  gc.collect()
+  return results
 
 
 def test_contexts_are_nested_and_restored():
   stack = tff.framework.get_context_stack()
-  before, pids = stack.current, processes.worker_pids()
+  before = stack.current
   with runtime_lib.local_context(max_concurrency=1) as outer:
     with pytest.raises(ZeroDivisionError), runtime_lib.local_context() as inner:
       assert stack.current is inner
@@ -119,324 +68,290 @@ def test_contexts_are_nested_and_restored():
       raise ZeroDivisionError
     assert stack.current is outer
     assert computations.total([4]) == 4
-    inner.close()
-    with (
-      pytest.raises(runtime_lib.WorkerError, match='context is closed'),
-      stack.install(inner),
-    ):
-      computations.total([1, 2, 3])
   assert stack.current is before
-  assert processes.worker_pids() == pids
 
 
-class _CancelledError(grpc.RpcError):
-  def details(self):
-    return 'Failed to run computation: Operation was cancelled'
-
-
-def test_a_call_of_which_only_a_cancellation_is_known_runs_again(monkeypatch):
-  failures = []
-  own = tff.framework.SyncExecutionContext.invoke
-
-  def invoke(context, comp, arg):
-    if failures:
-      raise failures.pop()
-    return own(context, comp, arg)
-
-  monkeypatch.setattr(tff.framework.SyncExecutionContext, 'invoke', invoke)
-  with runtime_lib.local_context():
-    failures = [_CancelledError()]
-    assert computations.total([1, 2]) == 3
-    failures = [_CancelledError(), _CancelledError()]
-    with pytest.raises(runtime_lib.ComputationError, match='was cancelled'):
-      computations.total([1, 2])
-
-
-def test_a_worker_that_dies_in_a_call_is_replaced(tmp_path):
-  log, marker = tmp_path / 'log', tmp_path / 'marker'
-  log.write_text('A run before.\n')
-  before = processes.worker_pids()
-  with (
-    runtime_lib.local_context(log_file=log),
-    concurrent.futures.ThreadPoolExecutor(1) as pool,
-  ):
-    (pid,) = set(processes.worker_pids()) - set(before)
-    kill = pool.submit(
-      lambda: (
-        processes.wait_until(marker.exists),
-        os.kill(pid, signal.SIGKILL),
-      )
+@pytest.mark.parametrize('max_concurrency', [1, 3])
+def test_clients_run_so_many_at_a_time(max_concurrency, tmp_path):
+  with runtime_lib.local_context(max_concurrency):
+    names = [str(tmp_path / f'{i}') for i in range(3)]
+    met = computations.number_that_met(
+      list(zip(names, [*names[1:], names[0]], strict=True))
     )
-    assert computations.hang_once(str(marker)) == 7
-    kill.result()
-    assert computations.total([1, 2, 5]) == 8
-    assert len(processes.worker_pids()) == len(before) + 1
-  assert processes.worker_pids() == before
-  text = log.read_text()
-  assert text.startswith('A run before.\n')
-  assert text.count('ExecutorService started') == 2
+  # One after the other, only the last one finds that another has come.
+  assert met == (3 if max_concurrency == 3 else 1)
 
 
-def dyn_rounds(folder, sizes, before_round=lambda number: None, num_batches=2):
-  """The weights after each round; round i has `sizes[i]` clients."""
-  process = tff_debias.build_learning_process(
-    small_models.linear_model(),
-    tff_debias.NoPersonalization(),
-    tff_debias.Dyn(0.5),
-    num_clients=8,
-    storage=tff_debias.ClientStorage(folder),
-  )
-  clients = [
-    small_models.client(f'{i}', *data, num_batches)
-    for i, data in enumerate(small_models.linear_data(3))
-  ]
-  state, weights = process.initialize(), []
-  for number, size in enumerate(sizes):
-    before_round(number)
-    state = process.next(state, clients[:size]).state
-    weights.append(process.get_model_weights(state).trainable[0])
-  return np.stack(weights)
+def test_memory_does_not_grow_with_the_number_of_participants():
+  process = psutil.Process()
+  size = 2_000_000  # A client's result is 8 MB.
+
+  @tff.tensorflow.computation(np.float32)
+  def large(x):
+    return tf.fill([size], x)
+
+  @tff.federated_computation(tff.FederatedType(np.float32, tff.CLIENTS))
+  def total(x):
+    return tff.federated_sum(tff.federated_map(large, x))
+
+  peaks = []
+  for count in (4, 4, 60):
+    peak, is_done = [0], threading.Event()
+
+    def watch(peak=peak, is_done=is_done):
+      while not is_done.wait(0.002):
+        peak[0] = max(peak[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    result = total([1.0] * count)
+    is_done.set()
+    watcher.join()
+    np.testing.assert_array_equal(result, np.full(size, count, 'f'))
+    peaks.append(peak[0] / 2**20)
+  assert peaks[2] < peaks[1] + 100  # The results of all would be 480 MB.
 
 
-@pytest.mark.parametrize('victim', ['worker', 'proxy'])
-def test_rounds_are_the_same_if_workers_die_between_them(victim, tmp_path):
-  """TFF keeps an executor for each number of clients, here 3, 2 and 1."""
-  sizes = [3, 2, 1, 3, 2, 1, 3]
-  with runtime_lib.local_context() as context:
-    undisturbed = dyn_rounds(tmp_path / 'undisturbed', sizes)
+def test_threads_may_share_a_context():
+  process = fed_avg()
+  context = tff.framework.get_context_stack().current
+  state = process.initialize()
+  cohorts = [participants(count) for count in (2, 3, 4)]
+  expected = [weights(process.next(state, cohort).state) for cohort in cohorts]
 
-    def kill(number):
-      if number in (3, 5):
-        pids.append(context.worker_pid)
-        (proxy,) = processes.worker_pids(pids[-1])
-        os.kill(proxy if victim == 'proxy' else pids[-1], signal.SIGKILL)
-        if number == 3:  # In the other case it is found out in the call.
-          processes.wait_until(lambda: not processes.is_alive(pids[-1]))
+  def train(i):
+    with tff.framework.get_context_stack().install(context):
+      return [weights(process.next(state, cohorts[i]).state) for _ in range(5)]
 
-    pids = []
-    disturbed = dyn_rounds(tmp_path / 'disturbed', sizes, kill)
-    assert len({*pids, context.worker_pid}) == 3
-  np.testing.assert_array_equal(disturbed, undisturbed)
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    for i, results in enumerate(pool.map(train, range(3))):
+      for result in results:
+        np.testing.assert_array_equal(result, expected[i])
 
 
-def test_a_round_is_the_same_if_its_worker_dies_in_it(tmp_path):
-  sizes, ended = [3, 2, 3, 2], []
-  with (
-    runtime_lib.local_context() as context,
-    concurrent.futures.ThreadPoolExecutor(1) as pool,
-  ):
+def test_a_computation_that_nobody_refers_to_is_freed():
+  context = tff.framework.get_context_stack().current
 
-    def kill_soon(pid):
-      time.sleep(0.1)
-      ended.append(len(begun))
-      os.kill(pid, signal.SIGKILL)
-
-    def kill(number):
-      begun.append(number)
-      if number == 2:
-        killed.append(pool.submit(kill_soon, context.worker_pid))
-
-    begun, killed = [], []
-    undisturbed = dyn_rounds(tmp_path / 'undisturbed', sizes, num_batches=3_000)
-    pid = context.worker_pid
-    disturbed = dyn_rounds(tmp_path / 'disturbed', sizes, kill, 3_000)
-    killed[0].result()
-    # In the third round it was, and no other one had begun.
-    assert ended == [3]
-    assert context.worker_pid != pid
-  np.testing.assert_array_equal(disturbed, undisturbed)
-
-
-def test_calls_of_several_threads_survive_a_death():
   def call(number):
-    with tff.framework.get_context_stack().install(context):
-      while not killed.is_set():
-        assert computations.total([number] * number) == number**2
+    @tff.tensorflow.computation(np.int32)
+    def add(x):
+      return x + number
 
-  killed = threading.Event()
-  with (
-    runtime_lib.local_context() as context,
-    concurrent.futures.ThreadPoolExecutor(4) as pool,
-  ):
-    results = [pool.submit(call, number) for number in (2, 3, 3, 4)]
-    for _ in range(2):
-      time.sleep(0.2)
-      pid = context.worker_pid
-      os.kill(pid, signal.SIGKILL)
-      processes.wait_until(
-        lambda pid=pid: (
-          context.worker_pid != pid or any(r.done() for r in results)
-        )
-      )
-    killed.set()
-    for result in results:
-      result.result()
-    assert context.worker_pid != pid
+    assert add(1) == 1 + number
+
+  call(1)
+  gc.collect()
+  before = len(context._entries), num_functions()
+  for number in range(5):
+    call(number)
+  gc.collect()
+  assert (len(context._entries), num_functions()) == before
 
 
-def test_a_call_that_ends_every_worker_fails(monkeypatch):
-  class Mortal(runtime_lib.Worker):
-    def __init__(self, *args):
-      super().__init__(*args)
-      self._process.kill()
-      self._process.wait()
+def num_functions():
+  from tff_debias import internals
 
-  before = processes.worker_pids()
-  monkeypatch.setattr(worker_lib, 'Worker', Mortal)
-  with runtime_lib.local_context():
-    for _ in range(2):
-      with pytest.raises(
-        runtime_lib.WorkerError, match='(?s)ended 3 workers.* ended with -9.*'
-      ):
-        computations.total([1])
-  assert processes.worker_pids() == before
+  return len(internals.eager_context().list_function_names())
 
 
-def test_close_ends_a_call_for_good(tmp_path):
-  marker, before = tmp_path / 'marker', processes.worker_pids()
-
-  def call(context):
-    with tff.framework.get_context_stack().install(context):
-      return computations.hang_once(str(marker))
-
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    with runtime_lib.local_context() as context:
-      result = pool.submit(call, context)
-      processes.wait_until(marker.exists)
-    with pytest.raises(Exception, match='closed'):
-      result.result(timeout=30)
-  assert processes.worker_pids() == before
+@tff.federated_computation(tff.FederatedType(np.float32, tff.CLIENTS))
+def two_phases(x):
+  mean = tff.federated_broadcast(tff.federated_mean(x))
+  return tff.federated_mean(tff.federated_map(computations.subtract, (x, mean)))
 
 
-@pytest.fixture
-def calls(monkeypatch):
-  """The number of clients of every executor that is made."""
-  numbers, original = [], executor._Executor.set_cardinalities
+def test_a_computation_of_another_form_names_tffs_context():
+  with pytest.raises(NotImplementedError, match='create_sync_local_cpp'):
+    two_phases([1.0, 2.0])
 
-  def set_cardinalities(self, cardinalities):
-    numbers.append(cardinalities[tff.CLIENTS])
-    original(self, cardinalities)
 
-  monkeypatch.setattr(
-    executor._Executor, 'set_cardinalities', set_cardinalities
+def wrong_data():
+  x, y = small_models.linear_data(1)[0]
+  data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+  return {
+    'endless': (data.repeat(), ValueError, "Client 1 .'1'.: .* has no end"),
+    'of another shape': (
+      data.map(lambda x, y: (x[:, :2], y)),
+      TypeError,
+      r"Client 1 .'1'.: .*float32\[\?,3\].*float32\[\?,2\]",
+    ),
+    'of another type': (
+      data.map(lambda x, y: (x, tf.cast(y, tf.int32))),
+      TypeError,
+      r"Client 1 .'1'.: .*int32\[\?,1\]",
+    ),
+    'no data set': (5, TypeError, "Client 1 .'1'.: .*Dataset, got 5"),
+    'failing': (
+      data.map(lambda x, y: (tf.debugging.check_numerics(x * np.nan, ''), y)),
+      runtime_lib.ComputationError,
+      "Client 1 .'1'. failed: .*NaN",
+    ),
+  }
+
+
+@pytest.mark.parametrize('what', list(wrong_data()))
+def test_an_error_names_the_client_and_the_reason(what, tmp_path):
+  data, error, message = wrong_data()[what]
+  process = tff_debias.build_fed_dyn(
+    small_models.linear_model(),
+    alpha=0.5,
+    num_clients=4,
+    storage=tff_debias.ClientStorage(tmp_path),
   )
-  return numbers
+  clients = participants(3)
+  clients[1]['data'] = data
+  state = process.initialize()
+  for _ in range(3):  # The reason, not that another operation was canceled.
+    with pytest.raises(error, match=f'(?s){message}'):
+      process.next(state, clients)
+
+
+def test_an_endless_data_set_inside_of_the_computation_is_an_error():
+  client_data = small_models.linear_client_data(['a', 'b']).preprocess(
+    lambda data: data.batch(4).repeat()
+  )
+  process = tff_debias.compose_with_client_data(fed_avg(), client_data)
+  with pytest.raises(runtime_lib.ComputationError, match="'a'.*has no end"):
+    process.next(process.initialize(), ['a'])
+
+
+def test_a_label_out_of_range_is_named():
+  model, _ = small_models.network()
+  process = tff_debias.build_fed_avg(model)
+  data = tf.data.Dataset.from_tensors(small_models.batch(4, [0, 1, 2, 3]))
+  clients = [collections.OrderedDict(client_id='a', data=data)]
+  with pytest.raises(
+    runtime_lib.ComputationError,
+    match=r"Client 0 .'a'. failed: A label .* from 0 to 2, got 3",
+  ):
+    process.next(process.initialize(), clients)
 
 
 @pytest.mark.parametrize(
-  ('computation', 'result', 'limit', 'parts'),
-  [
-    (computations.total, 28, {'_CLIENTS_IN_MEMORY': 2}, {2, 1}),
-    (computations.total, 28, {'_RESULT_BYTES_IN_MEMORY': 4 * 3}, {3, 2}),
-    (computations.total, 28, {}, {7}),
-    (computations.total, 28, {'_RESULT_BYTES_IN_MEMORY': 1}, {1}),
-    (
-      *(computations.of_each, ([2, 3, 4, 5, 6, 7, 8], 28)),
-      *({'_RESULT_BYTES_IN_MEMORY': 8 * 2}, {2, 1}),
-    ),
-    (computations.total_times_number, 7 * 28, {'_CLIENTS_IN_MEMORY': 2}, {7}),
-  ],
+  'argument', [[], 7, [1], {'a': 1}], ids=['none', 'number', 'list', 'dict']
 )
-def test_many_clients_run_in_parts(
-  computation, result, limit, parts, calls, monkeypatch
-):
-  for name, value in limit.items():
-    monkeypatch.setattr(contexts, name, value)
-  with runtime_lib.local_context(max_concurrency=1):
-    assert computation([1, 2, 3, 4, 5, 6, 7]) == result
-    assert set(calls) - {0} == parts
-    assert computations.total([]) == 0
-    assert computations.total([5]) == 5
+def test_a_wrong_argument_is_a_type_error(argument):
+  process = fed_avg()
+  with pytest.raises(TypeError):
+    process.next(argument, participants(2))
 
 
-def test_rounds_in_parts_are_the_same(tmp_path, monkeypatch):
-  model = small_models.linear_model()
-  data = small_models.linear_data(7)
+_INTERRUPTED = """
+import os, signal, sys, threading, time
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+sys.path[:0] = {path!r}
+import numpy as np
+from contexts_test import fed_avg, participants, weights
+from tff_debias import runtime
 
-  def train(folder):
-    process = tff_debias.build_learning_process(
-      model,
-      tff_debias.NoPersonalization(),
-      tff_debias.Dyn(0.5),
-      num_clients=8,
-      storage=tff_debias.ClientStorage(tmp_path / folder),
-      track_all=True,
-    )
-    output, metrics = None, []
-    state = process.initialize()
-    for _ in range(3):
-      output = process.next(
-        state, [small_models.client(f'{i}', *d, 2) for i, d in enumerate(data)]
-      )
-      state = output.state
-      metrics.append(output.metrics)
-    test = tff_debias.build_client_evaluation(
-      model, tff_debias.NoPersonalization()
-    )
-    tested = test(
-      process.get_model_weights(state),
-      [
-        collections.OrderedDict.fromkeys(
-          ('train', 'test'), tf.data.Dataset.from_tensors(d)
-        )
-        for d in data
-      ],
-    )
-    # The run's number and the times of its rounds are its own.
-    del output.state.client_work['lineage']
-    return output, metrics, tested
+def interrupted(function):
+  main = threading.main_thread().ident
+  threading.Timer(1, signal.pthread_kill, (main, signal.SIGINT)).start()
+  start = time.monotonic()
+  try:
+    function()
+  except KeyboardInterrupt:
+    return time.monotonic() - start - 1
 
-  with runtime_lib.local_context(max_concurrency=1):
-    whole = train('whole')
-    monkeypatch.setattr(contexts, '_CLIENTS_IN_MEMORY', 2)
-    in_parts = train('in parts')
-  tf.nest.assert_same_structure(whole, in_parts, check_types=True)
-  for one, other in zip(*map(tf.nest.flatten, (whole, in_parts)), strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-
-
-def test_two_workers_work_at_the_same_time(two_workers, tmp_path):
-  files = [str(tmp_path / name) for name in 'ab']
-  with runtime_lib.remote_context([worker.address for worker in two_workers]):
-    assert computations.number_that_met([files, files[::-1]]) == 2
-
-
-def test_errors_of_remote_workers_are_explained(two_workers):
-  @tff.tensorflow.computation(tff.SequenceType(np.int32))
-  def largest(data):
-    return data.reduce(0, lambda _, label: tf.gather([0, 0], label))
-
-  @tff.federated_computation(
-    tff.FederatedType(tff.SequenceType(np.int32), tff.CLIENTS)
+with runtime.local_context():
+  process = fed_avg()
+  state = process.initialize()
+  before = weights(process.next(state, participants(3)).state)
+  forever = participants(3, 10**7)
+  for client in forever:  # Of an unknown length: its batches are not counted.
+    client['data'] = client['data'].unbatch().batch(1).filter(lambda *_: True)
+  print(interrupted(lambda: process.next(state, forever)))
+  np.testing.assert_array_equal(
+    weights(process.next(state, participants(3)).state), before
   )
-  def total(data):
-    return tff.federated_sum(tff.federated_map(largest, data))
-
-  with runtime_lib.remote_context([worker.address for worker in two_workers]):
-    assert total([[0, 1], [1]]) == 0
-    with pytest.raises(runtime_lib.ComputationError) as error:
-      total([[0, 1], [7]])
-    assert str(error.value).endswith('must be from 0 to 1, got 7.')
-    with pytest.raises(TypeError):
-      total([['a'], [1]])
+  print('whole')
+"""
 
 
-def test_two_workers_share_the_clients(two_workers, monkeypatch):
-  addresses = [worker.address for worker in two_workers]
-  before = tff.framework.get_context_stack().current
-  with runtime_lib.remote_context(addresses):
-    assert computations.total([1, 2, 3, 4, 5]) == 15
-    monkeypatch.setattr(worker_lib, 'READY_WITHIN_SECONDS', 0.5)
-    two_workers[1].close()
-    two_workers[1].close()
-    assert [worker.is_alive for worker in two_workers] == [True, False]
-    with pytest.raises(
-      runtime_lib.WorkerError, match=f'No worker answers at {addresses[1]}'
-    ):
-      computations.total([1, 2, 3, 4, 5])
-  assert tff.framework.get_context_stack().current is before
-  with (
-    pytest.raises(runtime_lib.WorkerError, match='No worker answers at'),
-    runtime_lib.remote_context(addresses),
-  ):
-    pass
+def test_an_interrupt_ends_a_call_and_leaves_the_state():
+  path = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
+  program = subprocess.run(
+    [sys.executable, '-c', _INTERRUPTED.format(path=path)],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  seconds, whole = program.stdout.splitlines()
+  assert float(seconds) < 20 and whole == 'whole', program.stderr
+
+
+def test_a_call_can_be_awaited_and_canceled():
+  context = tff.framework.get_context_stack().current
+  process = fed_avg()
+  state = process.initialize()
+  expected = weights(process.next(state, participants(3)).state)
+  arg = tff.structure.Struct([('state', state), ('clients', participants(3))])
+  long = tff.structure.Struct(
+    [('state', state), ('clients', participants(3, 300_000))]
+  )
+
+  async def calls():
+    invoke = runtime_lib.AsyncLocalContext(context).invoke
+    ticks = 0
+
+    async def tick():
+      nonlocal ticks
+      while True:
+        await asyncio.sleep(0.01)
+        ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    with pytest.raises(asyncio.TimeoutError):
+      await asyncio.wait_for(invoke(process.next, long), 1)
+    ticking.cancel()
+    return ticks, await asyncio.gather(*[invoke(process.next, arg)] * 2)
+
+  ticks, outputs = asyncio.run(calls())
+  assert ticks > 5  # The event loop went on meanwhile.
+  for output in outputs:
+    np.testing.assert_array_equal(weights(output.state), expected)
+
+
+def test_secure_sums_are_the_sums():
+  process = fed_avg(
+    model_aggregator=tff_debias.secure_aggregator(4.0),
+    metrics_aggregator=tff.learning.metrics.secure_sum_then_finalize,
+  )
+  tff.test.assert_contains_secure_aggregation(process.next)
+  plain = fed_avg()
+  clients = participants(3)
+  results = [
+    p.next(p.initialize(), clients).state.global_model_weights.trainable[0]
+    for p in (process, plain)
+  ]
+  np.testing.assert_allclose(*results, atol=1e-5)
+  assert np.abs(results[0]).max() > 0.1
+
+
+_NOTHING_LEFT = """
+import os, sys
+os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+sys.path[:0] = {path!r}
+import psutil
+from contexts_test import fed_avg, participants
+from tff_debias import runtime
+
+runtime.start_local_context()
+runtime.start_local_context()
+process = fed_avg()
+process.next(process.initialize(), participants(2))
+me = psutil.Process()
+print(me.children(recursive=True), me.connections('inet'))
+"""
+
+
+def test_no_process_and_no_port_is_opened():
+  path = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
+  program = subprocess.run(
+    [sys.executable, '-c', _NOTHING_LEFT.format(path=path)],
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert program.stdout == '[] []\n', program.stdout + program.stderr
+  assert 'Traceback' not in program.stderr

@@ -1,8 +1,8 @@
 """Kills runs of `tasks.train` at any moment; the same command must go on.
 
 Takes hours, so it runs on request: `pytest -m soak -n 0 -s`. The environment
-variables SOAK_TRAINER_KILLS, SOAK_CALL_KILLS and SOAK_WORKER_KILLS say how many
-of each kind, SOAK_SEED which ones.
+variables SOAK_TRAINER_KILLS and SOAK_CALL_KILLS say how many of each kind,
+SOAK_SEED which ones.
 """
 
 import collections
@@ -97,13 +97,6 @@ class Trainer:
       time.sleep(0.1)
     return self.return_code
 
-  def workers(self):
-    return [
-      pid
-      for pid, path in self.processes().items()
-      if path.endswith('worker_binary')
-    ]
-
   def processes(self):
     """The programs of the living processes, by their ids."""
     found = {}
@@ -188,8 +181,7 @@ class Tally:
       self._note('processes left', f'after {how}: {left}')
     return_code = trainer.return_code
     if return_code not in (0, -signal.SIGKILL):
-      # A worker that dies in every attempt at a round is an error. But then the
-      # same command must go on.
+      # After an error the same command must go on.
       again = Trainer(self.folder)
       return_code = again.wait()
       self.counts['errors'] += 1
@@ -256,23 +248,3 @@ def test_kills_of_the_trainer_before_a_system_call(whole, tmp_path):
     trainer.wait()
     tally.after_kill(trainer, f'{call} {when}')
   tally.finish()
-
-
-def test_kills_of_the_worker(whole, tmp_path):
-  tally = Tally(whole, tmp_path / 'run')
-  chance = random.Random(number('SEED', 0))
-  killed = 0
-  while killed < number('WORKER_KILLS', 50):
-    trainer = Trainer(tally.folder)
-    while not trainer.has_ended and killed < number('WORKER_KILLS', 50):
-      # Later than the last death by a round: three in one are an error.
-      begun = len(rows(tally.folder))
-      while not trainer.has_ended and len(rows(tally.folder)) == begun:
-        time.sleep(0.01)
-      time.sleep(chance.uniform(0, 2))
-      for pid in trainer.workers()[:1]:
-        os.kill(pid, signal.SIGKILL)
-        killed += 1
-    trainer.wait()
-    tally.after_kill(trainer, f'{killed} kills of the worker')
-  assert not tally.trouble, '\n'.join(tally.trouble)

@@ -1,331 +1,209 @@
-"""The contexts that run TFF's computations in our workers or in remote ones.
+"""The contexts that run TFF's computations in this process.
 
-TFF's own context starts the same worker, but as a rule leaves it behind. The
-worker then holds the program's standard output, so that `program | tail` never
-ends. Ours leaves nothing behind on Linux, however the program ends. Elsewhere a
-worker outlives a program that is killed.
-
-TensorFlow in the worker heeds TF_NUM_INTRAOP_THREADS and
-TF_NUM_INTEROP_THREADS of the program's environment, not OMP_NUM_THREADS.
+TensorFlow runs them on the devices that it sees: the cores, and a GPU if there
+is one. It heeds TF_NUM_INTRAOP_THREADS and TF_NUM_INTEROP_THREADS of the
+environment, not OMP_NUM_THREADS.
 """
 
+import asyncio
 import atexit
 from collections.abc import Iterator
-from collections.abc import Sequence
+import concurrent.futures
 import contextlib
-import functools
-import math
 import os
 import threading
 from typing import Any
+import weakref
 
-from absl import logging
-import grpc
-import numpy as np
-import tensorflow as tf
 import tensorflow_federated as tff
 
 from tff_debias.runtime import errors
-from tff_debias.runtime import executor
-from tff_debias.runtime import tff_internals
-from tff_debias.runtime import worker as worker_lib
+from tff_debias.runtime import programs
+from tff_debias.runtime import values
 
-_MAX_DEATHS_IN_A_CALL = 3
-# TFF holds every client's inputs and outputs until the last client finishes. We
-# therefore run clients in parts: for each client simulated at a time, at most
-# 128 clients and 128 MiB of results.
-_RESULT_BYTES_IN_MEMORY = 2**27
-_CLIENTS_IN_MEMORY = 128
+# How long an interrupt waits for the call that it ends.
+_ENDS_WITHIN_SECONDS = 1
 
 
-def _compile(comp: tff.framework.ConcreteComputation) -> Any:
-  """TFF's `desugar_and_transform_to_native`, but no function is inlined.
+class _Entry:
+  """The program of a computation, compiled once."""
 
-  TensorFlow does not optimize a local step that is inlined into its loop. The
-  step of a convolutional network then took 1.6 to 2 times as long.
-  """
-  _check_no_secure_sum(comp)
-  config = tf.compat.v1.ConfigProto()
-  options = config.graph_options.rewrite_options
-  options.function_optimization = options.OFF
-  options.memory_optimization = options.AGGRESSIVE
-  options.constant_folding = options.AGGRESSIVE
-  options.arithmetic_optimization = options.AGGRESSIVE
-  options.loop_optimization = options.AGGRESSIVE
-  block, _ = tff.tensorflow.replace_intrinsics_with_bodies(
-    comp.to_building_block()
-  )
-  return tff.backends.native.transform_to_native_form(
-    tff.framework.ConcreteComputation.from_building_block(block),
-    grappler_config=config,
-  )
-
-
-def _check_no_secure_sum(comp: tff.framework.ConcreteComputation) -> None:
-  try:
-    tff.test.assert_not_contains_secure_aggregation(comp)
-  except AssertionError:
-    raise ValueError(
-      'TFF simulates secure sums only in tff.backends.test: install'
-      ' tff.backends.test.create_sync_test_cpp_execution_context() in place of'
-      ' this context.'
-    ) from None
-
-
-_COMPILATION = dict(
-  compiler_fn=_compile,
-  transform_args=tff.tensorflow.transform_args,
-  transform_result=tff.tensorflow.transform_result,
-)
-
-
-@functools.lru_cache(maxsize=20)
-def _mergeable_form(
-  comp: tff.framework.ConcreteComputation,
-) -> tff.framework.MergeableCompForm | None:
-  """The form of `comp` that runs in parts; `None` if it has none."""
-  try:
-    return tff.backends.native.compile_to_mergeable_comp_form(comp)
-  except ValueError:  # One aggregation depends on another.
-    return None
-
-
-def _num_bytes(type_spec: tff.Type) -> int:
-  """The size of the tensors in a type whose shapes are known."""
-  return sum(
-    np.dtype(t.dtype).itemsize * (tff.types.num_elements_in_shape(t.shape) or 0)
-    for t in tff_internals.preorder_types(type_spec)
-    if isinstance(t, tff.TensorType)
-  )
-
-
-_until_exit = contextlib.ExitStack()
-atexit.register(_until_exit.close)
-
-
-class _LocalContext(tff.framework.SyncExecutionContext):
-  """A context with a worker of its own, which is replaced if it dies.
-
-  It runs many clients in parts, so that memory does not grow with their number.
-  """
-
-  def __init__(self, max_concurrency: int | None, *args: Any):
-    factory = executor.ExecutorFactory(self._living_stub)
-    super().__init__(factory, **_COMPILATION)
-    self._part_context = tff.framework.AsyncExecutionContext(
-      factory, **_COMPILATION
-    )
-    self._max_concurrency = max_concurrency or os.cpu_count()
-    self._args = (self._max_concurrency, *args)
-    self._deaths = 0
-    # TFF creates executors in its own thread, even while a Ctrl-C closes this.
+  def __init__(self) -> None:
+    # Each computation has its own lock: an interrupted compilation runs out
+    # behind, and calls of other computations do not wait for it.
     self._lock = threading.Lock()
-    self._workers = contextlib.ExitStack()
-    self._worker = self._start_worker()
+    self._program: programs.Program | None = None
 
-  @property
-  def worker_pid(self) -> int:
-    """The id of the worker's process."""
-    return self._worker.pid
+  def program(
+    self, comp: tff.framework.ConcreteComputation
+  ) -> programs.Program:
+    with self._lock:
+      self._program = self._program or programs.Program(comp)
+      return self._program
 
-  def invoke(self, comp: Any, arg: Any) -> Any:
-    """See base class."""
-    return errors.explained(self._invoke, comp, arg)
 
-  def _invoke(self, comp: Any, arg: Any) -> Any:
-    self._deaths = 0
-    num_clients = tff_internals.infer_cardinalities(
-      arg, comp.type_signature.parameter
-    ).get(tff.CLIENTS, 0)
-    share = max(
-      _num_bytes(comp.type_signature.result) / _RESULT_BYTES_IN_MEMORY,
-      1 / _CLIENTS_IN_MEMORY,
-    )
-    num_parts = math.ceil(num_clients / self._max_concurrency * min(share, 1))
-    form = _mergeable_form(comp) if num_parts > 1 else None
-    if form is None:
-      return super().invoke(comp, arg)
-    return tff.framework.MergeableCompExecutionContext(
-      [self._part_context], num_subrounds=num_parts
-    ).invoke(form, arg)
+class LocalContext(tff.framework.SyncContext):
+  """Runs computations in this process; may be used from several threads.
+
+  A computation is compiled when it is first called, and freed with the
+  computation.
+  """
+
+  def __init__(self, max_concurrency: int | None = None):
+    """Makes a context.
+
+    Args:
+      max_concurrency: How many clients run at the same time, by default one for
+        each core. Memory grows with it, and not with the number of clients.
+    """
+    self._max_concurrency = max_concurrency or os.cpu_count() or 1
+    self._clients = concurrent.futures.ThreadPoolExecutor(self._max_concurrency)
+    self._calls = concurrent.futures.ThreadPoolExecutor()
+    # By identity: a hash serializes the computation, with all its constants.
+    self._entries: dict[int, _Entry] = {}
+
+  def invoke(self, comp: tff.framework.ConcreteComputation, arg: Any) -> Any:
+    """Calls a computation; Ctrl-C ends the call.
+
+    Args:
+      comp: The computation.
+      arg: Its argument.
+
+    Returns:
+      Its result, of NumPy arrays.
+
+    Raises:
+      ComputationError: If the server or a client failed.
+      NotImplementedError: If the computation does not run in this process.
+      TypeError: If the argument is of a wrong type.
+      ValueError: If a data set has no end.
+    """
+    # TensorFlow heeds no signals, so it runs in another thread.
+    call, future = self.start(comp, arg)
+    try:
+      return future.result()
+    except BaseException:
+      call.cancel()
+      concurrent.futures.wait([future], timeout=_ENDS_WITHIN_SECONDS)
+      raise
+
+  def start(
+    self, comp: tff.framework.ConcreteComputation, arg: Any
+  ) -> tuple[programs.Call, concurrent.futures.Future[Any]]:
+    """Begins a call; returns the call and its future result."""
+
+    def name_client(place: int) -> str:
+      types = values.placed_types(comp.type_signature.parameter)
+      parts = arg if isinstance(arg, tff.structure.Struct) else [arg]
+      clients = next(
+        part
+        for part, type_spec in zip(parts, types, strict=True)
+        if values.is_at_clients(type_spec)
+      )
+      return errors.name_client(clients[place], place)
+
+    call = programs.Call(self._clients, self._max_concurrency, name_client)
+    return call, self._calls.submit(self._run, call, comp, arg)
+
+  def _run(
+    self,
+    call: programs.Call,
+    comp: tff.framework.ConcreteComputation,
+    arg: Any,
+  ) -> Any:
+    entry = self._entries.get(id(comp))
+    if entry is None:
+      entry = self._entries.setdefault(id(comp), _Entry())
+      weakref.finalize(comp, self._entries.pop, id(comp), None).atexit = False
+    # First, because a compilation can take long.
+    arguments = values.flatten_argument(arg, comp.type_signature.parameter)
+    return entry.program(comp).run(call, *arguments)
 
   def close(self) -> None:
-    """Ends the worker; again does nothing."""
-    with self._lock:
-      self._worker = None
-      self._workers.close()
-
-  def _start_worker(self) -> worker_lib.Worker:
-    return self._workers.enter_context(
-      contextlib.closing(worker_lib.Worker(*self._args))
-    )
-
-  def _living_stub(self) -> tff.framework.RemoteExecutorGrpcStub:
-    with self._lock:
-      if self._worker is None:
-        raise worker_lib.WorkerError('The context is closed.')
-      if not self._worker.is_alive:
-        self._deaths += 1
-        # TFF tries a call again without end, also one that fills the memory.
-        if self._deaths >= _MAX_DEATHS_IN_A_CALL:
-          raise worker_lib.WorkerError(
-            f'A call ended {self._deaths} workers; with -9 as a rule because'
-            f' memory ran out. {self._worker.condition}'
-          )
-        logging.warning("TFF's worker ended; the call runs again in another.")
-        # The dead one's channel stays open until the context is closed: TFF
-        # tries a lost call of another thread again, but not one on a closed
-        # channel.
-        self._worker = self._start_worker()
-      return self._worker.stub
+    """Ends the threads, once the calls have ended."""
+    self._calls.shutdown()
+    self._clients.shutdown()
 
 
 @contextlib.contextmanager
-def local_context(
-  max_concurrency: int | None = None,
-  log_file: str | os.PathLike[str] | None = None,
-  worker_network: str = 'private',
-) -> Iterator[tff.framework.SyncExecutionContext]:
-  """Makes a worker of its own the default context of this thread.
+def local_context(max_concurrency: int | None = None) -> Iterator[LocalContext]:
+  """Runs this thread's computations in this process.
 
-  If the worker dies, another is started and the call runs again; a call that
-  ends three workers fails.
-
-  Many clients run in parts, one part after the other. A part has 128 clients
-  for each client that is simulated at a time, and fewer if the computation
-  returns more than 1 MiB. A computation in which one aggregation depends on
-  another runs whole; this package has none.
+  Clients run a few at a time, so memory does not grow with their number. A
+  secure sum is a plain sum of the integers that clients would mask.
 
   Args:
-    max_concurrency: As in `Worker`. The memory grows with it, and not with the
-      number of clients.
-    log_file: As in `Worker`.
-    worker_network: As in `Worker`.
+    max_concurrency: As in `LocalContext`.
 
   Yields:
-    The context.
-
-  Raises:
-    ValueError: If `worker_network` is wrong.
-    WorkerError: If the worker cannot be started. A call raises it too, and a
-      `ComputationError` if the computation fails in the worker.
+    The context. Its calls raise the errors of `LocalContext.invoke`.
   """
-  with contextlib.closing(
-    _LocalContext(max_concurrency, log_file, worker_network)
-  ) as context:
+  with contextlib.closing(LocalContext(max_concurrency)) as context:
     with tff.framework.get_context_stack().install(context):
       yield context
 
 
-def start_local_context(
-  max_concurrency: int | None = None,
-  log_file: str | os.PathLike[str] | None = None,
-  worker_network: str = 'private',
-) -> None:
-  """As `local_context`, until the interpreter ends: for notebooks.
-
-  Called again it replaces the worker, so that a cell can be run twice.
+def start_local_context(max_concurrency: int | None = None) -> None:
+  """Runs all computations in this process from now on: for notebooks.
 
   Args:
-    max_concurrency: As in `Worker`.
-    log_file: As in `Worker`.
-    worker_network: As in `Worker`.
-
-  Raises:
-    ValueError: As `local_context`.
-    WorkerError: As `local_context`.
+    max_concurrency: As in `LocalContext`.
   """
-  context = _LocalContext(max_concurrency, log_file, worker_network)
-  _until_exit.close()
-  _until_exit.callback(context.close)
-  tff.framework.set_default_context(context)
+  tff.framework.set_default_context(LocalContext(max_concurrency))
 
 
-class ProgramContext(tff.program.FederatedContext):
-  """The present context, for TFF's program logic such as `train_model`.
+# TFF's own context is the default until then. It prints a traceback if it is
+# deleted while Python ends.
+atexit.register(start_local_context)
+
+
+class AsyncLocalContext(tff.framework.AsyncContext):
+  """A `LocalContext` whose calls are awaited.
+
+  Example:
+    >>> tff.program.NativeFederatedContext(runtime.AsyncLocalContext())
+  """
+
+  def __init__(self, context: LocalContext | None = None):
+    """Awaits the calls of `context`, by default of a new context."""
+    self._context = context or LocalContext()
+
+  async def invoke(self, comp: Any, arg: Any) -> Any:
+    """Calls a computation as `LocalContext.invoke`; a cancellation ends it."""
+    if isinstance(comp, _Bound):
+      comp, arg = comp.comp, await tff.program.materialize_value(comp.arg)
+    call, future = self._context.start(comp, arg)
+    try:
+      return await asyncio.wrap_future(future)
+    except BaseException:
+      call.cancel()
+      raise
+
+
+class _Bound:
+  """A computation with its argument, so without a parameter."""
+
+  def __init__(self, comp: tff.framework.ConcreteComputation, arg: Any):
+    self.comp, self.arg = comp, arg
+    self.type_signature = tff.FunctionType(None, comp.type_signature.result)
+
+
+class ProgramContext(tff.program.NativeFederatedContext):
+  """TFF's context for program logic such as `train_model`.
 
   `tff.program.NativeFederatedContext` takes no structures placed at clients,
-  such as an id with its data. Install this one inside of `local_context`:
-  `tff.framework.get_context_stack().install(ProgramContext())`.
+  such as an id with its data; this one does.
+
+  Example:
+    >>> context = runtime.ProgramContext()
+    >>> with tff.framework.get_context_stack().install(context):
+    ...   asyncio.run(tff.learning.programs.train_model(...))
   """
 
-  def __init__(self):
-    self._context = tff.framework.get_context_stack().current
+  def __init__(self, context: LocalContext | None = None):
+    """Runs programs in `context`, by default in a new context."""
+    super().__init__(AsyncLocalContext(context))
 
-  def invoke(self, comp: Any, arg: Any) -> Any:
-    """See base class."""
-    return self._context.invoke(comp, arg)
-
-
-class _RemoteContext(tff.framework.MergeableCompExecutionContext):
-  """TFF's context of several workers, whose errors are explained."""
-
-  def invoke(self, comp: Any, arg: Any = None) -> Any:
-    """See base class."""
-    return errors.explained(super().invoke, comp, arg)
-
-
-@contextlib.contextmanager
-def remote_context(
-  addresses: Sequence[str],
-) -> Iterator[tff.framework.MergeableCompExecutionContext]:
-  """Makes workers that run already, also elsewhere, this thread's default.
-
-  Each simulates its share of the clients. A computation has to be mergeable: no
-  aggregation depends on another one. A worker that does not answer, now or
-  later, has a minute to come back.
-
-  Such a worker is open to everybody who reaches its port (see `Worker`). A
-  firewall can keep other machines out, but not other users of its machine:
-
-      nft add table inet tff
-      nft add chain inet tff input '{ type filter hook input priority 0; }'
-      nft add rule inet tff input ip saddr != ADDRESS tcp dport PORT drop
-
-  Args:
-    addresses: Where they listen, `HOST:PORT` or `unix:/PATH` each.
-
-  Yields:
-    The context.
-
-  Raises:
-    WorkerError: If one does not answer. A call raises it too, and a
-      `ComputationError` if the computation fails in a worker.
-  """
-  with contextlib.ExitStack() as channels:
-    contexts = []
-    for address in addresses:
-      channel, stub = executor.connect(address)
-      channels.callback(channel.close)
-      living_stub = functools.partial(_wait_for, address, channel, stub)
-      living_stub()
-      contexts.append(
-        tff.framework.AsyncExecutionContext(
-          executor.ExecutorFactory(living_stub), **_COMPILATION
-        )
-      )
-    context = _RemoteContext(
-      contexts, tff.backends.native.compile_to_mergeable_comp_form
-    )
-    with tff.framework.get_context_stack().install(context):
-      yield context
-
-
-def _wait_for(
-  address: str,
-  channel: grpc.Channel,
-  stub: tff.framework.RemoteExecutorGrpcStub,
-) -> tff.framework.RemoteExecutorGrpcStub:
-  if not stub.is_ready:
-    try:
-      grpc.channel_ready_future(channel).result(worker_lib.READY_WITHIN_SECONDS)
-    except grpc.FutureTimeoutError as e:
-      raise worker_lib.WorkerError(f'No worker answers at {address}.') from e
-  return stub
-
-
-@atexit.register
-def _retire_default_context() -> None:
-  # TFF's own context ends its worker when it is deleted. At Python's own end
-  # that fails with a traceback and leaves the worker behind.
-  tff.framework.set_default_context(tff_internals.RuntimeErrorContext())
+  def invoke(self, comp: tff.framework.ConcreteComputation, arg: Any) -> Any:
+    """Begins a call; its results are references that a program awaits."""
+    return super().invoke(_Bound(comp, arg), None)

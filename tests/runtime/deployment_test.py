@@ -1,0 +1,148 @@
+"""The same processes, unchanged, in TFF's own contexts and on its workers."""
+
+import collections
+import contextlib
+import gc
+import os
+import socket
+import subprocess
+
+import computations
+import numpy as np
+import pytest
+import small_models
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import tff_debias
+from tff_debias import runtime as runtime_lib
+
+MAML = tff_debias.Maml(1, 0.1)
+PROTO = tff_debias.Proto()
+METHODS = {
+  'fed_avg': (tff_debias.build_fed_avg, {}),
+  'per_fed_avg, MAML': (tff_debias.build_per_fed_avg, {'by': MAML}),
+  'per_fed_avg, prototypes': (tff_debias.build_per_fed_avg, {'by': PROTO}),
+  'fed_prox': (tff_debias.build_fed_prox, {'mu': 0.1}),
+  'fed_dyn': (tff_debias.build_fed_dyn, {'alpha': 0.3}),
+  'pfl_dyn, MAML': (tff_debias.build_pfl_dyn, {'by': MAML, 'alpha': 0.3}),
+  'pfl_dyn, prototypes': (
+    tff_debias.build_pfl_dyn,
+    {'by': PROTO, 'alpha': 0.3},
+  ),
+  'scaffold': (tff_debias.build_scaffold, {}),
+  'pfl_scaf, prototypes': (tff_debias.build_pfl_scaf, {'by': PROTO}),
+}
+_COHORTS = [[0, 1, 2], [2, 3], [0, 3, 1]]
+
+
+def train(name, folder):
+  """The weights after three rounds."""
+  build, options = METHODS[name]
+  options = dict(options)
+  by = [options.pop('by')] if 'by' in options else []
+  model, _ = small_models.network()
+  process = build(model, *by, **options, **states(name, folder))
+  state = process.initialize()
+  for cohort in _COHORTS:
+    state = process.next(state, [client(name, i) for i in cohort]).state
+  return process.get_model_weights(state).trainable
+
+
+def states(name, folder):
+  if 'dyn' not in name and 'scaf' not in name:
+    return {}
+  storage = tff_debias.ClientStorage(os.path.join(folder, 'states'))
+  return {'num_clients': 4, 'storage': storage}
+
+
+def client(name, i):
+  batches = [small_models.batch(5, seed=10 * i + j) for j in range(4)]
+  data = tf.data.Dataset.from_tensor_slices(
+    tuple(np.stack(part) for part in zip(*batches, strict=True))
+  )
+  return collections.OrderedDict(client_id=f'client {i}', data=data)
+
+
+def assert_same(weights, expected):
+  for one, other in zip(weights, expected, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+  assert any(np.abs(w).max() > 0.1 for w in expected)
+
+
+@pytest.fixture(scope='module')
+def native_context():
+  context = tff.backends.native.create_sync_local_cpp_execution_context()
+  yield context
+  del context
+  gc.collect()
+
+
+@pytest.mark.parametrize('name', list(METHODS))
+def test_a_method_in_tffs_native_context(
+  name, runtime, native_context, tmp_path
+):
+  expected = train(name, tmp_path / 'here')
+  with tff.framework.get_context_stack().install(native_context):
+    weights = train(name, tmp_path / 'native')
+  assert_same(weights, expected)
+
+
+@pytest.fixture(scope='module')
+def addresses():
+  binary = os.path.join(os.path.dirname(tff.__file__), 'data', 'worker_binary')
+  with contextlib.ExitStack() as stack:
+    found = []
+    for _ in range(2):
+      with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+      worker = stack.enter_context(
+        subprocess.Popen([binary, f'--port={port}'], stderr=subprocess.DEVNULL)
+      )
+      stack.callback(worker.kill)
+      found.append(f'localhost:{port}')
+    yield found
+
+
+@pytest.mark.parametrize('name', ['per_fed_avg, MAML', 'pfl_dyn, prototypes'])
+def test_a_method_on_two_workers(name, runtime, addresses, tmp_path):
+  expected = train(name, tmp_path / 'here')
+  with runtime_lib.remote_context(addresses):
+    assert_same(train(name, tmp_path / 'remote'), expected)
+
+
+def test_two_workers_work_at_the_same_time(addresses, tmp_path):
+  files = [str(tmp_path / name) for name in 'ab']
+  with runtime_lib.remote_context(addresses):
+    assert computations.number_that_met([files, files[::-1]]) == 2
+
+
+def test_errors_of_workers_are_explained(addresses):
+  @tff.tensorflow.computation(tff.SequenceType(np.int32))
+  def largest(data):
+    return data.reduce(0, lambda _, label: tf.gather([0, 0], label))
+
+  @tff.federated_computation(computations.clients(tff.SequenceType(np.int32)))
+  def total(data):
+    return tff.federated_sum(tff.federated_map(largest, data))
+
+  data = tf.data.Dataset.from_tensors(tf.constant(5))
+  with (
+    runtime_lib.remote_context(addresses),
+    pytest.raises(
+      runtime_lib.ComputationError, match='A label .* from 0 to 1, got 5'
+    ),
+  ):
+    total([data])
+
+
+def test_a_worker_that_does_not_answer_is_named(monkeypatch):
+  monkeypatch.setattr(runtime_lib.remote, '_READY_WITHIN_SECONDS', 1)
+  with (
+    pytest.raises(
+      runtime_lib.ComputationError, match='No worker .* localhost:1$'
+    ),
+    runtime_lib.remote_context(['localhost:1']),
+  ):
+    pass

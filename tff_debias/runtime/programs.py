@@ -1,0 +1,226 @@
+"""Compiles a computation to TensorFlow functions that Python drives.
+
+TFF compiles a computation over clients to six functions, its `MapReduceForm`.
+Python calls them: `prepare` and `zero` once, `work` and `accumulate` for one
+client after the other, `report` and `update` once.
+"""
+
+import collections
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
+import concurrent.futures
+import itertools
+import threading
+from typing import Any
+from typing import TypeAlias
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+from tff_debias import internals
+from tff_debias.runtime import errors
+from tff_debias.runtime import functions
+from tff_debias.runtime import values
+
+Tensors = functions.Tensors
+_Computation: TypeAlias = tff.framework.ConcreteComputation
+_mapreduce = tff.backends.mapreduce
+
+# TFF's Grappler inlines functions and forgets marks such as `_noinline`.
+_GRAPPLER = tf.compat.v1.ConfigProto()
+_GRAPPLER.graph_options.rewrite_options.function_optimization = 2  # OFF
+# How often a function runs again that TensorFlow says was cancelled.
+_MAX_TRIES = 5
+
+
+class Call:
+  """A call in progress: runs functions until it is canceled."""
+
+  def __init__(
+    self,
+    pool: concurrent.futures.Executor,
+    max_concurrency: int,
+    name_client: Callable[[int], str],
+  ):
+    """Begins a call; `name_client` names the client at a place in errors."""
+    self._pool = pool
+    self._max_concurrency = max_concurrency
+    self._name_client = name_client
+    self._lock = threading.Lock()
+    self._is_canceled = False
+    # One for each function that runs: TensorFlow cancels it if one fails.
+    self._running: set[internals.CancellationManager] = set()
+
+  def cancel(self) -> None:
+    """Ends the functions that run, and all that would run next."""
+    with self._lock:
+      self._is_canceled = True
+      for cancellation in self._running:
+        cancellation.start_cancel()
+
+  def run(
+    self,
+    function: functions.Function,
+    inputs: Tensors,
+    place: int | None = None,
+  ) -> Tensors:
+    """Runs a function, of the client at `place` or of the server.
+
+    Raises:
+      concurrent.futures.CancelledError: If the call was canceled.
+      ComputationError: If the function failed.
+    """
+    for _ in range(_MAX_TRIES):
+      try:
+        return self._run(function, inputs)
+      except tf.errors.OpError as e:
+        error = e
+        # TensorFlow sometimes reports the cancellation of another operation in
+        # the place of the error. Another try shows the error.
+        if not isinstance(e, tf.errors.CancelledError):
+          break
+    who = 'The server' if place is None else self._name_client(place)
+    raise errors.ComputationError(
+      f'{who} failed: {errors.reason(error.message)}'
+    ) from error
+
+  def _run(self, function: functions.Function, inputs: Tensors) -> Tensors:
+    cancellation = internals.CancellationManager()
+    with self._lock:
+      if self._is_canceled:
+        raise concurrent.futures.CancelledError
+      self._running.add(cancellation)
+    try:
+      return function(inputs, cancellation)
+    finally:
+      with self._lock:
+        self._running.remove(cancellation)
+
+  def map(
+    self, function: functions.Function, clients: Iterable[Tensors]
+  ) -> Iterator[Tensors]:
+    """Yields the outputs of each client, in their order, few at a time."""
+    running: collections.deque = collections.deque()
+    for place, inputs in enumerate(clients):
+      running.append(self._pool.submit(self.run, function, inputs, place))
+      if len(running) > self._max_concurrency:
+        yield running.popleft().result()
+    while running:
+      yield running.popleft().result()
+
+
+class Program:
+  """A compiled computation."""
+
+  def __init__(self, comp: _Computation):
+    """Compiles a computation.
+
+    Raises:
+      NotImplementedError: If TFF has no form of the computation in which
+        clients work once and independently of each other.
+    """
+    self._run = _compile(comp)
+    result = comp.type_signature.result
+    self._is_at_clients = values.is_at_clients(result)
+    self._unflatten = values.unflattener(
+      result.member if self._is_at_clients else result
+    )
+
+  def run(self, call: Call, server: Tensors, clients: list[Tensors]) -> Any:
+    """The result for the tensors at the server and those of each client."""
+    results = iter(self._run(call, server, clients))
+    if self._is_at_clients:
+      return [self._unflatten(results) for _ in clients]
+    return self._unflatten(results)
+
+
+_Run: TypeAlias = Callable[[Call, Tensors, list[Tensors]], Tensors]
+
+
+def _compile(comp: _Computation) -> _Run:
+  parameter, result = comp.type_signature.parameter, comp.type_signature.result
+  try:
+    if not values.has_clients(parameter):
+      return _compile_local(comp)
+    if values.is_at_clients(result):
+      return _compile_broadcast(comp)
+    return _compile_aggregation(comp)
+  except Exception as e:
+    raise NotImplementedError(
+      f'A computation of type {comp.type_signature!s:.300} does not run in this'
+      f' process: {e!s:.300}\nThe context of TFF may run it:'
+      ' tff.backends.native.create_sync_local_cpp_execution_context().'
+    ) from e
+
+
+def _compile_local(comp: _Computation) -> _Run:
+  if _Computation.get_proto(comp).WhichOneof('computation') != 'tensorflow':
+    block = _mapreduce.consolidate_and_extract_local_processing(
+      comp.to_building_block(), _GRAPPLER
+    )
+    comp = _Computation.from_building_block(block)
+  function = functions.Function(comp)
+  return lambda call, server, clients: call.run(function, server)
+
+
+def _compile_aggregation(comp: _Computation) -> _Run:
+  form = _mapreduce.get_map_reduce_form_for_computation(
+    _of_two_arguments(comp, lambda server, result: (server, result)),
+    _GRAPPLER,
+    tff_internal_preprocessing=_without_secure_sums,
+  )
+  names = ('prepare', 'work', 'zero', 'accumulate', 'report', 'update')
+  prepare, work, zero, accumulate, report, update = (
+    functions.Function(getattr(form, name)) for name in names
+  )
+
+  def run(call: Call, server: Tensors, clients: list[Tensors]) -> Tensors:
+    sent = call.run(prepare, server)
+    total = call.run(zero, [])
+    for upload in call.map(work, ([*client, *sent] for client in clients)):
+      total = call.run(accumulate, [*total, *upload])
+    return call.run(update, [*server, *call.run(report, total)])[len(server) :]
+
+  return run
+
+
+def _compile_broadcast(comp: _Computation) -> _Run:
+  form = _mapreduce.get_broadcast_form_for_computation(
+    _of_two_arguments(comp, lambda server, result: result), _GRAPPLER
+  )
+  prepare = functions.Function(form.compute_server_context)
+  work = functions.Function(form.client_processing)
+
+  def run(call: Call, server: Tensors, clients: list[Tensors]) -> Tensors:
+    sent = call.run(prepare, server)
+    results = call.map(work, ([*sent, *client] for client in clients))
+    return list(itertools.chain(*results))
+
+  return run
+
+
+def _without_secure_sums(block: Any) -> Any:
+  """Replaces secure sums by sums of the integers that clients would mask."""
+  comp = tff.backends.test.replace_secure_intrinsics_with_bodies(
+    _Computation.from_building_block(block)
+  )
+  return comp.to_building_block()
+
+
+def _of_two_arguments(
+  comp: _Computation, returned: Callable[[Any, Any], Any]
+) -> _Computation:
+  """The computation of two tuples: the parts at the server and at clients."""
+  types = values.placed_types(comp.type_signature.parameter)
+
+  def tuple_at(placement: tff.framework.PlacementLiteral) -> tff.FederatedType:
+    members = [t.member for t in types if t.placement is placement]
+    return tff.FederatedType(members, placement)
+
+  @tff.federated_computation(tuple_at(tff.SERVER), tuple_at(tff.CLIENTS))
+  def of_two_arguments(server, clients):
+    parts = {tff.SERVER: iter(server), tff.CLIENTS: iter(clients)}
+    return returned(server, comp(*(next(parts[t.placement]) for t in types)))
+
+  return of_two_arguments
