@@ -86,10 +86,13 @@ def main() -> None:
     print(f'{file}: probabilities right to within {difference:.1e}')
 
 
-def _arrays(batches: Any) -> list[np.ndarray]:
+def _arrays(batches: Any) -> tuple[np.ndarray, np.ndarray]:
   """The inputs and the labels of all examples."""
-  examples = list(batches.as_numpy_iterator())
-  return [np.concatenate([batch[name] for batch in examples]) for name in 'xy']
+  x, y = zip(
+    *((batch['x'], batch['y']) for batch in batches.as_numpy_iterator()),
+    strict=True,
+  )
+  return np.concatenate(x), np.concatenate(y)
 
 
 def _read_examples(path: str) -> tuple[np.ndarray, np.ndarray]:

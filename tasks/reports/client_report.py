@@ -1,6 +1,7 @@
 """Writes an evaluation device by device: tables, figures and a summary."""
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,9 @@ from tasks.reports import figures
 from tasks.reports import tables
 from tasks.runs import per_client
 
-_LINES = dict(zip(per_client.GROUPS, figures.LINES, strict=False))
+_LINES: dict[str, dict[str, Any]] = dict(
+  zip(per_client.GROUPS, figures.LINES, strict=False)
+)
 _MAX_BINS = 25
 _NOTES = """\
 The personalized test accuracy over the devices that took part in training, that
@@ -102,7 +105,8 @@ def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
   meta = meta[np.isfinite(meta)]
   # The accuracies of a device are multiples of 1/n: the edges lie between.
   n = max(1, int(np.median([row['tested'] for row in evaluation.clients])))
-  bins = (np.arange(0, n + 2 + n // _MAX_BINS, 1 + n // _MAX_BINS) - 0.5) / n
+  per_bin = 1 + n // _MAX_BINS
+  bins = ((np.arange(0, n + 1 + per_bin, per_bin) - 0.5) / n).tolist()
   figure, (axis,) = _panels(evaluation, 1)
   axis.hist(
     list(accuracies.values()),
@@ -123,8 +127,8 @@ def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
       label='all, not personalized',
     )
   axis.set(xlabel='test accuracy of a device', ylabel='devices')
-  axis.xaxis.get_major_locator().set_params(steps=(1, 2, 5, 10))
-  axis.yaxis.get_major_locator().set_params(integer=True)
+  axis.locator_params('x', steps=(1, 2, 5, 10))
+  axis.locator_params('y', integer=True)
   figures.add_legend(figure)
   figures.save(figure, path)
 

@@ -9,6 +9,7 @@ import functools
 import math
 import re
 from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -23,7 +24,7 @@ from tasks.runs import settings as settings_lib
 import tff_debias
 from tff_debias import partitions
 
-ClientData = tff.simulation.datasets.ClientData
+ClientData: TypeAlias = tff.simulation.datasets.ClientData
 
 #: The examples in a batch of a test, or of a check.
 EVALUATION_BATCH_SIZE = 500
@@ -123,19 +124,15 @@ class Experiment:
   def __init__(self, settings: settings_lib.Settings):
     """Loads the data and splits them; settings that are `None` get defaults."""
     self.task = catalog.module_of(settings.task).load(settings.data_dir)
-    self.settings = s = resolve(settings)
+    # Any: a setting that has an effect is not `None` now.
+    self.settings: Any = resolve(settings)
+    s = self.settings
     self.correction = components.build('correction', s)
     self.personalization = components.build('personalization', s)
     self.personalization_in_tests = self.personalization
     if s.tested_personalization is not None:
       self.personalization_in_tests = components.build(
         'tested_personalization', s
-      )
-    if s.clients_per_round > s.num_clients - s.num_held_out:
-      raise errors.UserError(
-        f'--clients_per_round={s.clients_per_round} must be at most'
-        f' --num_clients={s.num_clients} less the {s.num_held_out} of'
-        ' --held_out_share.'
       )
     self.train_data, self.test_data = self._split()
     if s.validation_share:
@@ -169,6 +166,12 @@ class Experiment:
   def _split(self) -> tuple[ClientData, ClientData]:
     """Splits the examples over clients, or chooses users of the data set."""
     s, task = self.settings, self.task
+    if s.clients_per_round > s.num_clients - s.num_held_out:
+      raise errors.UserError(
+        f'--clients_per_round={s.clients_per_round} must be at most'
+        f' --num_clients={s.num_clients} less the {s.num_held_out} of'
+        ' --held_out_share.'
+      )
     if (task.natural if s.partition == 'natural' else task.train) is None:
       right = 'natural' if task.natural else 'acid, alid or dirichlet'
       raise errors.UserError(

@@ -111,7 +111,7 @@ def evaluate(
       meta = {name: values * np.nan for name, values in personalized.items()}
       if not is_proto:
         meta = run(build(model, tff_debias.NoPersonalization()))
-    shots = [(size, run(test, size)) for size in few_shot]
+    shots: list[tuple[Any, Results]] = [(n, run(test, n)) for n in few_shot]
   if few_shot:
     shots = [(0, meta), *shots, ('all', personalized)]
   return Evaluation(
