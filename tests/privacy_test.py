@@ -71,7 +71,7 @@ def test_noise_moves_the_mean_of_the_states_by_a_random_walk(tmp_path):
     model_aggregator=privacy.dp_aggregator(noise, 2, 1.0),
   )
   errors = [
-    state.finalizer['means'][0][0] - mean_of_states(tmp_path, state)
+    state.finalizer['mean_states'][0][0] - mean_of_states(tmp_path, state)
     for state, _, _ in rounds(process, 40)
   ]
   # Three numbers a round.
@@ -84,7 +84,7 @@ def test_noise_moves_the_mean_of_the_states_by_a_random_walk(tmp_path):
 
 @pytest.mark.usefixtures('runtime')
 @pytest.mark.parametrize(
-  'correction', [DYN, corrections.Scaf(), corrections.Scaf(equal_steps=True)]
+  'correction', [DYN, corrections.Scaf(), corrections.Scaf(num_steps=3)]
 )
 def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
   bound = 0.05
@@ -93,11 +93,11 @@ def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
   # The first round: nothing else than the bound can have this norm.
   assert abs(metrics['finalizer']['update_norm'] - bound) < 1e-6
   work = 0.5 if isinstance(correction, corrections.Dyn) else 1 / (3 * 0.1)
-  (mean,) = state.finalizer['means'][0]
+  (mean,) = state.finalizer['mean_states'][0]
   assert abs(np.linalg.norm(mean) - work * bound / 5) < 1e-6
   *_, (state, _, _) = rounds(process, 4, seed=1)
   np.testing.assert_allclose(
-    state.finalizer['means'][0][0],
+    state.finalizer['mean_states'][0][0],
     mean_of_states(tmp_path, state),
     rtol=0,
     atol=1e-6,
@@ -105,9 +105,7 @@ def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
 
 
 @pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize(
-  'correction', [DYN, corrections.Scaf(equal_steps=True)]
-)
+@pytest.mark.parametrize('correction', [DYN, corrections.Scaf(num_steps=3)])
 def test_a_fixed_denominator_is_of_the_model_only(tmp_path, correction):
   """Two take part where four are planned, without noise."""
   planned = build(
@@ -126,11 +124,13 @@ def test_a_fixed_denominator_is_of_the_model_only(tmp_path, correction):
     rtol=1e-6,
   )
   np.testing.assert_allclose(
-    state.finalizer['means'][0][0], other.finalizer['means'][0][0], rtol=1e-6
+    state.finalizer['mean_states'][0][0],
+    other.finalizer['mean_states'][0][0],
+    rtol=1e-6,
   )
   for state, _, _ in rounds(planned, 6):
     np.testing.assert_allclose(
-      state.finalizer['means'][0][0],
+      state.finalizer['mean_states'][0][0],
       mean_of_states(tmp_path / 'planned', state),
       rtol=0,
       atol=1e-6,
@@ -191,15 +191,6 @@ def test_more_than_a_bounded_update_is_refused(tmp_path, correction, track_all):
       build(correction, tmp_path, track_all=track_all, model_aggregator=factory)
 
 
-def test_weights_need_an_aggregator_that_takes_them():
-  with pytest.raises(ValueError, match='client_weighting must be UNIFORM'):
-    build(
-      corrections.NoCorrection(),
-      client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
-      model_aggregator=tff.aggregators.UnweightedMeanFactory(),
-    )
-
-
 @pytest.mark.usefixtures('runtime')
 def test_errors_of_a_compression_stay_small(tmp_path):
   compression = tff.aggregators.EncodedSumFactory.quantize_above_threshold(
@@ -213,7 +204,7 @@ def test_errors_of_a_compression_stay_small(tmp_path):
   )
   largest = 0.0
   for state, _, _ in rounds(process, 50):
-    (mean,) = state.finalizer['means'][0]
+    (mean,) = state.finalizer['mean_states'][0]
     largest = max(largest, np.linalg.norm(mean))
   error = np.linalg.norm(mean - mean_of_states(tmp_path, state))
   print(f'‖h - mean λ_i‖ {error:.2e}, ‖h‖ at most {largest:.2e}')
@@ -328,7 +319,7 @@ def test_nothing_leaves_a_client_in_the_clear(tmp_path):
   for correction, factory in (
     (DYN, privacy.secure_aggregator(1.0)),
     (
-      corrections.Scaf(equal_steps=True),
+      corrections.Scaf(num_steps=3),
       privacy.dp_aggregator(1.0, 2, 1.0, secure=True),
     ),
     (corrections.NoCorrection(), tff.learning.secure_aggregator()),
@@ -366,13 +357,13 @@ for name, options in {
     work = metrics['client_work']
     runs.append([
       *process.get_model_weights(state).trainable[0].flat,
-      *state.finalizer['means'][0][0].flat,
+      *state.finalizer['mean_states'][0][0].flat,
       work['participants'], work['left_out'], work['correction_norm'],
       work['train']['loss'], work['train']['num_examples'],
       state.client_work['lineage'].num_clients,
     ])
   np.testing.assert_allclose(
-    state.finalizer['means'][0][0],
+    state.finalizer['mean_states'][0][0],
     privacy_test.mean_of_states(folder / name, state), atol=1e-6)
 np.testing.assert_allclose(runs[:3], runs[3:], rtol=0, atol=2e-4)
 np.testing.assert_allclose(
