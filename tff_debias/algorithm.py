@@ -76,6 +76,7 @@ class Algorithm:
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None
   max_update_norm: float | None = None
   metrics_aggregator: MetricsAggregator | None = None
+  jit_compile: bool = False
 
   def __post_init__(self):
     checks.check_type(
@@ -344,6 +345,7 @@ def client_update(
     client_init(algorithm, received),
     functools.partial(client_step, algorithm, received, states),
     algorithm.personalization.batches_per_step,
+    algorithm.jit_compile,
   )
   return client_final(algorithm, received, states, final)
 

@@ -37,6 +37,7 @@ def build_learning_process(
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   max_update_norm: float | None = None,
   metrics_aggregator: algorithm_lib.MetricsAggregator | None = None,
+  jit_compile: bool = False,
 ) -> tff.learning.templates.LearningProcess:
   """Builds the learning process of any personalization and any correction.
 
@@ -101,8 +102,11 @@ def build_learning_process(
     metrics_aggregator: How TFF's builders take it; by default
       `tff.learning.metrics.sum_then_finalize`. It aggregates the `train`
       metrics. If it sums securely, as `secure_sum_then_finalize`, all else that
-      clients report is summed securely too. TFF runs secure sums on this
-      machine in `tff.backends.test.create_sync_test_cpp_execution_context()`.
+      clients report is summed securely too. `runtime.local_context` simulates
+      secure sums.
+    jit_compile: Whether XLA compiles all steps of a client together. A small
+      dense network gains; a convolution on a CPU loses a factor of 2. All
+      batches must have the same size: the model's `input_spec` names it.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -127,6 +131,7 @@ def build_learning_process(
     server_optimizer_fn=server_optimizer_fn,
     max_update_norm=max_update_norm,
     metrics_aggregator=metrics_aggregator,
+    jit_compile=jit_compile,
   )
   algorithm.check_population()
   process = _build_process(algorithm)

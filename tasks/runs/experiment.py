@@ -4,6 +4,7 @@ import collections
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import enum
 import functools
 import math
@@ -219,9 +220,15 @@ class Experiment:
     self, storage: tff_debias.ClientStorage
   ) -> tff.learning.templates.LearningProcess:
     """The learning process, with the clients' storage."""
-    s = self.settings
+    s, model = self.settings, self.model
+    if s.jit_compile:  # XLA needs static shapes.
+      spec = tf.nest.map_structure(
+        lambda t: tf.TensorSpec([s.batch_size, *t.shape[1:]], t.dtype),
+        model.input_spec,
+      )
+      model = dataclasses.replace(model, input_spec=spec)
     return tff_debias.build_learning_process(
-      self.model,
+      model,
       self.personalization,
       self.correction,
       learning_rate_fn=tff_debias.exponential_decay(
@@ -232,6 +239,7 @@ class Experiment:
       num_clients=len(self.training_clients),
       storage=storage,
       track_all=s.evaluated_model == 'all',
+      jit_compile=s.jit_compile,
     )
 
   def training_data(

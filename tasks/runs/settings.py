@@ -137,6 +137,11 @@ class Settings:
   rounds_per_evaluation: int = _setting(
     'The number of rounds from one evaluation to the next.', at_least=1
   )
+  jit_compile: bool = _setting(
+    'Whether XLA compiles all steps of a client together. It is for small dense'
+    ' networks; a convolution on a CPU becomes slower.',
+    default=False,
+  )
   data_dir: str = _setting('The folder of the data of the task.')
   seed: int = _setting(
     'Decides the initial weights, the partition, the clients of each round and'
