@@ -200,7 +200,7 @@ def test_an_earlier_export_is_replaced_if_the_new_one_is_right(tmp_path):
   _, model, data = problem()
   wrong = tf.keras.Sequential([*mlp()[:-2], L.Dense(5, 'relu'), L.Dense(4)])
   wrong.set_weights(keras_model.get_weights())
-  with pytest.raises(export.ExportError, match='model.keras gives other'):
+  with pytest.raises(export.ExportError, match='clone of .* gives other'):
     export.export_personalized_model(
       wrong, model, MAML, data, tmp_path / 'model'
     )
@@ -452,10 +452,19 @@ def test_what_cannot_be_exported_is_refused():
   keras_model, model, data = problem()
   other = tf.keras.Sequential([L.Input((2, 3)), *cnn()[4:]])
   regression = small_models.linear_model()
+
+  class Subclassed(tf.keras.Model):
+    pass
+
   for error, message, arguments in (
     (TypeError, 'model must be .*from_keras', (keras_model, keras_model)),
     (export.ExportError, 'that the Model was made of', (other, model)),
     (export.ExportError, 'Only a classifier', (keras_model, regression)),
+    (
+      export.ExportError,
+      'functional or seq.* Subclassed',
+      (Subclassed(), model),
+    ),
   ):
     with pytest.raises(error, match=message):
       export.personalized_keras_model(*arguments, MAML, data)

@@ -103,11 +103,21 @@ class Client:
     self.keras_model = tf.keras.Model(
       inputs, self._softmax(outputs), name='personalized'
     )
+    first = self.keras_model(self.x[:BATCH_SIZE], training=False)
+    if not self.difference(first) < TOLERANCE:
+      raise ExportError(
+        'The clone of the Keras model gives other probabilities than the'
+        f' personalization, up to {self.difference(first):.2g}. Is it the one'
+        ' that the Model was made of?'
+      )
+
+  def difference(self, probabilities: Any) -> float:
+    """The largest difference from the personalization's own probabilities."""
+    return float(np.abs(probabilities - self.probabilities).max())
 
   def is_random(self) -> bool:
     """Whether the personalization ends elsewhere each time."""
-    again = self._softmax(self._personalize()[1])
-    return float(np.abs(again - self.probabilities).max()) > TOLERANCE
+    return self.difference(self._softmax(self._personalize()[1])) > TOLERANCE
 
   def take_step(
     self, x: tf.Tensor, y: tf.Tensor, step: tf.Tensor
@@ -233,6 +243,11 @@ def _meta_weights(
   keras_model: tf.keras.Model, model: models.Model
 ) -> models.ModelWeights:
   """The weights of the Keras model, if `model` can have been made of it."""
+  if models.is_subclassed(keras_model):
+    raise ExportError(
+      'Only a functional or sequential Keras model can be exported, got'
+      f' {type(keras_model).__name__}.'
+    )
   weights = models.ModelWeights(
     tuple(v.numpy() for v in keras_model.trainable_variables),
     tuple(v.numpy() for v in keras_model.non_trainable_variables),
