@@ -173,9 +173,9 @@ def test_against_a_plain_loop(personalization, correction):
   assert_close(
     result.update, [w - s for w, s in zip(loop.newest[0], weights, strict=True)]
   )
-  assert_close(result.memories[0], loop.kept[0])
+  assert_close(result.states[0], loop.kept[0])
   change = [new - old for new, old in zip(loop.kept[0], state, strict=True)]
-  assert_close(result.client_message[0], change if correction == 'scaf' else ())
+  assert_close(result.state_changes[0], change if correction == 'scaf' else ())
   # The metrics are of the predictions before each step changed the weights.
   loss_sum = num_examples = 0
   accuracy = tf.keras.metrics.SparseCategoricalAccuracy()
@@ -202,7 +202,7 @@ def take_mean(*values):
 
 
 @pytest.mark.parametrize(
-  'correction', [*CORRECTIONS.values(), corrections.Scaf(equal_steps=True)]
+  'correction', [*CORRECTIONS.values(), corrections.Scaf(num_steps=2)]
 )
 def test_rounds_against_a_plain_loop(correction):
   method = algorithm.Algorithm(
@@ -213,8 +213,8 @@ def test_rounds_against_a_plain_loop(correction):
     track_all=True,
   )
   initial = (tf.ones([3, 1]),)
-  memories = [algorithm.initial_memories(method, initial)] * 5
-  state = algorithm.ServerState(initial, memories[0], ())
+  states = [algorithm.initial_states(method, initial)] * 5
+  state = algorithm.ServerState(initial, states[0], ())
 
   def rate(t):
     return 0.1 * 0.5**t
@@ -231,7 +231,7 @@ def test_rounds_against_a_plain_loop(correction):
   )
   for t, participants in enumerate(([0, 1], [1, 2, 3], [0, 4])):
     clients = {
-      i: small_models.linear_client(i, 2 if correction.equal_steps else 1 + i)
+      i: small_models.linear_client(i, correction.num_steps or 1 + i)
       for i in participants
     }
     sent = algorithm.broadcast(
@@ -239,13 +239,12 @@ def test_rounds_against_a_plain_loop(correction):
     )
     results = []
     for i, participant in clients.items():
-      results.append(client_update(sent, memories[i], participant['data']))
-      memories[i] = results[-1].memories
-    update, message, num_steps = (
+      results.append(client_update(sent, states[i], participant['data']))
+      states[i] = results[-1].states
+    update, changes = (
       tf.nest.map_structure(take_mean, *parts)
       for parts in zip(
-        *((r.update, r.client_message, r.sums.num_steps) for r in results),
-        strict=True,
+        *((r.update, r.state_changes) for r in results), strict=True
       )
     )
     share = tf.constant(len(participants) / 5)
@@ -253,16 +252,16 @@ def test_rounds_against_a_plain_loop(correction):
       method,
       state,
       sent,
-      algorithm.Participants(update, message, share, num_steps),
+      algorithm.Participants(update, changes, share),
     )
     loop.round({i: small_models.batches(c) for i, c in clients.items()})
     assert_close(state.weights, loop.selected)
-    assert_close(corrections.all_model(state.means[1], initial), loop.all)
-    if state.means[0]:
-      assert_close(state.means[0], reference.mean(loop.kept))
-      for kept, expected in zip(memories, loop.kept, strict=True):
+    assert_close(corrections.all_model(state.mean_states[1], initial), loop.all)
+    if state.mean_states[0]:
+      assert_close(state.mean_states[0], reference.mean(loop.kept))
+      for kept, expected in zip(states, loop.kept, strict=True):
         assert_close(kept[0], expected)
-      assert np.abs(state.means[0][0]).max() > 0.01
+      assert np.abs(state.mean_states[0][0]).max() > 0.01
 
 
 def test_the_servers_optimizer_takes_minus_the_mean_update_as_gradient():
@@ -272,7 +271,7 @@ def test_the_servers_optimizer_takes_minus_the_mean_update_as_gradient():
     PERSONALIZATIONS['none'],
     CORRECTIONS['none'],
     float('inf'),
-    server_optimizer=optimizer,
+    server_optimizer_fn=optimizer,
   )
   weights = (tf.constant([[1.0]]),)
   state = algorithm.ServerState(
@@ -282,7 +281,7 @@ def test_the_servers_optimizer_takes_minus_the_mean_update_as_gradient():
   for expected in (1 + 0.5 * 2, 2 + 0.5 * 3):
     sent = algorithm.broadcast(method, state, (), 0.1, 0.0)
     participants = algorithm.Participants(
-      (tf.constant([[2.0]]),), ((),), tf.constant(0.5), tf.constant(1.0)
+      (tf.constant([[2.0]]),), ((),), tf.constant(0.5)
     )
     state = algorithm.server_update(method, state, sent, participants)
     assert_close(state.weights, [[[expected]]])
@@ -304,8 +303,8 @@ def test_a_step_by_hand():
   )
   np.testing.assert_allclose(result.update[0], [[-0.85]], rtol=1e-6)
   # c_i - c + (w^t - w_i) / (1 · 0.1), and what changed.
-  np.testing.assert_allclose(result.memories[0][0], [[-21.5]], rtol=1e-6)
-  np.testing.assert_allclose(result.client_message[0][0], [[-11.5]], rtol=1e-6)
+  np.testing.assert_allclose(result.states[0][0], [[-21.5]], rtol=1e-6)
+  np.testing.assert_allclose(result.state_changes[0][0], [[-11.5]], rtol=1e-6)
   np.testing.assert_allclose(result.sums.loss_sum, 10.0)
   assert result.sums.num_examples == 2
 
@@ -394,11 +393,11 @@ def test_a_client_without_a_step_is_left_out(correction):
 
 def assert_is_left_out(result, state):
   assert not result.is_included
-  zeros = (result.update, result.client_message, result.sums)
+  zeros = (result.update, result.state_changes, result.sums)
   for zero in tf.nest.flatten(zeros):
     np.testing.assert_array_equal(zero, np.zeros_like(zero))
-  assert len(result.memories[0]) == len(state)
-  for actual, expected in zip(result.memories[0], state, strict=True):
+  assert len(result.states[0]) == len(state)
+  for actual, expected in zip(result.states[0], state, strict=True):
     np.testing.assert_array_equal(actual, expected)
 
 
@@ -478,7 +477,7 @@ def test_the_rate_of_the_round_is_used():
         rate=rate,
         weight_decay=0.0,
       )
-      np.testing.assert_allclose(result.memories[0][0], [[expected]], rtol=1e-5)
+      np.testing.assert_allclose(result.states[0][0], [[expected]], rtol=1e-5)
 
 
 def test_batches_that_are_mappings():

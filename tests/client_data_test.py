@@ -26,7 +26,15 @@ def build(tmp_path, name):
   )
 
 
-def test_ids_train_as_their_data_do(tmp_path):
+def build_without_states(tmp_path, name):
+  del tmp_path, name
+  return tff_debias.build_fed_avg(
+    small_models.linear_model(), learning_rate=0.05
+  )
+
+
+@pytest.mark.parametrize('build', [build, build_without_states])
+def test_ids_train_as_their_data_do(tmp_path, build):
   data = client_data()
   plain, composed = build(tmp_path, 'plain'), build(tmp_path, 'composed')
   composed = tff_debias.compose_with_client_data(composed, data)
@@ -38,10 +46,14 @@ def test_ids_train_as_their_data_do(tmp_path):
       )
       for i in ids
     ]
+    clients = small_models.participants(plain, clients)
     states = (
       plain.next(states[0], clients).state,
       composed.next(states[1], ids).state,
     )
+  hparams = composed.get_hparams(states[1])
+  assert hparams == plain.get_hparams(states[0])
+  small_models.assert_same(composed.set_hparams(states[1], hparams), states[1])
   for a, b in zip(
     plain.get_model_weights(states[0]).trainable,
     composed.get_model_weights(states[1]).trainable,

@@ -1,4 +1,4 @@
-"""Clipping, noise, secure sums and decay, with states that stay in step."""
+"""Clipping, noise and secure sums, with states that stay in step."""
 
 import math
 import pathlib
@@ -38,18 +38,18 @@ def client(i):
   return small_models.client(f'client {i}', *DATA[i], 3)
 
 
-def mean_of_states(folder, state, decay=0.0):
-  """The mean of all five clients' λ_i or c_i, each aged by its own rounds."""
+def mean_of_states(folder, state):
+  """The mean of all five clients' λ_i or c_i."""
   states = []
   for i in range(5):
-    (kept,), _, age = storage_lib.ClientStorage(folder).read(
+    (kept,), _ = storage_lib.ClientStorage(folder).read(
       storage_lib.Lineage(
         *(tf.constant(value) for value in state.client_work['lineage'])
       ),
       tf.constant(f'client {i}'),
       [tf.zeros([3, 1])],
     )
-    states.append((1 - decay) ** int(age) * np.float64(kept))
+    states.append(np.float64(kept))
   return np.mean(states, axis=0)
 
 
@@ -64,69 +64,28 @@ def rounds(process, count, size=2, seed=0):
 
 
 @pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize(
-  'correction',
-  [
-    corrections.Dyn(alpha=0.5, decay=0.1),
-    corrections.Scaf(decay=0.1),
-    corrections.Scaf(equal_steps=True, decay=0.1),
-  ],
-)
-def test_a_decay_keeps_the_mean_of_all_states(tmp_path, correction):
-  ages = set()
-  for state, _, _ in rounds(build(correction, tmp_path), 20):
-    (mean,) = state.finalizer['means'][0]
-    np.testing.assert_allclose(
-      mean, mean_of_states(tmp_path, state, 0.1), rtol=0, atol=1e-6
-    )
-    ages.add(len(state.client_work['lineage'].windows))
-  assert len(ages) == 20 and np.linalg.norm(mean) > 1e-2
-
-
-@pytest.mark.usefixtures('runtime')
-def test_a_round_without_participants_decays_too(tmp_path):
-  process = build(corrections.Dyn(0.5, decay=0.1), tmp_path)
-  *_, (state, _, _) = rounds(process, 1)
-  (before,) = state.finalizer['means'][0]
-  state, _ = process.next(state, [small_models.client('none', *DATA[0], 0)])
-  (after,) = state.finalizer['means'][0]
-  np.testing.assert_allclose(after, 0.9 * before, rtol=1e-6)
-  np.testing.assert_allclose(
-    after, mean_of_states(tmp_path, state, 0.1), rtol=0, atol=1e-6
+def test_the_noise_in_the_mean_of_the_states_is_a_random_walk(tmp_path):
+  noise, alpha = 2.0, 0.5
+  process = build(
+    corrections.Dyn(alpha),
+    tmp_path,
+    model_aggregator=privacy.dp_aggregator(noise, 2, 1.0),
   )
-
-
-@pytest.mark.usefixtures('runtime')
-def test_noise_in_the_mean_of_the_states_is_bounded_by_a_decay(tmp_path):
-  noise, alpha, decay = 2.0, 0.5, 0.2
-  errors = {}
-  for gamma in (0.0, decay):
-    folder = tmp_path / str(gamma)
-    process = build(
-      corrections.Dyn(alpha, decay=gamma),
-      folder,
-      model_aggregator=privacy.dp_aggregator(noise, 2, 1.0),
-    )
-    errors[gamma] = [
-      state.finalizer['means'][0][0] - mean_of_states(folder, state, gamma)
-      for state, _, _ in rounds(process, 40)
-    ]
+  errors = [
+    state.finalizer['mean_states'][0][0] - mean_of_states(tmp_path, state)
+    for state, _, _ in rounds(process, 40)
+  ]
+  # Three numbers a round.
+  walk = np.diff([np.zeros([3, 1]), *errors], axis=0)
   step = alpha * noise / 5
-  # Three numbers a round: the random walk's steps, and the decaying error's.
-  walk = np.diff([np.zeros([3, 1]), *errors[0.0]], axis=0)
   assert step * 0.75 < walk.std() < step * 1.25
-  old = [np.zeros([3, 1]), *errors[decay][:-1]]
-  steps = np.array(errors[decay]) - (1 - decay) * np.array(old)
-  assert step * 0.75 < steps.std() < step * 1.25
-  bound = step / math.sqrt(2 * decay - decay**2)
-  assert 0.5 * bound < np.std(errors[decay][10:]) < 1.6 * bound
   # No noise is used twice, whatever the program's seed.
   assert len({float(value) for value in walk.flat}) == walk.size
 
 
 @pytest.mark.usefixtures('runtime')
 @pytest.mark.parametrize(
-  'correction', [DYN, corrections.Scaf(), corrections.Scaf(equal_steps=True)]
+  'correction', [DYN, corrections.Scaf(), corrections.Scaf(num_steps=3)]
 )
 def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
   bound = 0.05
@@ -135,11 +94,11 @@ def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
   # The first round: nothing else than the bound can have this norm.
   assert abs(metrics['finalizer']['update_norm'] - bound) < 1e-6
   work = 0.5 if isinstance(correction, corrections.Dyn) else 1 / (3 * 0.1)
-  (mean,) = state.finalizer['means'][0]
+  (mean,) = state.finalizer['mean_states'][0]
   assert abs(np.linalg.norm(mean) - work * bound / 5) < 1e-6
   *_, (state, _, _) = rounds(process, 4, seed=1)
   np.testing.assert_allclose(
-    state.finalizer['means'][0][0],
+    state.finalizer['mean_states'][0][0],
     mean_of_states(tmp_path, state),
     rtol=0,
     atol=1e-6,
@@ -147,9 +106,7 @@ def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
 
 
 @pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize(
-  'correction', [DYN, corrections.Scaf(equal_steps=True)]
-)
+@pytest.mark.parametrize('correction', [DYN, corrections.Scaf(num_steps=3)])
 def test_a_fixed_denominator_is_of_the_model_only(tmp_path, correction):
   """Two take part where four are planned, without noise."""
   planned = build(
@@ -168,11 +125,13 @@ def test_a_fixed_denominator_is_of_the_model_only(tmp_path, correction):
     rtol=1e-6,
   )
   np.testing.assert_allclose(
-    state.finalizer['means'][0][0], other.finalizer['means'][0][0], rtol=1e-6
+    state.finalizer['mean_states'][0][0],
+    other.finalizer['mean_states'][0][0],
+    rtol=1e-6,
   )
   for state, _, _ in rounds(planned, 6):
     np.testing.assert_allclose(
-      state.finalizer['means'][0][0],
+      state.finalizer['mean_states'][0][0],
       mean_of_states(tmp_path / 'planned', state),
       rtol=0,
       atol=1e-6,
@@ -233,15 +192,6 @@ def test_more_than_a_bounded_update_is_refused(tmp_path, correction, track_all):
       build(correction, tmp_path, track_all=track_all, model_aggregator=factory)
 
 
-def test_weights_need_an_aggregator_that_takes_them():
-  with pytest.raises(ValueError, match='client_weighting must be UNIFORM'):
-    build(
-      corrections.NoCorrection(),
-      client_weighting=tff.learning.ClientWeighting.NUM_EXAMPLES,
-      model_aggregator=tff.aggregators.UnweightedMeanFactory(),
-    )
-
-
 @pytest.mark.usefixtures('runtime')
 def test_errors_of_a_compression_stay_small(tmp_path):
   compression = tff.aggregators.EncodedSumFactory.quantize_above_threshold(
@@ -255,7 +205,7 @@ def test_errors_of_a_compression_stay_small(tmp_path):
   )
   largest = 0.0
   for state, _, _ in rounds(process, 50):
-    (mean,) = state.finalizer['means'][0]
+    (mean,) = state.finalizer['mean_states'][0]
     largest = max(largest, np.linalg.norm(mean))
   error = np.linalg.norm(mean - mean_of_states(tmp_path, state))
   print(f'‖h - mean λ_i‖ {error:.2e}, ‖h‖ at most {largest:.2e}')
@@ -388,7 +338,7 @@ def test_nothing_leaves_a_client_in_the_clear(tmp_path):
   for correction, factory in (
     (DYN, privacy.secure_aggregator(1.0)),
     (
-      corrections.Scaf(equal_steps=True),
+      corrections.Scaf(num_steps=3),
       privacy.dp_aggregator(1.0, 2, 1.0, secure=True),
     ),
     (corrections.NoCorrection(), tff.learning.secure_aggregator()),
@@ -426,13 +376,13 @@ for name, options in {
     work = metrics['client_work']
     runs.append([
       *process.get_model_weights(state).trainable[0].flat,
-      *state.finalizer['means'][0][0].flat,
+      *state.finalizer['mean_states'][0][0].flat,
       work['participants'], work['left_out'], work['correction_norm'],
       work['train']['loss'], work['train']['num_examples'],
       state.client_work['lineage'].num_clients,
     ])
   np.testing.assert_allclose(
-    state.finalizer['means'][0][0],
+    state.finalizer['mean_states'][0][0],
     privacy_test.mean_of_states(folder / name, state), atol=1e-6)
 np.testing.assert_allclose(runs[:3], runs[3:], rtol=0, atol=2e-4)
 np.testing.assert_allclose(

@@ -115,6 +115,14 @@ def client(client_id, x, y, num_batches, batch_size=None):
   return collections.OrderedDict(client_id=client_id, data=data)
 
 
+def participants(process, clients):
+  """The `client_data` of a process: without ids where no client has a state."""
+  client_data = process.next.type_signature.parameter.client_data
+  if isinstance(client_data.member, tff.SequenceType):
+    return [client['data'] for client in clients]
+  return list(clients)
+
+
 def batches(participant):
   """The batches of a participant, as the plain loop takes them."""
   return list(participant['data'].as_numpy_iterator())

@@ -1,6 +1,6 @@
 """Runs with a client storage, and the same in NumPy without one."""
 
-import os
+import base64
 import pathlib
 
 import numpy as np
@@ -23,43 +23,48 @@ class Run:
 
   def __init__(self, folder, lineage=None):
     self.storage = storage_lib.ClientStorage(folder)
-    self.storage.make_folder()
     self.lineage = lineage or storage_lib.start_lineage()
 
   @property
   def folder(self):
     return pathlib.Path(self.storage.folder, str(int(self.lineage.run)))
 
-  def write(self, client_id, value):
-    """Writes a state in the next round; gives its receipt."""
-    _, token, _ = self.storage.read(
-      self.lineage, tf.constant(client_id), INITIAL
-    )
-    tensors = (tf.fill([3], float(value)), tf.fill([2, 2], float(-value)))
-    new = self.storage.write(self.lineage, tf.constant(client_id), tensors)
-    return storage_lib.receipt(token, new)
+  @property
+  def saved(self):
+    """The lineage as a checkpoint has it."""
+    return storage_lib.Lineage(*(part.numpy() for part in self.lineage))
 
-  def finish(self, receipts):
+  def write(self, client_id, value, token):
+    """Writes a state in the next round; gives what its client reports."""
+    tensors = (tf.fill([3], float(value)), tf.fill([2, 2], float(-value)))
+    client_id = tf.constant(client_id)
+    _, is_first = self.storage.read(self.lineage, client_id, INITIAL)
+    fingerprint = self.storage.write(self.lineage, token, client_id, tensors)
+    return int(is_first), int(fingerprint)
+
+  def finish(self, reports):
     """The run after a round; this one is as before it."""
-    sums = storage_lib.Receipt(
-      *(tf.add_n(list(parts)) for parts in zip(*receipts, strict=True))
-    )
+    num_new, fingerprints = np.reshape(reports, [-1, 2]).sum(axis=0)
     lineage = self.storage.finish_round(
-      self.lineage, tf.constant(len(receipts)), sums
+      self.lineage,
+      tf.constant(len(reports)),
+      tf.constant(num_new, tf.int32),
+      tf.constant(fingerprints, tf.int64),
     )
     return Run(self.storage.folder, lineage)
 
   def round(self, values):
     """The run after a round of clients with values."""
-    return self.finish([self.write(*item) for item in values.items()])
+    token = storage_lib.new_token()
+    return self.finish([self.write(*item, token) for item in values.items()])
 
   def read(self, client_id):
     """The value of a client; 0 if it has none."""
-    tensors, token, _ = self.storage.read(
+    tensors, is_first = self.storage.read(
       self.lineage, tf.constant(client_id), INITIAL
     )
     value = float(tensors[0][0])
-    assert bool(token > 0) == (value != 0)
+    assert bool(is_first) == (value == 0)
     np.testing.assert_array_equal(tensors[0], np.full(3, value))
     np.testing.assert_array_equal(tensors[1], np.full((2, 2), -value))
     return value
@@ -116,7 +121,7 @@ def assert_is_after(state, *rounds):
   """Checks a server state against the rounds of a run alone."""
   assert_equals(
     state.global_model_weights.trainable[0],
-    state.finalizer['means'][0][0],
+    state.finalizer['mean_states'][0][0],
     *rounds,
   )
 
@@ -127,24 +132,10 @@ def assert_equals(model, h, *rounds):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 
 
-def state_files(folder):
-  """The index files of all states, sorted by round and time."""
-  paths = [
-    os.path.join(root, name)
-    for root, _, names in os.walk(folder)
-    for name in names
-    if name.endswith('.index')
-  ]
-  return sorted(paths, key=os.path.basename)
-
-
-def client_folder(folder, client_id):
-  """The folder of the one client with an id."""
-  (found,) = [
-    root
-    for root, _, names in os.walk(folder)
-    if 'client_id' in names
-    and tf.io.gfile.GFile(os.path.join(root, 'client_id'), 'rb').read()
-    == client_id.encode()
-  ]
-  return found
+def state_files(folder, client_id='*'):
+  """The files of all states, or of those of a client, sorted by round."""
+  if client_id != '*':
+    client_id = base64.urlsafe_b64encode(client_id.encode()).decode()
+    client_id = client_id.rstrip('=') + '='
+  paths = pathlib.Path(folder).glob(f'*/states/{client_id}/*')
+  return sorted(paths, key=lambda path: path.name)

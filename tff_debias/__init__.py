@@ -2,7 +2,6 @@
 
 from tff_debias import partitions
 from tff_debias import runtime
-from tff_debias.accessors import get_all_model_weights
 from tff_debias.client_data import compose_evaluation_with_client_data
 from tff_debias.client_data import compose_with_client_data
 from tff_debias.corrections import Correction
@@ -17,7 +16,8 @@ from tff_debias.evaluation import build_step_evaluation
 from tff_debias.export import export_personalized_model
 from tff_debias.export import personalized_keras_model
 from tff_debias.learning_process import build_learning_process
-from tff_debias.method import exponential_decay
+from tff_debias.learning_process import exponential_decay
+from tff_debias.learning_process import get_all_model_weights
 from tff_debias.methods import build_fed_avg
 from tff_debias.methods import build_fed_dyn
 from tff_debias.methods import build_fed_prox

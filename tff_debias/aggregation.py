@@ -141,7 +141,7 @@ def check_exact(
     if tff.structure.name_list(measured) != ['update']:
       raise ValueError(
         f'{reason} sends more than the update, which is all that'
-        ' dp_aggregator and secure_aggregator bound. Use Scaf(equal_steps=True)'
+        ' dp_aggregator and secure_aggregator bound. Use Scaf(num_steps=K)'
         ' in place of Scaf(), or track_all=False.'
       )
     return

@@ -9,67 +9,201 @@ L_i(T_i(w)) of a personalization T_i:
               client_final   w_i = w; sends w_i - w^t; keeps its new λ_i or c_i
     server    server_update  mean_S w_i, and the mean of λ_i or c_i over all m
 
-Two options are not in the paper. With `max_update_norm`, a client clips
-w_i - w^t before it sends it and before it computes its new λ_i or c_i. So its
-own state moves by the same update that the server gets. A correction's `decay`
-shrinks λ_i or c_i of all clients, and their mean, in every round.
+What a client keeps from round to round, λ_i or c_i and perhaps its newest w_i,
+are its `states`. Their means over all m clients are the `mean_states`.
+
+One option is not in the paper. With `max_update_norm`, a client clips w_i - w^t
+before it sends it and before it computes its new λ_i or c_i. So its own state
+moves by the same update that the server gets.
 
 `learning_process.py` places these functions at the server and the clients.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
 from typing import Any
 from typing import NamedTuple
+from typing import TypeAlias
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import aggregation
+from tff_debias import checks
 from tff_debias import corrections
 from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
+from tff_debias import privacy
+from tff_debias import storage as storage_lib
 
-Weights = corrections.Weights
-_SGD = tff.learning.optimizers.build_sgdm()
-#: A tensor structure for each of `Algorithm.memories`.
-Memories = tuple[corrections.State, ...]
+Weights: TypeAlias = corrections.Weights
+#: A tensor structure for each of `Algorithm.kept_states`.
+States: TypeAlias = tuple[corrections.State, ...]
+#: From the number of rounds done to the learning rate.
+LearningRateFn: TypeAlias = Callable[[tf.Tensor], tf.Tensor]
+#: As `tff.learning.metrics.sum_then_finalize`.
+MetricsAggregator: TypeAlias = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Algorithm:
   """A method: what stays the same in all rounds.
 
-  Attributes:
-    model: The model, with its loss L.
-    personalization: The personalization T_i.
-    correction: The correction R_i.
-    max_grad_norm: The bound on the norm of the corrected gradient, all layers
-      together; `math.inf` for none.
-    track_all: Whether the model *all* is kept too.
-    client_optimizer: Takes the local steps, with the learning rate β_t; the
-      paper's plain SGD by default.
-    server_optimizer: Applies -mean_S (w_i - w^t) to w^t as a gradient. `None`
-      takes mean_S w_i, as the paper does.
-    max_update_norm: The bound C on the norm of a client's update: w_i is
-      w^t + u min(1, C / ‖u‖) for the update u of its local steps. `math.inf`
-      for none.
+  The attributes are the arguments of `build_learning_process`, which describes
+  them.
+
+  Raises:
+    TypeError: If an argument is of a wrong type.
+    ValueError: If an argument is out of range, or not right for the method.
   """
 
   model: models.Model
   personalization: personalizations.Personalization
   correction: corrections.Correction
-  max_grad_norm: float
+  max_grad_norm: float | None = None
+  _: dataclasses.KW_ONLY
+  learning_rate: float = 0.1
+  learning_rate_fn: LearningRateFn | None = None
+  weight_decay: float = 0.0
+  num_clients: int | None = None
+  storage: storage_lib.ClientStorage | None = None
   track_all: bool = False
-  client_optimizer: tff.learning.optimizers.Optimizer = _SGD
-  server_optimizer: tff.learning.optimizers.Optimizer | None = None
-  max_update_norm: float = math.inf
+  model_aggregator: aggregation.AggregationFactory | None = None
+  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None
+  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None
+  max_update_norm: float | None = None
+  metrics_aggregator: MetricsAggregator | None = None
+
+  def __post_init__(self):
+    checks.check_type(
+      'personalization', self.personalization, personalizations.Personalization
+    )
+    checks.check_type('correction', self.correction, corrections.Correction)
+    checks.check_number('learning_rate', self.learning_rate, positive=True)
+    checks.check_number('weight_decay', self.weight_decay)
+    for name in ('max_grad_norm', 'max_update_norm'):
+      bound = getattr(self, name)
+      if bound is not None:
+        checks.check_number(name, bound, positive=True, finite=False)
+    for name, example in (
+      ('learning_rate_fn', 'exponential_decay(0.1, 0.997)'),
+      ('metrics_aggregator', 'tff.learning.metrics.secure_sum_then_finalize'),
+    ):
+      function = getattr(self, name)
+      if function is not None and not callable(function):
+        raise TypeError(
+          f'{name} must be a function such as {example}, got {function!r}.'
+        )
+    self.personalization.check_model(self.model)
+    self._check_optimizer(
+      'client_optimizer_fn',
+      self.correction.allows_client_optimizer,
+      'is right for plain SGD only',
+    )
+    self._check_optimizer(
+      'server_optimizer_fn',
+      self.correction.allows_server_optimizer,
+      'has a server step of its own',
+    )
+
+  def _check_optimizer(self, name: str, is_allowed: bool, reason: str) -> None:
+    optimizer = getattr(self, name)
+    if optimizer is None:
+      return
+    if not isinstance(optimizer, tff.learning.optimizers.Optimizer):
+      raise TypeError(
+        f'{name} must be a TFF optimizer, such as'
+        ' tff.learning.optimizers.build_sgdm(0.1), and not a Keras optimizer or'
+        f' a function that makes one, got {optimizer!r}.'
+      )
+    if not is_allowed:
+      raise ValueError(
+        f'{self.correction} {reason}: {name} must be None, got {optimizer!r}.'
+      )
+
+  def check_population(self) -> None:
+    """Raises a `ValueError` if `num_clients` or `storage` is missing."""
+    if not self.keeps_state:
+      return
+    try:
+      checks.check_integer('num_clients', self.num_clients)
+    except ValueError as e:
+      raise ValueError(
+        f'{self.state_reason} needs the number of clients in the population:'
+        f' {e}'
+      ) from None
+    if not isinstance(self.storage, storage_lib.ClientStorage):
+      raise ValueError(
+        f'{self.state_reason} keeps a state on every client and needs storage,'
+        f' a ClientStorage(folder), got {self.storage!r}.'
+      )
 
   @property
-  def memories(self) -> tuple[corrections.PopulationMean, ...]:
-    """All that a client keeps: λ_i or c_i, and its newest w_i."""
-    return (self.correction, *[corrections.NewestModel()] * self.track_all)
+  def kept_states(self) -> tuple[corrections.KeptState, ...]:
+    """The kinds of state that a client keeps; that of R_i comes first."""
+    if self.track_all:
+      return (self.correction, corrections.NewestModel())
+    return (self.correction,)
+
+  @functools.cached_property
+  def _is_kept(self) -> tuple[bool, ...]:
+    """Of each of `kept_states`, whether there is anything to keep."""
+    with tf.Graph().as_default():
+      weights = tf.nest.map_structure(
+        tf.constant, self.model.initial_weights.trainable
+      )
+      return tuple(len(state) > 0 for state in initial_states(self, weights))
+
+  @property
+  def keeps_state(self) -> bool:
+    """Whether clients keep anything from round to round."""
+    return any(self._is_kept)
+
+  @property
+  def state_reason(self) -> str:
+    """What makes clients keep a state, for messages."""
+    return 'track_all' if self.track_all else repr(self.correction)
+
+  @property
+  def models_down(self) -> int:
+    """How many models a client receives in a round."""
+    return 1 + sum(kept.is_broadcast for kept in self.kept_states)
+
+  @property
+  def models_up(self) -> int:
+    """How many models a client sends in a round."""
+    return 1 + sum(
+      is_kept and kept.change_is_sent
+      for is_kept, kept in zip(self._is_kept, self.kept_states, strict=True)
+    )
+
+  @property
+  def client_optimizer(self) -> tff.learning.optimizers.Optimizer:
+    """Takes the local steps; the paper's plain SGD by default."""
+    return self.client_optimizer_fn or tff.learning.optimizers.build_sgdm()
+
+  @property
+  def grad_norm_bound(self) -> float:
+    """The bound on the norm of the corrected gradient, or infinity."""
+    return self.personalization.grad_norm_bound(self.max_grad_norm)
+
+  @property
+  def update_norm_bound(self) -> float:
+    """The bound C on the norm of a client's update, or infinity."""
+    bound = self.max_update_norm or math.inf
+    if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
+      bound = min(bound, self.model_aggregator.max_update_norm)
+    return float(bound)
+
+  @property
+  def num_planned(self) -> float | None:
+    """The fixed number that sums of updates are divided by, if one is."""
+    if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
+      return self.model_aggregator.num_planned
+    return None
 
 
 class ServerState(NamedTuple):
@@ -77,12 +211,12 @@ class ServerState(NamedTuple):
 
   Attributes:
     weights: The model *selected*, mean_S w_i of the last round.
-    means: The means of the clients' states over the population.
+    mean_states: The means of the clients' states over the population.
     optimizer: The state of the server's optimizer, `()` without one.
   """
 
   weights: Weights
-  means: Memories
+  mean_states: States
   optimizer: Any
 
 
@@ -91,18 +225,19 @@ class Broadcast(NamedTuple):
 
   Attributes:
     model: The model w^t.
-    means: The means that clients need, such as c of Scaf; `()` for others.
+    mean_states: The means that clients need, such as c of Scaf; `()` for
+      others.
     learning_rate: β_t, a float32 scalar.
     weight_decay: wd, a float32 scalar.
   """
 
   model: models.ModelWeights
-  means: Memories
+  mean_states: States
   learning_rate: tf.Tensor
   weight_decay: tf.Tensor
 
 
-class ClientState(NamedTuple):
+class LocalTraining(NamedTuple):
   """A client between two local steps.
 
   Attributes:
@@ -130,17 +265,17 @@ class ClientUpdate(NamedTuple):
       scalar. If not, it counts in no mean and keeps its old states; all other
       attributes are 0.
     update: w_i - w^t.
-    client_message: The changes of its states that are sent; `()` for others.
-    memories: Its new states.
-    sums: Its last `ClientState`, of which only the number of steps, the loss,
+    state_changes: The changes of its states that are sent; `()` for others.
+    states: Its new states.
+    sums: Its last `LocalTraining`, of which only the number of steps, the loss,
       the examples and the metrics are kept.
   """
 
   is_included: tf.Tensor
   update: Weights
-  client_message: Memories
-  memories: Memories
-  sums: ClientState
+  state_changes: States
+  states: States
+  sums: LocalTraining
 
 
 class Participants(NamedTuple):
@@ -148,34 +283,21 @@ class Participants(NamedTuple):
 
   Attributes:
     mean_update: mean_S (w_i - w^t).
-    mean_message: The mean of the client messages.
+    mean_changes: The mean of the changes that clients sent; `()` for others.
     share: p/m, the participants' share of all clients, a float32 scalar.
-    num_steps: The mean number K of local steps, a float32 scalar.
-    turnout: 1, or p over the planned number of participants where the model
-      moves by the sum of the updates over that fixed number, as differential
-      privacy needs it. The means over all m clients move by the true sum.
+    turnout: p over the planned number of participants with `dp_aggregator`,
+      which divides by a fixed number; else 1. It scales the model's step only.
   """
 
   mean_update: Weights
-  mean_message: Memories
+  mean_changes: States
   share: tf.Tensor
-  num_steps: tf.Tensor
   turnout: tf.Tensor | float = 1.0
 
 
-def initial_memories(algorithm: Algorithm, weights: Weights) -> Memories:
+def initial_states(algorithm: Algorithm, weights: Weights) -> States:
   """The states of a client that never took part, and so their first means."""
-  return tuple(memory.initial_state(weights) for memory in algorithm.memories)
-
-
-def aged(
-  algorithm: Algorithm, memories: Memories, num_rounds: tf.Tensor | int
-) -> Memories:
-  """States, or their means, after rounds that only let them decay."""
-  return tuple(
-    memory.aged(state, num_rounds)
-    for memory, state in zip(algorithm.memories, memories, strict=True)
-  )
+  return tuple(kept.initial_state(weights) for kept in algorithm.kept_states)
 
 
 def broadcast(
@@ -186,19 +308,23 @@ def broadcast(
   weight_decay: tf.Tensor,
 ) -> Broadcast:
   """The server sends w^t: mean_S w_i, or mean_S w_i - h/α for Dyn; and c."""
-  model = algorithm.correction.broadcast_model(state.weights, state.means[0])
-  means = tuple(
-    mean if memory.is_broadcast else ()
-    for memory, mean in zip(algorithm.memories, state.means, strict=True)
+  weights = algorithm.correction.broadcast_model(
+    state.weights, state.mean_states[0]
   )
-  model = models.ModelWeights(model, non_trainable)
-  return Broadcast(model, means, learning_rate, weight_decay)
+  mean_states = tuple(
+    mean_state if kept.is_broadcast else ()
+    for kept, mean_state in zip(
+      algorithm.kept_states, state.mean_states, strict=True
+    )
+  )
+  model = models.ModelWeights(weights, non_trainable)
+  return Broadcast(model, mean_states, learning_rate, weight_decay)
 
 
 def client_update(
   algorithm: Algorithm,
   received: Broadcast,
-  memories: Memories,
+  states: States,
   dataset: tf.data.Dataset,
 ) -> ClientUpdate:
   """The client's round, from its states λ_i or c_i and its batches.
@@ -206,8 +332,7 @@ def client_update(
   Args:
     algorithm: The method.
     received: The server's broadcast.
-    memories: The client's states before the round, `aged` by the rounds since
-      they were written.
+    states: The client's states before the round.
     dataset: Batches. Without personalization each one makes a local step; with
       one, every two are its support A_k and its query B_k. A rest is not used.
 
@@ -217,13 +342,13 @@ def client_update(
   final = loops.reduce_batches(
     dataset,
     client_init(algorithm, received),
-    functools.partial(client_step, algorithm, received, memories),
+    functools.partial(client_step, algorithm, received, states),
     algorithm.personalization.batches_per_step,
   )
-  return client_final(algorithm, received, memories, final)
+  return client_final(algorithm, received, states, final)
 
 
-def client_init(algorithm: Algorithm, received: Broadcast) -> ClientState:
+def client_init(algorithm: Algorithm, received: Broadcast) -> LocalTraining:
   """The client starts from w = w^t."""
   start = tuple(received.model.trainable)
   specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, start)
@@ -232,21 +357,19 @@ def client_init(algorithm: Algorithm, received: Broadcast) -> ClientState:
     optimizer.initialize(specs), {'learning_rate': received.learning_rate}
   )
   metrics = algorithm.model.metrics.initialize()
-  return ClientState(start, optimizer_state, 0.0, 0.0, 0.0, metrics)
+  return LocalTraining(start, optimizer_state, 0.0, 0.0, 0.0, metrics)
 
 
 def client_step(
   algorithm: Algorithm,
   received: Broadcast,
-  memories: Memories,
-  state: ClientState,
+  states: States,
+  training: LocalTraining,
   *batches: Any,
-) -> ClientState:
+) -> LocalTraining:
   """The client takes the local step k on its batches A_k and B_k."""
-  # A model with Dropout or the like draws other numbers in every step.
-  model = algorithm.model.fold_in(tf.cast(state.num_steps, tf.int32))
-  start = received.model
-  weights = models.ModelWeights(state.weights, start.non_trainable)
+  model, start = algorithm.model, received.model
+  weights = models.ModelWeights(training.weights, start.non_trainable)
   # g = ∇f_i(w; A_k, B_k) + R_i(w)
   with tf.GradientTape() as tape:
     tape.watch(weights.trainable)
@@ -257,28 +380,28 @@ def client_step(
     result.loss, weights.trainable, unconnected_gradients='zero'
   )
   term = algorithm.correction.gradient_term(
-    memories[0], received.means[0], weights.trainable, start.trainable
+    states[0], received.mean_states[0], weights.trainable, start.trainable
   )
   if term is not None:
     gradient = tf.nest.map_structure(tf.add, gradient, term)
   # g ← g min(1, max_grad_norm / ‖g‖)
-  gradient = personalizations.clip(gradient, algorithm.max_grad_norm)
+  gradient = personalizations.clip(gradient, algorithm.grad_norm_bound)
   # w ← w - β_t (g + wd w)
   gradient = tuple(
     g + received.weight_decay * w
     for w, g in zip(weights.trainable, gradient, strict=True)
   )
   optimizer_state, new_weights = algorithm.client_optimizer.next(
-    state.optimizer, weights.trainable, gradient
+    training.optimizer, weights.trainable, gradient
   )
-  return ClientState(
+  return LocalTraining(
     weights=new_weights,
     optimizer=optimizer_state,
-    num_steps=state.num_steps + 1.0,
-    loss_sum=state.loss_sum + result.loss * result.num_examples,
-    num_examples=state.num_examples + result.num_examples,
+    num_steps=training.num_steps + 1.0,
+    loss_sum=training.loss_sum + result.loss * result.num_examples,
+    num_examples=training.num_examples + result.num_examples,
     metrics=model.metrics.update(
-      state.metrics, result.labels, result.batch_output
+      training.metrics, result.labels, result.batch_output
     ),
   )
 
@@ -286,35 +409,32 @@ def client_step(
 def client_final(
   algorithm: Algorithm,
   received: Broadcast,
-  memories: Memories,
-  state: ClientState,
+  states: States,
+  training: LocalTraining,
 ) -> ClientUpdate:
   """The client sends w_i - w^t, and keeps its new λ_i or c_i."""
   start = tuple(received.model.trainable)
-  update = tf.nest.map_structure(tf.subtract, state.weights, start)
+  update = tf.nest.map_structure(tf.subtract, training.weights, start)
   # u ← u min(1, C / ‖u‖), w_i = w^t + u
-  if algorithm.max_update_norm < math.inf:
-    update = tuple(personalizations.clip(update, algorithm.max_update_norm))
-  # λ_i ← (1 - γ) λ_i - α (w_i - w^t), or
-  # c_i ← (1 - γ) c_i - c + (w^t - w_i) / (K β_t)
+  if algorithm.update_norm_bound < math.inf:
+    update = tuple(personalizations.clip(update, algorithm.update_norm_bound))
+  # λ_i ← λ_i - α (w_i - w^t), or c_i ← c_i - c + (w^t - w_i) / (K β_t)
   work = corrections.LocalWork(
-    start, update, state.num_steps, received.learning_rate
+    start, update, training.num_steps, received.learning_rate
   )
   changes = tuple(
-    memory.state_change(old, mean, work)
-    for memory, old, mean in zip(
-      algorithm.memories, memories, received.means, strict=True
+    kept.state_change(state, mean_state, work)
+    for kept, state, mean_state in zip(
+      algorithm.kept_states, states, received.mean_states, strict=True
     )
   )
-  new_memories = tf.nest.map_structure(
-    tf.add, aged(algorithm, memories, 1), changes
+  new_states = tf.nest.map_structure(tf.add, states, changes)
+  sent_changes = tuple(
+    change if kept.change_is_sent else ()
+    for kept, change in zip(algorithm.kept_states, changes, strict=True)
   )
-  client_message = tuple(
-    change if memory.change_is_sent else ()
-    for memory, change in zip(algorithm.memories, changes, strict=True)
-  )
-  is_included = state.num_steps > 0
-  for tensor in tf.nest.flatten((update, new_memories, state.loss_sum)):
+  is_included = training.num_steps > 0
+  for tensor in tf.nest.flatten((update, new_states, training.loss_sum)):
     is_included &= tf.reduce_all(tf.math.is_finite(tensor))
 
   def if_included(new: Any, otherwise: Any = None) -> Any:
@@ -327,9 +447,9 @@ def client_final(
   return ClientUpdate(
     is_included,
     update=if_included(update),
-    client_message=if_included(client_message),
-    memories=if_included(new_memories, memories),
-    sums=if_included(state._replace(weights=(), optimizer=())),
+    state_changes=if_included(sent_changes),
+    states=if_included(new_states, states),
+    sums=if_included(training._replace(weights=(), optimizer=())),
   )
 
 
@@ -356,32 +476,37 @@ def server_update(
   start, update = tuple(sent.model.trainable), participants.mean_update
   # w^t + turnout · mean_S (w_i - w^t), which is mean_S w_i for a turnout of 1
   step = tuple(participants.turnout * u for u in update)
-  if algorithm.server_optimizer is None:
+  if algorithm.server_optimizer_fn is None:
     optimizer = state.optimizer
     weights = tf.nest.map_structure(tf.add, start, step)
   else:
-    optimizer, weights = algorithm.server_optimizer.next(
+    # The optimizer takes -mean_S (w_i - w^t) as the gradient at w^t.
+    optimizer, weights = algorithm.server_optimizer_fn.next(
       state.optimizer, start, tf.nest.map_structure(tf.negative, step)
     )
-  # h ← (1 - γ) h - (α/m) Σ_S (w_i - w^t), or
-  # c ← (1 - γ) c + (1/m) Σ_S (the change of c_i):
-  # s ← (1 - γ) s + (p/m) mean_S (the change of s_i)
-  work = corrections.LocalWork(
-    start, update, participants.num_steps, sent.learning_rate
-  )
+  # h ← h - (α/m) Σ_S (w_i - w^t), or c ← c + (1/m) Σ_S (the change of c_i):
+  # s ← s + (p/m) mean_S (the change of s_i)
   changes = tuple(
-    message if memory.change_is_sent else memory.state_change(*means, work)
-    for memory, message, *means in zip(
-      algorithm.memories,
-      participants.mean_message,
-      state.means,
-      sent.means,
+    change
+    if kept.change_is_sent
+    else kept.state_change(
+      mean_state,
+      sent_mean,
+      corrections.LocalWork(
+        start, update, float(kept.num_steps or 0), sent.learning_rate
+      ),
+    )
+    for kept, change, mean_state, sent_mean in zip(
+      algorithm.kept_states,
+      participants.mean_changes,
+      state.mean_states,
+      sent.mean_states,
       strict=True,
     )
   )
-  means = tf.nest.map_structure(
-    lambda mean, change: mean + participants.share * change,
-    aged(algorithm, state.means, 1),
+  mean_states = tf.nest.map_structure(
+    lambda mean_state, change: mean_state + participants.share * change,
+    state.mean_states,
     changes,
   )
-  return ServerState(weights, means, optimizer)
+  return ServerState(weights, mean_states, optimizer)

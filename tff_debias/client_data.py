@@ -5,8 +5,6 @@ import collections
 import numpy as np
 import tensorflow_federated as tff
 
-from tff_debias import accessors
-
 ClientData = tff.simulation.datasets.ClientData
 
 
@@ -37,10 +35,15 @@ def compose_with_client_data(
     TypeError: If the data are not those of the model.
   """
   state_type, clients_type = process.next.type_signature.parameter
-  read = _dataset_computation(client_data, clients_type.member.data)
+  takes_ids = isinstance(clients_type.member, tff.StructType)
+  read = _dataset_computation(
+    client_data, clients_type.member.data if takes_ids else clients_type.member
+  )
 
   @tff.tensorflow.computation(np.str_)
   def read_client(client_id):
+    if not takes_ids:
+      return read(client_id)
     return collections.OrderedDict(client_id=client_id, data=read(client_id))
 
   @tff.federated_computation(
@@ -49,7 +52,14 @@ def compose_with_client_data(
   def next_fn(state, client_ids):
     return process.next(state, tff.federated_map(read_client, client_ids))
 
-  return accessors.with_next(process, next_fn)
+  return tff.learning.templates.LearningProcess(
+    process.initialize,
+    next_fn,
+    process.get_model_weights,
+    process.set_model_weights,
+    get_hparams_fn=process.get_hparams,
+    set_hparams_fn=process.set_hparams,
+  )
 
 
 def compose_evaluation_with_client_data(

@@ -1,26 +1,23 @@
 """Algorithm 1 as TFF computations: broadcast, client work, aggregation."""
 
 import collections
-import dataclasses
 from typing import Any
 from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_debias import accessors
 from tff_debias import aggregation
 from tff_debias import algorithm as algorithm_lib
+from tff_debias import checks
 from tff_debias import corrections
-from tff_debias import method as method_lib
 from tff_debias import models
 from tff_debias import personalizations
-from tff_debias import report as report_lib
 from tff_debias import storage as storage_lib
-from tff_debias import transfer
 
-State = tff.learning.templates.LearningAlgorithmState
+State: TypeAlias = tff.learning.templates.LearningAlgorithmState
 
 
 def build_learning_process(
@@ -29,29 +26,27 @@ def build_learning_process(
   correction: corrections.Correction,
   *,
   learning_rate: float = 0.1,
-  learning_rate_fn: method_lib.LearningRateFn | None = None,
+  learning_rate_fn: algorithm_lib.LearningRateFn | None = None,
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
   num_clients: int | None = None,
   storage: storage_lib.ClientStorage | None = None,
   track_all: bool = False,
-  client_weighting: tff.learning.ClientWeighting = (
-    tff.learning.ClientWeighting.UNIFORM
-  ),
   model_aggregator: aggregation.AggregationFactory | None = None,
   client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
   max_update_norm: float | None = None,
-  metrics_aggregator: method_lib.MetricsAggregator | None = None,
-  seed: int = 0,
+  metrics_aggregator: algorithm_lib.MetricsAggregator | None = None,
 ) -> tff.learning.templates.LearningProcess:
   """Builds the learning process of any personalization and any correction.
 
-  `next` takes the state and, for each participant, an `OrderedDict` of its
-  `client_id`, a string, and its `data`, batches that the caller has shuffled
-  and repeated. Without personalization a batch makes a local step; with one,
-  every two batches are the support and the query of a step. A client takes part
-  once a round. Ids are bytes, or ASCII without a NUL at the end.
+  `next` takes the state and `client_data`, the data sets of the participants:
+  batches that the caller has shuffled and repeated. Without personalization a
+  batch makes a local step; with one, every two batches are the support and the
+  query of a step. Where clients keep a state (with Dyn, Scaf or `track_all`), a
+  participant is an `OrderedDict` of its `client_id` and its `data`, and takes
+  part once a round. An id is text or bytes of 175 bytes at most; outside of our
+  `runtime`, TFF takes text in ASCII only.
 
   The metrics of `next` are an `OrderedDict` of scalars: `distributor` and
   `aggregator` with the `models` and the uncompressed `bytes` sent so far, down
@@ -64,8 +59,8 @@ def build_learning_process(
   `get_model_weights` gives the model *selected*, mean_S w_i, as
   `tff.learning.models.ModelWeights`; `get_all_model_weights` gives the model
   *all*. `set_model_weights` sets *selected* and leaves corrections as they are.
-  The hyperparameters are `learning_rate` (without a `learning_rate_fn`),
-  `weight_decay` and those of the correction.
+  The hyperparameters are `learning_rate` (without a `learning_rate_fn`) and
+  `weight_decay`.
 
   Args:
     model: The model, from `from_keras` or `from_functional`; or a
@@ -80,17 +75,12 @@ def build_learning_process(
     max_grad_norm: The bound on the norm of the corrected gradient, all layers
       together; `math.inf` for none. By default the personalization's
       `default_max_grad_norm`: the paper's 10, and none without personalization.
-    num_clients: m, the number of clients in the population. Corrections and
-      `track_all` need it.
-    storage: Where clients keep their states. Corrections and `track_all` need
-      it.
+    num_clients: m, the number of clients in the population. A method whose
+      clients keep a state needs it; others do not use it.
+    storage: Where clients keep their states, likewise.
     track_all: Whether to keep the model *all*, the mean over all clients of
       each one's newest w_i. It costs one more state per client, and one more
       model up.
-    client_weighting: Whether the mean over participants is uniform, as in the
-      paper, or weighted by the number of examples of their local steps. The
-      latter only without a correction, whose means over the population are
-      uniform.
     model_aggregator: How updates become a mean (not a sum); by default
       `tff.aggregators.MeanFactory`. An unweighted factory gets zeros from a
       client that is left out; its result is scaled to the mean over the
@@ -98,7 +88,7 @@ def build_learning_process(
       aggregator that clips updates, replaces them or adds noise is refused.
       `dp_aggregator` and `secure_aggregator` are allowed, because their clients
       clip before they change their states. A compression without a bias is
-      allowed too; the metric `bytes` counts its updates uncompressed.
+      allowed too.
     client_optimizer_fn: A TFF optimizer for the local steps, such as
       `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to
       β_t. By default the paper's plain SGD, the only one for Scaf.
@@ -113,8 +103,6 @@ def build_learning_process(
       metrics. If it sums securely, as `secure_sum_then_finalize`, all else that
       clients report is summed securely too. TFF runs secure sums on this
       machine in `tff.backends.test.create_sync_test_cpp_execution_context()`.
-    seed: Decides, with the round and the client id, all that is random in the
-      training of the model, such as Dropout.
 
   Returns:
     A `tff.learning.templates.LearningProcess`.
@@ -123,48 +111,118 @@ def build_learning_process(
     TypeError: If an argument is of a wrong type.
     ValueError: If an argument is out of range, or missing for this method.
   """
-  method = method_lib.Method(
-    model=models.as_model(model),
-    personalization=personalization,
-    correction=correction,
+  algorithm = algorithm_lib.Algorithm(
+    models.as_model(model),
+    personalization,
+    correction,
+    max_grad_norm,
     learning_rate=learning_rate,
     learning_rate_fn=learning_rate_fn,
     weight_decay=weight_decay,
-    max_grad_norm=max_grad_norm,
     num_clients=num_clients,
     storage=storage,
     track_all=track_all,
-    client_weighting=client_weighting,
     model_aggregator=model_aggregator,
     client_optimizer_fn=client_optimizer_fn,
     server_optimizer_fn=server_optimizer_fn,
     max_update_norm=max_update_norm,
-    metrics_aggregator=(
-      metrics_aggregator or tff.learning.metrics.sum_then_finalize
-    ),
-    seed=seed,
+    metrics_aggregator=metrics_aggregator,
   )
-  process = _build_process(method)
-  # The last step: a call that fails leaves no folder behind.
-  if method.keeps_state:
+  algorithm.check_population()
+  process = _build_process(algorithm)
+  # Last: a call that fails leaves no folder behind.
+  if algorithm.keeps_state:
     storage.make_folder()
   return process
 
 
+def exponential_decay(
+  learning_rate: float, decay: float
+) -> algorithm_lib.LearningRateFn:
+  """The learning rate β_t = β · decay^t of the paper.
+
+  Args:
+    learning_rate: β.
+    decay: The factor of each round; 0.997 in the paper.
+
+  Returns:
+    A `learning_rate_fn`.
+
+  Raises:
+    ValueError: If an argument is not a positive finite number.
+  """
+  checks.check_number('learning_rate', learning_rate, positive=True)
+  checks.check_number('decay', decay, positive=True)
+  return lambda round_num: (
+    learning_rate * tf.pow(float(decay), tf.cast(round_num, tf.float32))
+  )
+
+
+def get_all_model_weights(state: State) -> models.ModelWeights:
+  """The model *all* of a process built with `track_all`.
+
+  Args:
+    state: A state of the process, as `next` returned it.
+
+  Returns:
+    `tff.learning.models.ModelWeights` of NumPy arrays: the mean over all m
+    clients of each one's newest w_i, and of the initial model for a client that
+    never took part.
+
+  Raises:
+    ValueError: If the process does not keep the model *all*.
+  """
+  finalizer = state.finalizer
+  if not finalizer['initial']:
+    raise ValueError(
+      'This process does not keep the model all: build it with track_all=True.'
+    )
+  weights = corrections.all_model(
+    finalizer['mean_states'][-1], finalizer['initial']
+  )
+  return models.ModelWeights(
+    tuple(np.asarray(w, np.float32) for w in weights),
+    state.global_model_weights.non_trainable,
+  )
+
+
 class _Sent(NamedTuple):
-  """What every client receives; the lineage is `()` if it keeps no state."""
+  """What every client receives; the last two are `()` if it keeps no state."""
 
   broadcast: algorithm_lib.Broadcast
-  hparams: method_lib.Hparams
-  round_num: tf.Tensor
   lineage: storage_lib.Lineage
+  token: tf.Tensor
 
 
 class _Upload(NamedTuple):
   """What a client sends to be averaged, as flat tuples of tensors."""
 
   update: corrections.Weights
-  client_message: corrections.State
+  state_changes: corrections.State
+
+
+class _Counts(NamedTuple):
+  """Nonnegative integers of a client that the server sums, or their sums.
+
+  The last two are of the client's states, and `()` if it keeps none: whether it
+  had none before, and what `ClientStorage.write` returned.
+  """
+
+  clients: Any
+  participants: Any
+  num_new: Any
+  fingerprint: Any
+
+
+class _Report(NamedTuple):
+  """What a client reports of its work, or the sum of all reports.
+
+  `metrics` are the unfinalized ones of a client, and the finalized ones of all.
+  """
+
+  counts: _Counts
+  correction_norm: Any
+  metrics: Any
 
 
 class _Work(NamedTuple):
@@ -172,45 +230,48 @@ class _Work(NamedTuple):
 
   upload: _Upload
   weight: tf.Tensor
-  report: report_lib.Report
+  report: _Report
 
 
 def _build_process(
-  method: method_lib.Method,
+  algorithm: algorithm_lib.Algorithm,
 ) -> tff.learning.templates.LearningProcess:
   """A round from top to bottom, of the functions that follow below."""
-  client_type = tff.to_type(
-    collections.OrderedDict(
-      client_id=np.str_,
-      data=tff.SequenceType(
-        tff.types.tensorflow_to_type(method.model.input_spec)
-      ),
-    )
+  client_type = tff.SequenceType(
+    tff.types.tensorflow_to_type(algorithm.model.input_spec)
   )
+  if algorithm.keeps_state:
+    client_type = tff.to_type(
+      collections.OrderedDict(client_id=np.str_, data=client_type)
+    )
 
   @tff.tensorflow.computation
   def first_broadcast():
-    return _server_broadcast(method, _server_part(_initial_state(method, ())))
+    return _server_broadcast(algorithm, _initial_state(algorithm, ()))
 
   @tff.tensorflow.computation(
     first_broadcast.type_signature.result, client_type
   )
   def client_work(sent, client):
-    return _client_work(method, sent, client)
+    if not algorithm.keeps_state:
+      return _client_work(algorithm, sent, None, client)
+    return _client_work(algorithm, sent, client['client_id'], client['data'])
 
   work_type = client_work.type_signature.result
-  sum_report = report_lib.build_sum(method, work_type.report)
-  aggregator = aggregation.build_mean(method.model_aggregator, work_type.upload)
-  if method.keeps_state:
+  sum_reports = _build_sum(algorithm, work_type.report)
+  aggregator = aggregation.build_mean(
+    algorithm.model_aggregator, work_type.upload
+  )
+  if algorithm.keeps_state:
     aggregation.check_exact(
-      method.model_aggregator, aggregator, method.state_reason
+      algorithm.model_aggregator, aggregator, algorithm.state_reason
     )
 
   @tff.tensorflow.computation(
     aggregator.initialize.type_signature.result.member
   )
   def initial_state(aggregator_state):
-    return _initial_state(method, aggregator_state)
+    return _initial_state(algorithm, aggregator_state)
 
   @tff.federated_computation
   def initialize():
@@ -220,7 +281,7 @@ def _build_process(
 
   @tff.tensorflow.computation(state_type.member)
   def server_broadcast(state):
-    return _server_broadcast(method, _server_part(state))
+    return _server_broadcast(algorithm, state)
 
   aggregated_type = aggregator.next.type_signature.result
 
@@ -229,23 +290,20 @@ def _build_process(
     aggregated_type.state.member,
     aggregated_type.result.member,
     aggregated_type.measurements.member,
-    sum_report.type_signature.result.member,
+    sum_reports.type_signature.result.member,
   )
   def finish_round(state, aggregator_state, means, measurements, report):
-    sent_bytes = transfer.type_bytes(
-      tff.to_type((work_type.upload, work_type.report))
-    )
     return _finish_round(
-      method, state, aggregator_state, means, measurements, report, sent_bytes
+      algorithm, state, aggregator_state, means, measurements, report
     )
 
   @tff.federated_computation(
     state_type, tff.FederatedType(client_type, tff.CLIENTS)
   )
-  def next_fn(state, clients):
+  def next_fn(state, client_data):
     sent = tff.federated_map(server_broadcast, state)
     work = tff.federated_map(
-      client_work, (tff.federated_broadcast(sent), clients)
+      client_work, (tff.federated_broadcast(sent), client_data)
     )
     aggregated = aggregator.next(
       state.aggregator.process, work.upload, work.weight
@@ -257,247 +315,369 @@ def _build_process(
         aggregated.state,
         aggregated.result,
         aggregated.measurements,
-        sum_report(work.report),
+        sum_reports(work.report),
       ),
     )
     return tff.learning.templates.LearningProcessOutput(new_state, metrics)
 
-  return accessors.build(method, initialize, next_fn)
+  return tff.learning.templates.LearningProcess(
+    initialize, next_fn, **_build_accessors(algorithm, state_type.member)
+  )
 
 
-def _initial_state(method: method_lib.Method, aggregator_state: Any) -> State:
+def _build_accessors(
+  algorithm: algorithm_lib.Algorithm, state_type: tff.StructType
+) -> dict[str, tff.Computation]:
+  """Builds the getters and setters of weights and of hyperparameters."""
+
+  @tff.tensorflow.computation(state_type)
+  def get_model_weights(state):
+    return state.global_model_weights
+
+  @tff.tensorflow.computation(state_type, state_type.global_model_weights)
+  def set_model_weights(state, weights):
+    finalizer = state.finalizer
+    if algorithm.track_all:
+      # `initial` is the model of clients that never took part. It follows the
+      # model that is set, until a client has taken part.
+      share = finalizer['mean_states'][-1][-1]
+      initial = tf.nest.map_structure(
+        lambda new, old: tf.where(share > 0, old, new),
+        weights.trainable,
+        finalizer['initial'],
+      )
+      finalizer = collections.OrderedDict(finalizer, initial=initial)
+    return state._replace(global_model_weights=weights, finalizer=finalizer)
+
+  @tff.tensorflow.computation(state_type)
+  def get_hparams(state):
+    return state.client_work['hparams']
+
+  @tff.tensorflow.computation(state_type, state_type.client_work.hparams)
+  def set_hparams(state, hparams):
+    return state._replace(
+      client_work=collections.OrderedDict(state.client_work, hparams=hparams)
+    )
+
+  return {
+    'get_model_weights': get_model_weights,
+    'set_model_weights': set_model_weights,
+    'get_hparams_fn': get_hparams,
+    'set_hparams_fn': set_hparams,
+  }
+
+
+def _initial_state(
+  algorithm: algorithm_lib.Algorithm, aggregator_state: Any
+) -> State:
   """The state before the first round."""
-  weights = tf.nest.map_structure(tf.constant, method.model.initial_weights)
+  weights = tf.nest.map_structure(tf.constant, algorithm.model.initial_weights)
   trainable, optimizer = weights.trainable, ()
-  if method.server_optimizer_fn is not None:
-    optimizer = method.server_optimizer_fn.initialize(
+  if algorithm.server_optimizer_fn is not None:
+    optimizer = algorithm.server_optimizer_fn.initialize(
       tf.nest.map_structure(tf.TensorSpec.from_tensor, trainable)
     )
+  hparams = collections.OrderedDict(
+    weight_decay=tf.constant(float(algorithm.weight_decay))
+  )
+  if algorithm.learning_rate_fn is None:
+    learning_rate = tf.constant(float(algorithm.learning_rate))
+    hparams = collections.OrderedDict(learning_rate=learning_rate, **hparams)
   return State(
     global_model_weights=weights,
-    distributor=transfer.no_transfer(),
+    # How many models were sent, down and (in `aggregator`) up.
+    distributor=collections.OrderedDict(models=tf.constant(0, tf.int64)),
     client_work=collections.OrderedDict(
       round=tf.constant(0),
-      hparams=tf.nest.map_structure(tf.constant, method.hparams),
-      lineage=storage_lib.start_lineage() if method.keeps_state else (),
+      hparams=hparams,
+      lineage=storage_lib.start_lineage() if algorithm.keeps_state else (),
     ),
     aggregator=collections.OrderedDict(
-      process=aggregator_state, transfer=transfer.no_transfer()
+      process=aggregator_state, models=tf.constant(0, tf.int64)
     ),
     finalizer=collections.OrderedDict(
-      means=method.initial_memories(trainable),
+      mean_states=algorithm_lib.initial_states(algorithm, trainable),
       optimizer=optimizer,
-      initial=trainable if method.track_all else (),
+      initial=trainable if algorithm.track_all else (),
     ),
   )
 
 
-class _Server(NamedTuple):
-  """The part of the state that a broadcast depends on."""
-
-  weights: models.ModelWeights
-  round_num: tf.Tensor
-  hparams: method_lib.Hparams
-  lineage: storage_lib.Lineage
-  state: algorithm_lib.ServerState
-
-
-def _server_part(state: State) -> _Server:
-  weights, finalizer = state.global_model_weights, state.finalizer
-  return _Server(
-    weights,
-    state.client_work['round'],
-    state.client_work['hparams'],
-    state.client_work['lineage'],
-    algorithm_lib.ServerState(
-      weights.trainable, finalizer['means'], finalizer['optimizer']
-    ),
+def _server_state(state: State) -> algorithm_lib.ServerState:
+  return algorithm_lib.ServerState(
+    state.global_model_weights.trainable,
+    state.finalizer['mean_states'],
+    state.finalizer['optimizer'],
   )
 
 
-def _server_broadcast(method: method_lib.Method, server: _Server) -> _Sent:
+def _server_broadcast(
+  algorithm: algorithm_lib.Algorithm, state: State
+) -> _Sent:
   """What the server sends."""
-  hparams = server.hparams
-  if method.learning_rate_fn is None:
+  hparams = state.client_work['hparams']
+  if algorithm.learning_rate_fn is None:
     learning_rate = hparams['learning_rate']
   else:
-    learning_rate = method.learning_rate_fn(server.round_num)
+    learning_rate = algorithm.learning_rate_fn(state.client_work['round'])
   broadcast = algorithm_lib.broadcast(
-    method.algorithm(hparams),
-    server.state,
-    server.weights.non_trainable,
+    algorithm,
+    _server_state(state),
+    state.global_model_weights.non_trainable,
     tf.cast(learning_rate, tf.float32),
     hparams['weight_decay'],
   )
-  return _Sent(broadcast, hparams, server.round_num, server.lineage)
+  token = storage_lib.new_token() if algorithm.keeps_state else ()
+  return _Sent(broadcast, state.client_work['lineage'], token)
 
 
 def _client_work(
-  method: method_lib.Method,
+  algorithm: algorithm_lib.Algorithm,
   sent: _Sent,
-  client: collections.OrderedDict[str, Any],
+  client_id: tf.Tensor | None,
+  dataset: tf.data.Dataset,
 ) -> _Work:
-  """Reads the client's states, lets it work, and writes its new states."""
-  algorithm = method.algorithm(sent.hparams)
-  memories = method.initial_memories(sent.broadcast.model.trainable)
-  where = (sent.lineage, client['client_id'])
-  if method.keeps_state:
-    stored, old_token, age = method.storage.read(
-      *where, tf.nest.flatten(memories)
-    )
-    memories = algorithm_lib.aged(
-      algorithm, tf.nest.pack_sequence_as(memories, stored), age
-    )
-  seed = method.client_seed(sent.round_num, client['client_id'])
-  result = algorithm_lib.client_update(
-    dataclasses.replace(algorithm, model=algorithm.model.with_seed(seed)),
-    sent.broadcast,
-    memories,
-    client['data'],
+  """Reads the client's states, lets it work, and writes its new states.
+
+  A client that keeps no state has no `client_id`.
+  """
+  storage = algorithm.storage
+  states = algorithm_lib.initial_states(
+    algorithm, sent.broadcast.model.trainable
   )
-  is_included, counted_receipt = result.is_included, ()
-  if method.keeps_state:
-    new_token = tf.cond(
-      is_included,
-      lambda: method.storage.write(*where, tf.nest.flatten(result.memories)),
-      lambda: tf.constant(0, tf.int64),
+  if algorithm.keeps_state:
+    stored, is_new = storage.read(
+      sent.lineage, client_id, tf.nest.flatten(states)
     )
-    receipt = storage_lib.receipt(old_token, new_token)
-    counted_receipt = (
-      receipt.is_new,
-      receipt.fingerprint,
-      receipt.fingerprint - receipt.change,
+    states = tf.nest.pack_sequence_as(states, stored)
+  result = algorithm_lib.client_update(
+    algorithm, sent.broadcast, states, dataset
+  )
+  is_included, num_new, fingerprint = result.is_included, (), ()
+  if algorithm.keeps_state:
+    fingerprint = tf.cond(
+      _check_num_steps(algorithm, client_id, result),
+      lambda: storage.write(
+        sent.lineage, sent.token, client_id, tf.nest.flatten(result.states)
+      ),
+      lambda: tf.constant(0, tf.int64),
     )
     # Made of the write's result: TensorFlow's optimizer can remove a control
     # dependency, and the write with it.
-    is_included = new_token > 0
-  weight = tf.cast(is_included, tf.float32)
-  if method.is_weighted_by_examples:
-    weight *= result.sums.num_examples
+    is_included = fingerprint > 0
+    num_new = tf.cast(is_included & is_new, tf.int32)
+  participants, sums = tf.cast(is_included, tf.int32), result.sums
   return _Work(
-    _Upload(result.update, tuple(tf.nest.flatten(result.client_message))),
-    weight,
-    report_lib.of_client(result, is_included, counted_receipt),
+    _Upload(result.update, tuple(tf.nest.flatten(result.state_changes))),
+    tf.cast(is_included, tf.float32),
+    _Report(
+      _Counts(tf.constant(1), participants, num_new, fingerprint),
+      tf.where(is_included, _norm(result.states[0]), 0.0),
+      collections.OrderedDict(
+        loss=[sums.loss_sum, sums.num_examples],
+        metrics=sums.metrics,
+        num_examples=sums.num_examples,
+      ),
+    ),
   )
 
 
+def _check_num_steps(
+  algorithm: algorithm_lib.Algorithm,
+  client_id: tf.Tensor,
+  result: algorithm_lib.ClientUpdate,
+) -> tf.Tensor:
+  """`is_included`; fails if the client took a wrong number of local steps."""
+  expected = algorithm.correction.num_steps
+  if expected is None:
+    return result.is_included
+  # As an integer: tf.debugging.Assert puts its check into a branch if it has a
+  # float to show, and TensorFlow's optimizer removes the branch.
+  num_steps = tf.cast(result.sums.num_steps, tf.int32)
+  is_right = tf.debugging.Assert(
+    tf.equal(num_steps, expected) | ~result.is_included,
+    [
+      f'{algorithm.correction} needs {expected} local steps of every'
+      ' participant, but this client took another number:',
+      client_id,
+      num_steps,
+    ],
+  )
+  with tf.control_dependencies([is_right]):
+    return tf.identity(result.is_included)
+
+
+def _build_sum(
+  algorithm: algorithm_lib.Algorithm, report_type: tff.StructType
+) -> tff.Computation:
+  """Builds the sum of reports at the clients, with its metrics finalized.
+
+  All of it is summed securely if the `metrics_aggregator` sums securely.
+  """
+
+  def finalize(unfinalized):
+    loss_sum, num_examples = unfinalized['loss']
+    return collections.OrderedDict(
+      loss=tf.math.divide_no_nan(loss_sum, num_examples),
+      **algorithm.model.metrics.finalize(unfinalized['metrics']),
+      num_examples=tf.cast(tf.round(unfinalized['num_examples']), tf.int32),
+    )
+
+  reports_type = tff.FederatedType(report_type, tff.CLIENTS)
+  sum_then_finalize = tff.learning.metrics.sum_then_finalize
+  if algorithm.metrics_aggregator in (None, sum_then_finalize):
+    # In one sum: TFF takes a call for each client and each sum.
+    @tff.tensorflow.computation(report_type)
+    def finalize_sum(report):
+      return report._replace(metrics=finalize(report.metrics))
+
+    @tff.federated_computation(reports_type)
+    def sum_at_once(reports):
+      return tff.federated_map(finalize_sum, tff.federated_sum(reports))
+
+    return sum_at_once
+
+  aggregate = algorithm.metrics_aggregator(finalize, report_type.metrics)
+  metrics_type = tff.FederatedType(report_type.metrics, tff.CLIENTS)
+
+  @tff.federated_computation(metrics_type)
+  def aggregate_metrics(metrics):
+    return aggregate(metrics)
+
+  try:
+    tff.test.assert_not_contains_unsecure_aggregation(aggregate_metrics)
+    is_secure = True
+  except AssertionError:
+    is_secure = False
+  max_counts = _Counts(
+    1, 1, *((1, 2**31) if algorithm.keeps_state else ((), ()))
+  )
+
+  @tff.federated_computation(reports_type)
+  def sum_reports(reports):
+    if is_secure:
+      # A count above its bound is an error.
+      counts = tff.federated_secure_sum(reports.counts, max_counts)
+      # The bound is the largest number that TFF's secure metrics add as well.
+      correction_norm = tff.aggregators.secure_quantized_sum(
+        reports.correction_norm, 0.0, 2.0**20 - 1
+      )
+    else:
+      counts = tff.federated_sum(reports.counts)
+      correction_norm = tff.federated_sum(reports.correction_norm)
+    return tff.federated_zip(
+      _Report(counts, correction_norm, aggregate_metrics(reports.metrics))
+    )
+
+  return sum_reports
+
+
 def _finish_round(
-  method: method_lib.Method,
+  algorithm: algorithm_lib.Algorithm,
   state: State,
   aggregator_state: Any,
   means: collections.OrderedDict[str, Any],
   measurements: collections.OrderedDict[str, Any],
-  report: report_lib.Report,
-  sent_bytes: int,
+  report: _Report,
 ) -> tuple[State, collections.OrderedDict[str, Any]]:
   """The server's new state and the metrics of the round."""
-  server = _server_part(state)
-  sent = _server_broadcast(method, server)
-  algorithm = method.algorithm(server.hparams)
+  counts, server = report.counts, _server_state(state)
+  sent = _server_broadcast(algorithm, state).broadcast
   means = aggregation.of_participants(
-    method.model_aggregator,
-    means,
-    report.counts.clients,
-    report.counts.participants,
+    algorithm.model_aggregator, means, counts.clients, counts.participants
   )
   # `means` has only the parts of an upload that are not empty.
-  client_message = means.get('client_message', ())
-  message_like = tuple(
-    like if memory.change_is_sent else ()
-    for memory, like in zip(algorithm.memories, server.state.means, strict=True)
+  changes_like = tuple(
+    like if kept.change_is_sent else ()
+    for kept, like in zip(
+      algorithm.kept_states, server.mean_states, strict=True
+    )
   )
-  participants = tf.cast(report.counts.participants, tf.float32)
-  update = algorithm_lib.Participants(
-    tuple(means['update']),
-    tf.nest.pack_sequence_as(message_like, tf.nest.flatten(client_message)),
-    participants / float(method.num_clients or 1),
-    report_lib.mean_steps(algorithm, report.counts),
-    turnout=participants / (method.num_planned or participants),
-  )
+  changes = tf.nest.flatten(means.get('state_changes', ()))
+  participants = tf.cast(counts.participants, tf.float32)
   new = algorithm_lib.server_update(
-    algorithm, server.state, sent.broadcast, update
+    algorithm,
+    server,
+    sent,
+    algorithm_lib.Participants(
+      tuple(means['update']),
+      tf.nest.pack_sequence_as(changes_like, changes),
+      share=participants / float(algorithm.num_clients or 1),
+      turnout=participants / (algorithm.num_planned or participants),
+    ),
   )
-  # A round without participants changes neither the model nor the aggregator's
-  # state, and the means only decay. Some aggregators divide by zero in such a
-  # round, for their result and for their state.
-  unchanged = server.state._replace(
-    means=algorithm_lib.aged(algorithm, server.state.means, 1)
-  )
+  # A round without participants changes nothing. Some aggregators divide by
+  # zero in such a round, for their result and for their state.
   new, aggregator_state = tf.nest.map_structure(
     lambda after, before: tf.where(participants > 0, after, before),
     (new, aggregator_state),
-    (unchanged, state.aggregator['process']),
+    (server, state.aggregator['process']),
   )
-  one_model = sent.broadcast.model.trainable
+  clients = tf.cast(counts.clients, tf.int64)
+  models_down = state.distributor['models'] + clients * algorithm.models_down
+  models_up = state.aggregator['models'] + clients * algorithm.models_up
   new_state = State(
-    models.ModelWeights(new.weights, server.weights.non_trainable),
-    transfer.add_round(
-      state.distributor,
-      report.counts.clients,
-      one_model,
-      (one_model, sent.broadcast.means),
-      transfer.tensor_bytes(sent),
-    ),
+    models.ModelWeights(new.weights, state.global_model_weights.non_trainable),
+    collections.OrderedDict(models=models_down),
     collections.OrderedDict(
       state.client_work,
-      round=server.round_num + 1,
-      lineage=_next_lineage(method, server.lineage, report.counts),
+      round=state.client_work['round'] + 1,
+      lineage=_next_lineage(algorithm, state.client_work['lineage'], counts),
     ),
+    collections.OrderedDict(process=aggregator_state, models=models_up),
     collections.OrderedDict(
-      process=aggregator_state,
-      transfer=transfer.add_round(
-        state.aggregator['transfer'],
-        report.counts.clients,
-        one_model,
-        # A scalar, such as the 1 beside a newest model, is no model.
-        (means['update'], [t for t in client_message if t.shape.rank]),
-        sent_bytes,
-      ),
-    ),
-    collections.OrderedDict(
-      means=new.means,
-      optimizer=new.optimizer,
-      initial=state.finalizer['initial'],
+      state.finalizer, mean_states=new.mean_states, optimizer=new.optimizer
     ),
   )
+  model_bytes = sum(w.nbytes for w in algorithm.model.initial_weights.trainable)
   metrics = collections.OrderedDict(
-    distributor=new_state.distributor,
-    client_work=report_lib.client_metrics(report),
+    distributor=collections.OrderedDict(
+      models=models_down, bytes=models_down * model_bytes
+    ),
+    client_work=collections.OrderedDict(
+      train=report.metrics,
+      participants=counts.participants,
+      left_out=counts.clients - counts.participants,
+      correction_norm=tf.math.divide_no_nan(
+        report.correction_norm, participants
+      ),
+    ),
     aggregator=collections.OrderedDict(
-      new_state.aggregator['transfer'],
+      models=models_up,
+      bytes=models_up * model_bytes,
       **{name: value for name, value in measurements.items() if len(value)},
     ),
     finalizer=collections.OrderedDict(
-      update_norm=tf.where(
-        participants > 0, report_lib.norm(means['update']), 0.0
-      ),
-      server_correction_norm=report_lib.norm(new.means[0]),
+      update_norm=tf.where(participants > 0, _norm(means['update']), 0.0),
+      server_correction_norm=_norm(new.mean_states[0]),
     ),
   )
   return new_state, metrics
 
 
 def _next_lineage(
-  method: method_lib.Method,
+  algorithm: algorithm_lib.Algorithm,
   lineage: storage_lib.Lineage,
-  counts: report_lib.Counts,
+  counts: _Counts,
 ) -> storage_lib.Lineage:
   """The lineage after the round, if clients keep states."""
-  if not method.keeps_state:
+  if not algorithm.keeps_state:
     return ()
-  is_new, fingerprint, old_fingerprint = counts.receipt
-  lineage = method.storage.finish_round(
-    lineage,
-    counts.participants,
-    storage_lib.Receipt(is_new, fingerprint, fingerprint - old_fingerprint),
+  lineage = algorithm.storage.finish_round(
+    lineage, counts.participants, counts.num_new, counts.fingerprint
   )
   is_possible = tf.debugging.Assert(
-    lineage.num_clients <= method.num_clients,
+    lineage.num_clients <= algorithm.num_clients,
     [
-      f'num_clients={method.num_clients} is too small. Number of clients that'
-      ' have taken part:',
+      f'num_clients={algorithm.num_clients} is too small. Number of clients'
+      ' that have taken part:',
       lineage.num_clients,
     ],
   )
   with tf.control_dependencies([is_possible]):
     return lineage._replace(num_clients=tf.identity(lineage.num_clients))
+
+
+def _norm(tensors: Any) -> tf.Tensor:
+  """The norm of all tensors together; 0 of none."""
+  return tf.linalg.global_norm([tf.zeros([]), *tensors])

@@ -13,36 +13,65 @@ Acar et al., *Debiasing Model Updates for Improving Personalized Federated
 Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
 
 All of them return the `LearningProcess` of `build_learning_process`, and raise
-its errors.
+its errors. They take its other arguments as far as these fit the method.
 """
+
+from collections.abc import Callable
+import functools
+import inspect
+from typing import Any
+from typing import TypeVar
 
 import tensorflow_federated as tff
 
-from tff_debias import aggregation
 from tff_debias import corrections
 from tff_debias import learning_process
-from tff_debias import method as method_lib
 from tff_debias import models
 from tff_debias import personalizations
-from tff_debias import storage as storage_lib
 
-_UNIFORM = tff.learning.ClientWeighting.UNIFORM
+_Builder = TypeVar('_Builder', bound=Callable[..., Any])
+_NONE = personalizations.NoPersonalization()
 
 
+def _takes_options(
+  *without: str, keeps_state: bool
+) -> Callable[[_Builder], _Builder]:
+  """Puts options of `build_learning_process` into a builder's signature.
+
+  `help` then shows them, and others are a `TypeError`. The method does not take
+  those of `without`. If its clients keep a state, `num_clients` and `storage`
+  have no default; if not, it does not take them and `track_all` either.
+  """
+  required = ('num_clients', 'storage') if keeps_state else ()
+  if not keeps_state:
+    without += ('num_clients', 'storage', 'track_all')
+
+  def decorate(builder: _Builder) -> _Builder:
+    *own, _ = inspect.signature(builder).parameters.values()
+    options = inspect.signature(
+      learning_process.build_learning_process
+    ).parameters
+    fitting = [
+      p.replace(default=p.empty) if p.name in required else p
+      for p in options.values()
+      if p.kind is p.KEYWORD_ONLY and p.name not in without
+    ]
+    signature = inspect.signature(builder).replace(parameters=[*own, *fitting])
+
+    @functools.wraps(builder)
+    def build(*args: Any, **options: Any) -> Any:
+      signature.bind(*args, **options)
+      return builder(*args, **options)
+
+    build.__signature__ = signature  # type: ignore[attr-defined]
+    return build  # type: ignore[return-value]
+
+  return decorate
+
+
+@_takes_options(keeps_state=False)
 def build_fed_avg(
-  model: models.Model,
-  *,
-  learning_rate: float = 0.1,
-  learning_rate_fn: method_lib.LearningRateFn | None = None,
-  weight_decay: float = 0.0,
-  max_grad_norm: float | None = None,
-  client_weighting: tff.learning.ClientWeighting = _UNIFORM,
-  model_aggregator: aggregation.AggregationFactory | None = None,
-  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  max_update_norm: float | None = None,
-  metrics_aggregator: method_lib.MetricsAggregator | None = None,
-  seed: int = 0,
+  model: models.Model, **options: Any
 ) -> tff.learning.templates.LearningProcess:
   """FedAvg: no personalization, no correction.
 
@@ -57,42 +86,17 @@ def build_fed_avg(
     Decentralized Data*, AISTATS 2017, https://arxiv.org/abs/1602.05629
   """
   return learning_process.build_learning_process(
-    model,
-    personalizations.NoPersonalization(),
-    corrections.NoCorrection(),
-    learning_rate=learning_rate,
-    learning_rate_fn=learning_rate_fn,
-    weight_decay=weight_decay,
-    max_grad_norm=max_grad_norm,
-    client_weighting=client_weighting,
-    model_aggregator=model_aggregator,
-    client_optimizer_fn=client_optimizer_fn,
-    server_optimizer_fn=server_optimizer_fn,
-    max_update_norm=max_update_norm,
-    metrics_aggregator=metrics_aggregator,
-    seed=seed,
+    model, _NONE, corrections.NoCorrection(), **options
   )
 
 
+@_takes_options(keeps_state=False)
 def build_per_fed_avg(
   model: models.Model,
   personalization: personalizations.Personalization,
-  *,
-  learning_rate: float = 0.1,
-  learning_rate_fn: method_lib.LearningRateFn | None = None,
-  weight_decay: float = 0.0,
-  max_grad_norm: float | None = None,
-  client_weighting: tff.learning.ClientWeighting = _UNIFORM,
-  model_aggregator: aggregation.AggregationFactory | None = None,
-  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  max_update_norm: float | None = None,
-  metrics_aggregator: method_lib.MetricsAggregator | None = None,
-  seed: int = 0,
+  **options: Any,
 ) -> tff.learning.templates.LearningProcess:
-  """Per-FedAvg: personalized, no correction.
-
-  FedAvg of the meta-loss f_i(w) = L_i(T_i(w)).
+  """Per-FedAvg: FedAvg of the meta-loss f_i(w) = L_i(T_i(w)), no correction.
 
   >>> process = tff_debias.build_per_fed_avg(
   ...     model, tff_debias.Maml(num_steps=1)
@@ -108,98 +112,37 @@ def build_per_fed_avg(
     Guarantees*, NeurIPS 2020, https://arxiv.org/abs/2002.07948
   """
   return learning_process.build_learning_process(
-    model,
-    personalization,
-    corrections.NoCorrection(),
-    learning_rate=learning_rate,
-    learning_rate_fn=learning_rate_fn,
-    weight_decay=weight_decay,
-    max_grad_norm=max_grad_norm,
-    client_weighting=client_weighting,
-    model_aggregator=model_aggregator,
-    client_optimizer_fn=client_optimizer_fn,
-    server_optimizer_fn=server_optimizer_fn,
-    max_update_norm=max_update_norm,
-    metrics_aggregator=metrics_aggregator,
-    seed=seed,
+    model, personalization, corrections.NoCorrection(), **options
   )
 
 
+@_takes_options('server_optimizer_fn', keeps_state=True)
 def build_fed_dyn(
   model: models.Model,
   *,
   alpha: float,
-  decay: float = 0.0,
-  num_clients: int,
-  storage: storage_lib.ClientStorage,
-  track_all: bool = False,
-  learning_rate: float = 0.1,
-  learning_rate_fn: method_lib.LearningRateFn | None = None,
-  weight_decay: float = 0.0,
-  max_grad_norm: float | None = None,
-  model_aggregator: aggregation.AggregationFactory | None = None,
-  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  max_update_norm: float | None = None,
-  metrics_aggregator: method_lib.MetricsAggregator | None = None,
-  seed: int = 0,
+  **options: Any,
 ) -> tff.learning.templates.LearningProcess:
-  """FedDyn: no personalization, corrected by Dyn.
-
-  R_i(w) = -λ_i + α (w - w^t); w^{t+1} = mean_S w_i - mean λ_i / α.
+  """FedDyn: `build_pfl_dyn` without personalization.
 
   >>> process = tff_debias.build_fed_dyn(
   ...     model, alpha=0.1, num_clients=100, storage=storage
   ... )
 
-  Args:
-    alpha: The strength α of the regularizer.
-    decay: As in `Dyn`; 0 is the paper's method.
-    num_clients: m, the number of clients in the population.
-    storage: Where clients keep their λ_i.
-
-  Other arguments: see `build_learning_process`.
-
   References:
     Acar et al., *Federated Learning Based on Dynamic Regularization*, ICLR
     2021, https://openreview.net/forum?id=B7v4QMR6Z9w
   """
-  return learning_process.build_learning_process(
-    model,
-    personalizations.NoPersonalization(),
-    corrections.Dyn(alpha, decay),
-    num_clients=num_clients,
-    storage=storage,
-    track_all=track_all,
-    learning_rate=learning_rate,
-    learning_rate_fn=learning_rate_fn,
-    weight_decay=weight_decay,
-    max_grad_norm=max_grad_norm,
-    model_aggregator=model_aggregator,
-    client_optimizer_fn=client_optimizer_fn,
-    max_update_norm=max_update_norm,
-    metrics_aggregator=metrics_aggregator,
-    seed=seed,
-  )
+  return build_pfl_dyn(model, _NONE, alpha=alpha, **options)
 
 
+@_takes_options('server_optimizer_fn', keeps_state=True)
 def build_pfl_dyn(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
   alpha: float,
-  decay: float = 0.0,
-  num_clients: int,
-  storage: storage_lib.ClientStorage,
-  track_all: bool = False,
-  learning_rate: float = 0.1,
-  learning_rate_fn: method_lib.LearningRateFn | None = None,
-  weight_decay: float = 0.0,
-  max_grad_norm: float | None = None,
-  model_aggregator: aggregation.AggregationFactory | None = None,
-  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  max_update_norm: float | None = None,
-  metrics_aggregator: method_lib.MetricsAggregator | None = None,
-  seed: int = 0,
+  **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """PFLDyn, Algorithm 1: personalized, corrected by Dyn.
 
@@ -213,111 +156,41 @@ def build_pfl_dyn(
   Args:
     personalization: T_i, `Maml` or `Proto`.
     alpha: The strength α of the regularizer.
-    decay: As in `Dyn`; 0 is the paper's method.
-    num_clients: m, the number of clients in the population.
-    storage: Where clients keep their λ_i.
 
   Other arguments: see `build_learning_process`.
-
-  References:
-    Acar et al., *Debiasing Model Updates for Improving Personalized Federated
-    Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
   """
   return learning_process.build_learning_process(
-    model,
-    personalization,
-    corrections.Dyn(alpha, decay),
-    num_clients=num_clients,
-    storage=storage,
-    track_all=track_all,
-    learning_rate=learning_rate,
-    learning_rate_fn=learning_rate_fn,
-    weight_decay=weight_decay,
-    max_grad_norm=max_grad_norm,
-    model_aggregator=model_aggregator,
-    client_optimizer_fn=client_optimizer_fn,
-    max_update_norm=max_update_norm,
-    metrics_aggregator=metrics_aggregator,
-    seed=seed,
+    model, personalization, corrections.Dyn(alpha), **options
   )
 
 
+@_takes_options('client_optimizer_fn', keeps_state=True)
 def build_scaffold(
   model: models.Model,
   *,
-  equal_steps: bool = False,
-  decay: float = 0.0,
-  num_clients: int,
-  storage: storage_lib.ClientStorage,
-  track_all: bool = False,
-  learning_rate: float = 0.1,
-  learning_rate_fn: method_lib.LearningRateFn | None = None,
-  weight_decay: float = 0.0,
-  max_grad_norm: float | None = None,
-  model_aggregator: aggregation.AggregationFactory | None = None,
-  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  max_update_norm: float | None = None,
-  metrics_aggregator: method_lib.MetricsAggregator | None = None,
-  seed: int = 0,
+  num_steps: int | None = None,
+  **options: Any,
 ) -> tff.learning.templates.LearningProcess:
-  """SCAFFOLD: no personalization, corrected by control variates.
-
-  R_i(w) = c - c_i; w^{t+1} = mean_S w_i.
+  """SCAFFOLD: `build_pfl_scaf` without personalization.
 
   >>> process = tff_debias.build_scaffold(
   ...     model, num_clients=100, storage=storage
   ... )
 
-  Args:
-    equal_steps: Whether all participants of a round take the same number of
-      local steps. A client then sends one model instead of two.
-    decay: As in `Scaf`; 0 is the published method.
-    num_clients: m, the number of clients in the population.
-    storage: Where clients keep their c_i.
-
-  Other arguments: see `build_learning_process`.
-
   References:
     Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for
     Federated Learning*, ICML 2020, https://arxiv.org/abs/1910.06378
   """
-  return learning_process.build_learning_process(
-    model,
-    personalizations.NoPersonalization(),
-    corrections.Scaf(equal_steps, decay),
-    num_clients=num_clients,
-    storage=storage,
-    track_all=track_all,
-    learning_rate=learning_rate,
-    learning_rate_fn=learning_rate_fn,
-    weight_decay=weight_decay,
-    max_grad_norm=max_grad_norm,
-    model_aggregator=model_aggregator,
-    server_optimizer_fn=server_optimizer_fn,
-    max_update_norm=max_update_norm,
-    metrics_aggregator=metrics_aggregator,
-    seed=seed,
-  )
+  return build_pfl_scaf(model, _NONE, num_steps=num_steps, **options)
 
 
+@_takes_options('client_optimizer_fn', keeps_state=True)
 def build_pfl_scaf(
   model: models.Model,
   personalization: personalizations.Personalization,
   *,
-  equal_steps: bool = False,
-  decay: float = 0.0,
-  num_clients: int,
-  storage: storage_lib.ClientStorage,
-  track_all: bool = False,
-  learning_rate: float = 0.1,
-  learning_rate_fn: method_lib.LearningRateFn | None = None,
-  weight_decay: float = 0.0,
-  max_grad_norm: float | None = None,
-  model_aggregator: aggregation.AggregationFactory | None = None,
-  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  max_update_norm: float | None = None,
-  metrics_aggregator: method_lib.MetricsAggregator | None = None,
-  seed: int = 0,
+  num_steps: int | None = None,
+  **options: Any,
 ) -> tff.learning.templates.LearningProcess:
   """PFLScaf: personalized, corrected by control variates.
 
@@ -329,52 +202,19 @@ def build_pfl_scaf(
 
   Args:
     personalization: T_i, `Maml` or `Proto`.
-    equal_steps: Whether all participants of a round take the same number of
-      local steps. A client then sends one model instead of two.
-    decay: As in `Scaf`; 0 is the published method.
-    num_clients: m, the number of clients in the population.
-    storage: Where clients keep their c_i.
+    num_steps: The number K of local steps, if all participants take the same:
+      a client then sends one model instead of two.
 
   Other arguments: see `build_learning_process`.
-
-  References:
-    Acar et al., *Debiasing Model Updates for Improving Personalized Federated
-    Training*, ICML 2021, https://proceedings.mlr.press/v139/acar21a.html
   """
   return learning_process.build_learning_process(
-    model,
-    personalization,
-    corrections.Scaf(equal_steps, decay),
-    num_clients=num_clients,
-    storage=storage,
-    track_all=track_all,
-    learning_rate=learning_rate,
-    learning_rate_fn=learning_rate_fn,
-    weight_decay=weight_decay,
-    max_grad_norm=max_grad_norm,
-    model_aggregator=model_aggregator,
-    server_optimizer_fn=server_optimizer_fn,
-    max_update_norm=max_update_norm,
-    metrics_aggregator=metrics_aggregator,
-    seed=seed,
+    model, personalization, corrections.Scaf(num_steps), **options
   )
 
 
+@_takes_options(keeps_state=False)
 def build_fed_prox(
-  model: models.Model,
-  *,
-  mu: float,
-  learning_rate: float = 0.1,
-  learning_rate_fn: method_lib.LearningRateFn | None = None,
-  weight_decay: float = 0.0,
-  max_grad_norm: float | None = None,
-  client_weighting: tff.learning.ClientWeighting = _UNIFORM,
-  model_aggregator: aggregation.AggregationFactory | None = None,
-  client_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  server_optimizer_fn: tff.learning.optimizers.Optimizer | None = None,
-  max_update_norm: float | None = None,
-  metrics_aggregator: method_lib.MetricsAggregator | None = None,
-  seed: int = 0,
+  model: models.Model, *, mu: float, **options: Any
 ) -> tff.learning.templates.LearningProcess:
   """FedProx: no personalization, corrected by the proximal term.
 
@@ -392,18 +232,5 @@ def build_fed_prox(
     https://arxiv.org/abs/1812.06127
   """
   return learning_process.build_learning_process(
-    model,
-    personalizations.NoPersonalization(),
-    corrections.Prox(mu),
-    learning_rate=learning_rate,
-    learning_rate_fn=learning_rate_fn,
-    weight_decay=weight_decay,
-    max_grad_norm=max_grad_norm,
-    client_weighting=client_weighting,
-    model_aggregator=model_aggregator,
-    client_optimizer_fn=client_optimizer_fn,
-    server_optimizer_fn=server_optimizer_fn,
-    max_update_norm=max_update_norm,
-    metrics_aggregator=metrics_aggregator,
-    seed=seed,
+    model, _NONE, corrections.Prox(mu), **options
   )

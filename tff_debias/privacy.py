@@ -56,13 +56,13 @@ def dp_aggregator(
   Σ_S u. It moves the model by this sum over the planned number of clients, and
   h of Dyn (c of Scaf) by the same sum over m, as if it were the clients' own.
   So h is the mean of λ_i plus the noise of all rounds, each with the standard
-  deviation α z C / m, which a `decay` of the correction keeps bounded.
+  deviation α z C / m.
 
   Only the update is protected, and so only the update may be sent. Metrics, and
   the number of participants, are not part of ε.
 
   >>> process = tff_debias.build_learning_process(
-  ...     model, personalization, tff_debias.Dyn(alpha=0.1, decay=0.02),
+  ...     model, personalization, tff_debias.Dyn(alpha=0.1),
   ...     num_clients=1000, storage=storage,
   ...     model_aggregator=tff_debias.dp_aggregator(1.0, 100, 0.5),
   ... )

@@ -73,10 +73,13 @@ class OurRounds(Rounds):
 
   def choose(self, clients: Sequence[int]) -> None:
     """Gives the batches to these devices."""
-    self.data = [
-      collections.OrderedDict(client_id=f'client {i}', data=data)
-      for i, data in zip(clients, self.batches, strict=True)
-    ]
+    self.data = self.batches
+    client_data = self.process.next.type_signature.parameter.client_data
+    if isinstance(client_data.member, tff.StructType):
+      self.data = [
+        collections.OrderedDict(client_id=f'client {i}', data=data)
+        for i, data in zip(clients, self.batches, strict=True)
+      ]
 
 
 @dataclasses.dataclass
@@ -163,18 +166,17 @@ class PopulationRounds(OurRounds):
 
   def _copy_states(self, number: int) -> None:
     """Fills the storage with states of devices that never take part again."""
-    (clients,) = glob.glob(os.path.join(self.storage.folder, '*', 'clients'))
-    (state, *_) = glob.glob(os.path.join(clients, '*', '*'))
-    files = os.listdir(state)
+    states = os.path.join(self.storage.folder, '*', 'states', '*', '*')
+    (state, *_) = glob.glob(states)
+    folder, name = os.path.split(state)
     for i in range(number):
-      copy = os.path.join(clients, str(i % 1000), f'copy{i}')
+      copy = os.path.join(os.path.dirname(folder), f'copy{i}')
       os.makedirs(copy)
-      for name in files:
-        os.link(os.path.join(state, name), os.path.join(copy, name))
+      os.link(state, os.path.join(copy, name))
 
   def figures(self) -> dict[str, str]:
-    client = os.path.join(self.storage.folder, '*', 'clients', '*', '*')
-    files = glob.glob(os.path.join(client, '*data*'))
+    states = os.path.join(self.storage.folder, '*', 'states', '*', '*')
+    files = glob.glob(states)
     return {
       'states on the disk': f'{len(files):,}',
       'KB a state': f'{os.path.getsize(files[0]) / 1000:.1f}',

@@ -88,7 +88,7 @@ def build(setting: str, settings: Any) -> Any:
       'none': tff_debias.NoCorrection,
       'dyn': lambda: tff_debias.Dyn(settings.alpha),
       # Every client takes all of its K steps.
-      'scaf': lambda: tff_debias.Scaf(equal_steps=True),
+      'scaf': lambda: tff_debias.Scaf(num_steps=settings.local_steps),
       'prox': lambda: tff_debias.Prox(settings.mu),
     }
   else:

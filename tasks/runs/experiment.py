@@ -300,27 +300,38 @@ class Experiment:
       num_clients=len(self.training_clients),
       storage=storage,
       track_all=s.evaluated_model == 'all',
-      seed=s.seed,
     )
 
   def training_data(
     self, round_num: int
-  ) -> list[collections.OrderedDict[str, Any]]:
-    """The clients of a round and their batches, the same each time."""
+  ) -> list[tf.data.Dataset] | list[collections.OrderedDict[str, Any]]:
+    """The `client_data` of a round, the same each time."""
     s = self.settings
-    return [
-      collections.OrderedDict(
-        client_id=client_id,
-        data=pipeline.training_dataset(
-          self._examples(self.train_data, client_id),
-          batch_size=s.batch_size,
-          num_batches=s.local_steps * self.personalization.batches_per_step,
-          seed=(s.seed, round_num, self._places[client_id]),
-          augment=self.task.augment,
-        ),
+    client_ids = self._sample(round_num, s.clients_per_round)
+    datasets = [
+      pipeline.training_dataset(
+        self._examples(self.train_data, client_id),
+        batch_size=s.batch_size,
+        num_batches=s.local_steps * self.personalization.batches_per_step,
+        seed=(s.seed, round_num, self._places[client_id]),
+        augment=self.task.augment,
       )
-      for client_id in self._sample(round_num, s.clients_per_round)
+      for client_id in client_ids
     ]
+    if not self.keeps_state:
+      return datasets
+    return [
+      collections.OrderedDict(client_id=client_id, data=data)
+      for client_id, data in zip(client_ids, datasets, strict=True)
+    ]
+
+  @functools.cached_property
+  def keeps_state(self) -> bool:
+    """Whether clients keep a state, and so take part with their ids."""
+    weights = self.model.initial_weights.trainable
+    return self.settings.evaluated_model == 'all' or bool(
+      self.correction.initial_state(weights)
+    )
 
   @functools.cached_property
   def _places(self) -> dict[str, int]:

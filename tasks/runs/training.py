@@ -150,9 +150,7 @@ def _damaged_state(
 ) -> re.Match | None:
   """The path of the client state that an error names, and its round."""
   storage = re.escape(os.path.abspath(folder.storage))
-  return re.search(
-    storage + r'/\d+/clients/\d+/\d+_\d+/(\d{9})-\d{19}', str(error)
-  )
+  return re.search(storage + r'/\d+/states/[^/]+/(\d{9})-\d{19}', str(error))
 
 
 def _way_back(

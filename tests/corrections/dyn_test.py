@@ -31,14 +31,6 @@ def test_states_start_at_zero_in_the_shape_of_the_weights():
   simulation.assert_starts_at_zero(corrections.Dyn(1.0))
 
 
-def test_alpha_is_replaced_as_a_hyperparameter():
-  dyn = corrections.Dyn(0.5)
-  other = dyn.with_hparams({'alpha': 2.0})
-  assert (dyn.alpha, other.alpha) == (0.5, 2.0)
-  (change,) = other.state_change((1.0,), (), simulation.work((3.0,), 1.0, 1.0))
-  assert change == -6.0
-
-
 @pytest.mark.parametrize('alpha', [0.0, -1.0, float('nan'), float('inf'), 'a'])
 def test_alpha_must_be_positive(alpha):
   with pytest.raises(ValueError, match='alpha must be a positive finite'):

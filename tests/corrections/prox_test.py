@@ -14,7 +14,6 @@ def test_the_formula():
     prox.gradient_term((), (), w, start),
     [0.25 * (x - y) for x, y in zip(w, start, strict=True)],
   )
-  assert prox.with_hparams({'mu': 2.0}).mu == 2.0
 
 
 @pytest.mark.parametrize('mu', [0, -1.0, float('nan'), 'x'])

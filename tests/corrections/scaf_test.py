@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from corrections import simulation
 from tff_debias import corrections
@@ -11,7 +12,7 @@ def test_the_formulas():
   c_i, w, start, update, c = (simulation.weights(random) for _ in range(5))
   assert SCAF.allows_server_optimizer
   assert SCAF.is_broadcast and SCAF.change_is_sent
-  equal = corrections.Scaf(equal_steps=True)
+  equal = corrections.Scaf(num_steps=7)
   assert equal.is_broadcast and not equal.change_is_sent
   simulation.assert_close(
     SCAF.gradient_term(c_i, c, w, start),
@@ -30,3 +31,9 @@ def test_the_formulas():
 
 def test_states_start_at_zero_in_the_shape_of_the_weights():
   simulation.assert_starts_at_zero(SCAF)
+
+
+@pytest.mark.parametrize('num_steps', [0, -1, 2.5, True, 'x'])
+def test_wrong_numbers_of_steps_are_refused(num_steps):
+  with pytest.raises(ValueError, match='num_steps of Scaf must be'):
+    corrections.Scaf(num_steps)

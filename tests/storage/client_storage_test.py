@@ -1,47 +1,22 @@
 import os
-import pathlib
-import re
-import shutil
-import stat
 import subprocess
+import sys
+import threading
 
-import numpy as np
 import pytest
 import small_models
 import storage_runs
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_debias import runtime as runtime_lib
 from tff_debias import storage as storage_lib
-from tff_debias.runtime import contexts
 
 HOSTILE_IDS = [
-  b'',
-  b' ',
-  b'.',
-  b'..',
-  b'../x',
-  b'../../../../tmp/x',
-  b'/etc/passwd',
-  b'*',
-  b'?',
-  b'[ab]',
-  b'\\',
-  b'x' * 10_000,
-  'Gerät'.encode(),
-  b'Ger\xe4t',
-  b'\xff\xfe',
-  b'new\nline',
-  b'nul',
-  b'nul\0',
-  b'nul\0byte',
-  b'\0',
-  b'Alice',
-  b'alice',
-  b'1-2_3',
-  b'%s',
-  b'client_id',
+  *(b'', b' ', b'.', b'..', b'../x', b'../../../../tmp/x', b'/etc/passwd'),
+  *(b'*', b'?', b'[ab]', b'\\', b'-', b'=', b'%s', b'new\nline', b"it's"),
+  *(b'nul', b'nul\0', b'nul\0byte', b'\0', b'Alice', b'alice', b'A', b'a'),
+  *('Gerät ß 中🎈'.encode(), b'Ger\xe4t', b'\xff\xfe', bytes(range(81, 256))),
+  *(b'x' * 175, 'é'.encode() * 87),
 ]
 
 
@@ -63,171 +38,118 @@ def test_a_round_that_is_run_again_never_reads_what_it_wrote(tmp_path):
   first = before.round({'a': 10})
   again = before.round({'a': 11, 'b': 12})
   other = before.round({'b': 22})
+  nobody = before.round({})
   for run, values in (
     (before, (1, 2)),
     (first, (10, 2)),
     (again, (11, 12)),
     (other, (1, 22)),
+    (nobody, (1, 2)),
   ):
     assert (run.read('a'), run.read('b')) == values
   assert first.round({'b': 3}).read('a') == 10
   assert other.round({'a': 4}).read('b') == 22
-
-
-def test_a_round_of_nobody_reads_nothing_of_another_attempt(tmp_path):
-  before = storage_runs.Run(tmp_path).round({'a': 1})
-  other = before.round({'a': 2, 'b': 3})
-  nothing = storage_lib.receipt(*[tf.constant(0, tf.int64)] * 2)
-  lineage = before.storage.finish_round(before.lineage, tf.constant(0), nothing)
-  nobody = storage_runs.Run(tmp_path, lineage)
-  assert (nobody.read('a'), nobody.read('b')) == (1, 0)
-  assert (other.read('a'), other.read('b')) == (2, 3)
   assert nobody.round({'b': 4}).read('a') == 1
 
 
+def test_a_late_writer_of_a_cancelled_attempt_is_never_read(tmp_path):
+  run = storage_runs.Run(tmp_path).round({'a': 1})
+  cancelled, token = storage_lib.new_token(), storage_lib.new_token()
+  run.write('a', -1, cancelled)
+  reports = [run.write('a', 2, token)]
+  run.write('b', -2, cancelled)
+  reports.append(run.write('b', 3, token))
+  after = run.finish(reports)
+  run.write('b', -3, cancelled)
+  assert (after.read('a'), after.read('b')) == (2, 3)
+
+
+@pytest.mark.parametrize('clock', ['forwards', 'backwards', 'stands still'])
+def test_attempts_at_once_are_all_right(tmp_path, monkeypatch, clock):
+  timestamp = tf.timestamp
+  now = {
+    'forwards': timestamp,
+    'backwards': lambda: 4e9 - timestamp(),
+    'stands still': lambda: tf.constant(2e9, tf.float64),
+  }[clock]
+  monkeypatch.setattr(tf, 'timestamp', now)
+  run, after = storage_runs.Run(tmp_path).round({'a': 1, 'b': 1}), {}
+
+  def attempt(i):
+    after[i] = run.round({'a': 100 + i, 'b': 200 + i})
+
+  threads = [threading.Thread(target=attempt, args=[i]) for i in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  for i in range(8):
+    assert (after[i].read('a'), after[i].read('b')) == (100 + i, 200 + i)
+
+
+def test_the_parts_of_a_round_have_a_token_each(tmp_path):
+  # As in a context with several workers.
+  run = storage_runs.Run(tmp_path).round({'a': 1})
+  failed = storage_lib.new_token()
+  run.write('a', -1, failed)
+  tokens = [storage_lib.new_token() for _ in range(3)]
+  values = [('a', 2, tokens[0]), ('b', 3, tokens[2]), ('c', 4, tokens[1])]
+  after = run.finish([run.write(*value) for value in values])
+  run.write('c', -2, failed)
+  run.write('c', -3, storage_lib.new_token())
+  assert [after.read(c) for c in 'abc'] == [2, 3, 4]
+  assert after.round({'a': 9}).read('c') == 4
+  tokens = [storage_lib.new_token() for _ in range(2)]
+  values = [('a', 2, tokens[0]), ('b', 3, tokens[1]), ('a', 4, tokens[1])]
+  with pytest.raises(tf.errors.InvalidArgumentError, match='(?s)did more.*a'):
+    run.finish([run.write(*value) for value in values])
+
+
 def test_two_runs_do_not_see_each_other(tmp_path):
+  tf.keras.utils.set_random_seed(1)
   one = storage_runs.Run(tmp_path).round({'a': 1})
+  # As in a program with a seed, which is started twice.
+  tf.keras.utils.set_random_seed(1)
   two = storage_runs.Run(tmp_path)
   assert two.read('a') == 0
   two = two.round({'a': 2})
   assert (one.read('a'), two.read('a')) == (1, 2)
+  assert len(os.listdir(tmp_path)) == 2
 
 
-def test_the_same_inside_a_graph(tmp_path):
-  run = storage_runs.Run(tmp_path)
-
-  @tf.function
-  def add_one(lineage, client_id):
-    tensors, old, _ = run.storage.read(lineage, client_id, storage_runs.INITIAL)
-    new = run.storage.write(lineage, client_id, [t + 1.0 for t in tensors])
-    return storage_lib.receipt(old, new), tensors[0]
-
-  for round_num in range(3):
-    receipt, tensor = add_one(run.lineage, tf.constant('a'))
-    np.testing.assert_array_equal(tensor, np.full(3, round_num))
-    run = run.finish([receipt])
-
-
-def test_a_write_is_done_when_its_token_is_there(tmp_path):
+def test_a_write_is_done_when_its_fingerprint_is_there(tmp_path):
   # TFF's graphs are of the first kind, in which nothing runs by itself.
-  run = storage_runs.Run(tmp_path)
+  run, token = storage_runs.Run(tmp_path), storage_lib.new_token()
   with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-    lineage = storage_lib.Lineage(
-      *(tf.constant(part.numpy()) for part in run.lineage)
+    fingerprint = session.run(
+      run.storage.write(
+        storage_lib.Lineage(*map(tf.constant, run.saved)),
+        tf.constant(token.numpy()),
+        tf.constant('a'),
+        [tf.ones([3]), -tf.ones([2, 2])],
+      )
     )
-    token = run.storage.write(
-      lineage, tf.constant('a'), [tf.ones([3]), -tf.ones([2, 2])]
-    )
-    token = session.run(token)
-  receipt = storage_lib.receipt(tf.constant(0, tf.int64), tf.constant(token))
-  assert run.finish([receipt]).read('a') == 1
+  assert run.finish([(1, fingerprint)]).read('a') == 1
 
 
 def test_hostile_ids_stay_inside_and_apart(tmp_path):
   run = storage_runs.Run(tmp_path / 'inner' / 'storage')
-  outside = small_models.snapshot(tmp_path).keys()
   values = {client_id: i for i, client_id in enumerate(HOSTILE_IDS, start=1)}
   run = run.round(values)
   assert {client_id: run.read(client_id) for client_id in values} == values
-  folders = run.folder.glob('clients/*/*/client_id')
-  assert sorted(path.read_bytes() for path in folders) == sorted(values)
-  new = small_models.snapshot(tmp_path).keys() - outside
-  allowed = re.compile(
-    r'inner/storage/RUN(/clients(/\d{1,3}(/NAME(/(client_id|000000001-TOKEN\.'
-    r'(index|data-00000-of-00001)))?)?)?'
-    r'|/journal(/000000001(/TOKEN-\d{1,3}-NAME)?)?)?'.replace(
-      'NAME', r'\d+_\d+'
-    )
-    .replace('TOKEN', r'\d{19}')
-    .replace('RUN', run.folder.name)
-  )
-  assert [path for path in new if not allowed.fullmatch(path)] == []
+  assert len(storage_runs.state_files(run.storage.folder)) == len(values)
+  assert os.listdir(tmp_path) == ['inner']
+  assert os.listdir(run.folder.parent) == [run.folder.name]
+  assert sorted(os.listdir(run.folder)) == ['rounds', 'states']
 
 
-def test_a_state_of_another_client_is_an_error(tmp_path):
-  # As if the ids had the same hashes.
-  run = storage_runs.Run(tmp_path).round({'a': 1, 'b': 2})
-  first, second = (
-    pathlib.Path(storage_runs.client_folder(tmp_path, name)) for name in 'ab'
-  )
-  for path in second.glob('0*'):
-    path.unlink()
-  shutil.copytree(first, second, dirs_exist_ok=True)
-  assert run.read('a') == 1
-  with pytest.raises(tf.errors.InvalidArgumentError, match='same hash'):
-    run.read('b')
-  with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-    lineage = storage_lib.Lineage(
-      *(tf.constant(part.numpy()) for part in run.lineage)
-    )
-    tensors, _, _ = run.storage.read(
-      lineage, tf.constant('b'), [tf.zeros([3]), tf.zeros([2, 2])]
-    )
-    with pytest.raises(tf.errors.InvalidArgumentError, match='same hash'):
-      session.run(tensors[0])
-
-
-def test_an_older_state_under_a_newer_name_is_an_error(tmp_path):
-  run = storage_runs.Run(tmp_path).round({'a': 1}).round({'a': 2})
-  old, new = storage_runs.state_files(tmp_path)
-  for suffix in ('.index', '.data-00000-of-00001'):
-    shutil.copy(old[: -len('.index')] + suffix, new[: -len('.index')] + suffix)
-  with pytest.raises(tf.errors.InvalidArgumentError, match='another state'):
-    run.read('a')
-
-
-@pytest.mark.parametrize('suffix', ['index', 'data-00000-of-00001'])
-def test_a_damaged_file_is_never_a_wrong_number(tmp_path, suffix):
-  run = storage_runs.Run(tmp_path).round({'a': 1})
-  path = pathlib.Path(storage_runs.state_files(tmp_path)[0])
-  path = path.with_suffix('.' + suffix)
-  good = path.read_bytes()
-  refused = 0
-  for i in range(len(good)):
-    damaged = bytes([good[i] ^ (1 << i % 8)])
-    path.write_bytes(good[:i] + damaged + good[i + 1 :])
-    try:
-      assert run.read('a') == 1
-    except tf.errors.OpError:
-      refused += 1
-  # Some bytes near the end of an index have no meaning.
-  assert refused >= (0.6 if suffix == 'index' else 1) * len(good)
-  for size in range(0, len(good), 5):
-    path.write_bytes(good[:size])
-    with pytest.raises(tf.errors.OpError):
-      run.read('a')
-  path.write_bytes(good)
-  assert run.read('a') == 1
-
-
-def test_a_half_written_state_is_as_never_written(tmp_path):
-  run = storage_runs.Run(tmp_path).round({'a': 1, 'b': 5})
-  run.write('a', 2)
-  half = pathlib.Path(storage_runs.state_files(tmp_path)[-1])
-  half.unlink()
-  for suffix in ('.index.tempstate1', '.data-00000-of-00001.tempstate1'):
-    half.with_suffix(suffix).write_bytes(b'half')
-  assert (run.read('a'), run.read('b')) == (1, 5)
-  after = run.round({'a': 3})
-  assert (after.read('a'), after.read('b')) == (3, 5)
-
-
-def test_a_state_is_a_checkpoint_that_tensorflow_reads(tmp_path):
-  storage_runs.Run(tmp_path).round({'Gerät': 5})
-  path = storage_runs.state_files(tmp_path)[0][: -len('.index')]
-  name = re.fullmatch(r'000000001-(\d{19})', os.path.basename(path))
-  reader = tf.train.load_checkpoint(path)
-  assert reader.get_variable_to_shape_map() == {
-    'client_id': [],
-    'token': [],
-    'state/0': [3],
-    'state/1': [2, 2],
-  }
-  assert reader.get_tensor('client_id').decode() == 'Gerät'
-  assert reader.get_tensor('token') == int(name[1])
-  np.testing.assert_array_equal(
-    reader.get_tensor('state/1'), -5 * np.ones((2, 2))
-  )
+def test_workers_must_see_the_same_folder(tmp_path):
+  here, there = tmp_path / 'here', tmp_path / 'there'
+  run, token = storage_runs.Run(here), storage_lib.new_token()
+  other = storage_runs.Run(there, run.lineage)
+  reports = [run.write('a', 1, token), other.write('b', 2, token)]
+  with pytest.raises(tf.errors.InvalidArgumentError, match=f'{here} lacks'):
+    run.finish(reports)
 
 
 # The folder.
@@ -241,9 +163,8 @@ def test_a_path_with_a_wildcard_is_refused(folder):
 
 @pytest.mark.parametrize('name', ['with space', 'new\nline', 'Gerät', '%s{}'])
 def test_any_other_path_is_a_folder(tmp_path, name):
-  run = (
-    storage_runs.Run(tmp_path / name).round({'a': 1}).round({'a': 2, 'b': 3})
-  )
+  run = storage_runs.Run(tmp_path / name).round({'a': 1})
+  run = run.round({'a': 2, 'b': 3})
   assert (run.read('a'), run.read('b')) == (2, 3)
 
 
@@ -253,36 +174,9 @@ def test_a_folder_that_cannot_be_used_is_refused_when_the_process_is_built(
   file = tmp_path / 'file'
   file.write_text('mine')
   for folder in (file, file / 'storage', '/proc/storage'):
-    with pytest.raises(storage_lib.ClientStorageError, match=str(folder)):
+    with pytest.raises(OSError, match=str(folder)):
       storage_runs.build(folder)
   assert file.read_text() == 'mine'
-
-
-def test_a_new_folder_is_for_its_user_only(tmp_path):
-  storage_runs.build(tmp_path / 'new')
-  mode = stat.S_IMODE((tmp_path / 'new').stat().st_mode)
-  assert mode == 0o700
-
-
-def test_the_states_of_clients_are_for_their_user_only(runtime, tmp_path):
-  process = storage_runs.build(tmp_path / 'new')
-  process.next(process.initialize(), storage_runs.clients(0, 1))
-  paths = list((tmp_path / 'new').rglob('*'))
-  assert any('.data-' in path.name for path in paths)
-  for path in paths:
-    assert not path.stat().st_mode & 0o077, path
-
-
-def test_a_write_that_fails_is_an_error_and_works_later(tmp_path):
-  run = storage_runs.Run(tmp_path).round({'a': 1})
-  os.rename(run.folder / 'clients', tmp_path / 'away')
-  (run.folder / 'clients').write_text('in the way')
-  with pytest.raises(tf.errors.OpError):
-    run.storage.write(run.lineage, tf.constant('a'), storage_runs.INITIAL)
-  (run.folder / 'clients').unlink()
-  os.rename(tmp_path / 'away', run.folder / 'clients')
-  assert run.read('a') == 1
-  assert run.round({'a': 2}).read('a') == 2
 
 
 @pytest.fixture
@@ -308,13 +202,13 @@ def test_a_full_disk_is_an_error_and_the_old_state_stays(small_disk):
     while True:
       file.write(bytes(1024))
   with pytest.raises(tf.errors.OpError):
-    run.write('a', 2)
+    run.round({'a': 2})
   assert run.read('a') == 1
   fill.unlink()
   assert run.round({'a': 2}).read('a') == 2
 
 
-# Rounds of a process, in a worker.
+# Rounds of a process.
 
 
 def play(process, state, *rounds):
@@ -325,43 +219,49 @@ def play(process, state, *rounds):
 
 
 @pytest.mark.usefixtures('runtime')
-def test_a_second_run_of_a_process_is_a_run_of_its_own(tmp_path):
-  process = storage_runs.build(tmp_path)
-  first = play(process, process.initialize(), [0, 1, 2], [1, 2])
-  before = small_models.snapshot(tmp_path)
-  second = play(process, process.initialize(), [1, 3], [0, 1])
-  storage_runs.assert_is_after(second, [1, 3], [0, 1])
-  assert before.items() <= small_models.snapshot(tmp_path).items()
-  first = play(process, first, [0, 3])
-  storage_runs.assert_is_after(first, [0, 1, 2], [1, 2], [0, 3])
-
-
-@pytest.mark.usefixtures('runtime')
-def test_two_runs_take_turns_in_a_folder(tmp_path):
-  processes = [storage_runs.build(tmp_path) for _ in range(2)]
-  states = [process.initialize() for process in processes]
-  rounds = ([[0, 1], [1, 2], [0, 2]], [[1, 4], [0, 1], [1, 2, 4]])
-  for t in range(3):
-    for i in range(2):
-      states[i] = play(processes[i], states[i], rounds[i][t])
-  for state, own in zip(states, rounds, strict=True):
-    storage_runs.assert_is_after(state, *own)
-
-
-@pytest.mark.usefixtures('runtime')
-def test_branches_of_a_run_take_turns(tmp_path):
+def test_branches_and_other_runs_take_turns_in_a_folder(tmp_path):
   process = storage_runs.build(tmp_path)
   root = [[0, 1], [1, 2]]
   state = play(process, process.initialize(), *root)
   # The same participants, others, and nobody.
   branches = [[[0, 1]], [[0, 1]], [[1, 3, 4]], [[]], [[2]]]
   states = [play(process, state, *branch) for branch in branches]
+  other_rounds = [[1, 3]]
+  other = play(process, process.initialize(), *other_rounds)
   for participants in ([1, 2], [0, 1, 3], [2, 4]):
     for i, branch in enumerate(branches):
       branch.append(participants)
       states[i] = play(process, states[i], participants)
+    other_rounds.append(participants)
+    other = play(process, other, participants)
   for state, branch in zip(states, branches, strict=True):
     storage_runs.assert_is_after(state, *root, *branch)
+  storage_runs.assert_is_after(other, *other_rounds)
+
+
+@pytest.mark.usefixtures('runtime')
+def test_attempts_at_once_in_threads(tmp_path):
+  process = storage_runs.build(tmp_path)
+  state = play(process, process.initialize(), [0, 1])
+  context = tff.framework.get_context_stack().current
+  plans, after = [[0, 1], [0, 1, 2], [3], [4, 0, 2, 1], [1], [2, 0]], {}
+
+  def attempt(i):
+    with tff.framework.get_context_stack().install(context):
+      after[i] = play(process, state, plans[i])
+
+  threads = [
+    threading.Thread(target=attempt, args=[i]) for i in range(len(plans))
+  ]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  for i, plan in enumerate(plans):
+    storage_runs.assert_is_after(after[i], [0, 1], plan)
+    storage_runs.assert_is_after(
+      play(process, after[i], [0, 2]), [0, 1], plan, [0, 2]
+    )
 
 
 @pytest.mark.usefixtures('runtime')
@@ -385,6 +285,19 @@ def test_a_client_twice_of_which_one_is_left_out_counts_once(tmp_path):
 
 
 @pytest.mark.usefixtures('runtime')
+def test_an_id_that_is_too_long_is_named(tmp_path):
+  process = storage_runs.build(tmp_path)
+  state = play(process, process.initialize(), [0])
+  x, y = small_models.DATA[1]
+  client = small_models.client('x' * 176, x, y, 3)
+  with pytest.raises(Exception, match='at most 175 bytes.*xxxxx'):
+    process.next(state, [client])
+  # Also of a client that has no data.
+  with pytest.raises(Exception, match='at most 175 bytes.*xxxxx'):
+    process.next(state, [small_models.client('x' * 176, x, y, 0)])
+
+
+@pytest.mark.usefixtures('runtime')
 def test_more_clients_than_the_population_has_are_an_error(tmp_path):
   process = storage_runs.build(tmp_path)
   state = play(process, process.initialize(), [0, 1], [2, 3])
@@ -400,27 +313,13 @@ def test_a_round_after_a_write_that_failed_is_exact(tmp_path):
   process = storage_runs.build(tmp_path)
   state = play(process, process.initialize(), [0, 1])
   (run,) = tmp_path.iterdir()
-  os.rename(run / 'clients', tmp_path / 'away')
-  (run / 'clients').write_text('in the way')
-  with pytest.raises(Exception, match='clients'):
+  os.rename(run / 'states', tmp_path / 'away')
+  (run / 'states').write_text('in the way')
+  with pytest.raises(Exception, match='states'):
     play(process, state, [1, 2])
-  (run / 'clients').unlink()
-  os.rename(tmp_path / 'away', run / 'clients')
+  (run / 'states').unlink()
+  os.rename(tmp_path / 'away', run / 'states')
   storage_runs.assert_is_after(play(process, state, [1, 2]), [0, 1], [1, 2])
-
-
-@pytest.mark.usefixtures('runtime')
-def test_rounds_in_parts_are_exact(tmp_path, monkeypatch):
-  process = storage_runs.build(tmp_path)
-  rounds = [[0, 1, 2, 3, 4], [4, 2, 0], [1, 2, 3, 4]]
-  with runtime_lib.local_context(max_concurrency=1):
-    monkeypatch.setattr(contexts, '_CLIENTS_IN_MEMORY', 2)
-    state = process.initialize()
-    for t, participants in enumerate(rounds, start=1):
-      with pytest.raises(Exception, match='take part once.*client 2'):
-        play(process, state, [2, 0, 1, 2])
-      state = play(process, state, participants)
-      storage_runs.assert_is_after(state, *rounds[:t])
 
 
 @pytest.mark.usefixtures('runtime')
@@ -432,19 +331,62 @@ def test_a_map_reduce_form_is_exact(tmp_path):
   )
   state, rounds = process.initialize(), [[0, 1, 2], [1, 2], [0, 3, 1]]
   for t, participants in enumerate(rounds, start=1):
-    # Two attempts, of which the second one counts.
-    for attempt in ([1, 4], participants):
-      sent, total = form.prepare(state), form.zero()
-      for client in storage_runs.clients(*attempt):
-        update, *_ = form.work(client, sent)
-        total = form.accumulate(total, update)
+    # Two attempts, of which the second one counts. It runs in two parts.
+    for attempt in ([[1, 4]], [participants[:1], participants[1:]]):
+      total = form.zero()
+      for part in attempt:
+        sent = form.prepare(state)
+        for client in storage_runs.clients(*part):
+          update, *_ = form.work(client, sent)
+          total = form.accumulate(total, update)
       after = form.update(state, (form.report(total), (), (), ()))['state']
     state = after
-    assert len(storage_runs.state_files(tmp_path)) == 2 * t + sum(
-      map(len, rounds[:t])
-    )
     storage_runs.assert_equals(
       state['global_model_weights']['trainable'][0],
-      state['finalizer']['means'][0][0],
+      state['finalizer']['mean_states'][0][0],
       *rounds[:t],
     )
+
+
+# TFF's context leaves its worker behind, so it has a process of its own.
+_TFF_WORKER_PROGRAM = """
+import sys
+
+import tensorflow_federated as tff
+
+import storage_runs
+
+context = tff.backends.native.create_sync_local_cpp_execution_context()
+tff.framework.set_default_context(context)
+process = storage_runs.build(sys.argv[1])
+state = process.initialize()
+state = process.next(state, storage_runs.clients(0, 1)).state
+process.next(state, storage_runs.clients(0, 2))
+state = process.next(state, storage_runs.clients(1, 2)).state
+for twice in ([3, 0, 3], [4, 4]):
+  try:
+    process.next(state, storage_runs.clients(*twice))
+  except Exception as e:
+    assert f'client {twice[0]}' in str(e), e
+  else:
+    raise AssertionError('no error')
+state = process.next(state, storage_runs.clients(0, 1, 2, 3, 4)).state
+storage_runs.assert_is_after(state, [0, 1], [1, 2], [0, 1, 2, 3, 4])
+"""
+
+
+def test_the_same_in_the_worker_of_tff(tmp_path):
+  with open(tmp_path / 'errors', 'w+') as errors:
+    process = subprocess.Popen(
+      [sys.executable, '-c', _TFF_WORKER_PROGRAM, str(tmp_path / 'clients')],
+      cwd=os.path.dirname(storage_runs.__file__),
+      stdout=subprocess.DEVNULL,
+      stderr=errors,
+      start_new_session=True,
+    )
+    try:
+      return_code = process.wait(timeout=300)
+      errors.seek(0)
+      assert return_code == 0, errors.read()[-2000:]
+    finally:
+      small_models.end_session(process)

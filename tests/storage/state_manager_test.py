@@ -1,6 +1,6 @@
 import asyncio
 import os
-import pathlib
+import random
 import shutil
 
 import numpy as np
@@ -14,11 +14,164 @@ from tensorflow_federated.python.learning.programs import training_program_logic
 
 import tff_debias
 from tff_debias import storage as storage_lib
-
-pytestmark = pytest.mark.usefixtures('runtime')
+from tff_debias.storage import state_manager
 
 # From round 1 on.
 ROUNDS = [[0, 1], [1, 2], [0, 3], [2, 4], [1, 3], [0, 4], [2, 3]]
+
+
+# States of clients without a process.
+
+
+def kept_by_tff(versions, keep_total, keep_first, keep_every_k):
+  """The versions that TFF's `FileProgramStateManager` keeps of sorted ones."""
+  kept = [
+    version
+    for i, version in enumerate(versions)
+    if version % keep_every_k == 0
+    or i == len(versions) - 1
+    or (keep_first and i == 0)
+  ]
+  if 0 < keep_total < len(kept):
+    kept = [*kept[:keep_first], *kept[keep_first - keep_total :]]
+  return kept
+
+
+def note(run, version, versions):
+  state_manager.note(run.storage.folder, run.saved, version, list(versions))
+
+
+def prune(run, versions):
+  state_manager.prune(run.storage.folder, run.saved, list(versions))
+
+
+def check(run):
+  state_manager.check(run.storage.folder, run.saved)
+
+
+def files(run, kind):
+  return [path for path in run.folder.glob(f'{kind}/**/*') if path.is_file()]
+
+
+@pytest.mark.parametrize('seed', range(6))
+def test_random_histories_against_a_dictionary(tmp_path, seed):
+  """Rounds, retries, kills and checkpoints, and the same in a dictionary."""
+  choose = random.Random(seed)
+  # As TFF's manager takes them: keep_total, keep_first and keep_every_k.
+  rule = [(3, 1, 1), (3, 0, 1), (1, 0, 1), (2, 1, 2), (0, 1, 3), (5, 1, 1)][
+    seed
+  ]
+  rounds_per_checkpoint = [1, 3][seed % 2]
+  version = [0, 1, 1001][seed % 3]
+  clients, value = list('abcde'), 0
+  run, values, checkpoints = storage_runs.Run(tmp_path), {}, {}
+
+  def save(is_pruned=True):
+    nonlocal checkpoints
+    note(run, version, checkpoints)
+    checkpoints[version] = (run, values)
+    kept = kept_by_tff(sorted(checkpoints), *rule)
+    checkpoints = {v: checkpoints[v] for v in kept}
+    if is_pruned:
+      prune(run, checkpoints)
+
+  for step in range(25):
+    participants = choose.sample(clients, choose.choice([0, 1, 1, 2, 2, 4]))
+    new = {}
+    for client in participants:
+      value += 1
+      new[client] = value
+    if choose.random() < 0.3:
+      # Dies in the middle, or fails, so that it is tried again.
+      token = storage_lib.new_token()
+      for client in choose.sample(clients, 3):
+        run.write(client, -1 - step, token)
+    if choose.random() < 0.1:
+      # Is done, and not gone on from.
+      run.round({client: -1 - step for client in clients[:3]})
+    run, values = run.round(new), {**values, **new}
+    if step % rounds_per_checkpoint == 0:
+      action = choose.choice(['save'] * 7 + ['killed between'] * 2 + ['late'])
+      if action == 'killed between':
+        note(run, version, checkpoints)
+      else:
+        save(is_pruned=action == 'save')
+        version += choose.choice([1, 1, 1, 5])
+    if choose.random() < 0.15 and checkpoints:
+      # Killed, and goes on from the last checkpoint.
+      run, values = checkpoints[max(checkpoints)]
+    # All are right that are kept, and not just the last one.
+    for other, expected in [*checkpoints.values(), (run, values)]:
+      assert {client: other.read(client) for client in clients} == {
+        client: expected.get(client, 0) for client in clients
+      }
+      check(other)
+  assert run.lineage.num_clients == 5, 'The random run proves nothing.'
+  # And what no checkpoint needs is gone, also the leftovers of rounds that are
+  # done again from now on.
+  for _ in range(12):
+    value, version = value + 1, version + 1
+    values = dict.fromkeys(clients, value)
+    run = run.round(values)
+    save()
+  needed = {
+    (client, expected[client])
+    for _, expected in checkpoints.values()
+    for client in clients
+    if client in expected
+  }
+  assert len(files(run, 'states')) == len(needed)
+  assert len(files(run, 'rounds')) <= len(needed)
+
+
+def test_a_new_run_has_no_files(tmp_path):
+  run = storage_runs.Run(tmp_path)
+  check(run)
+  prune(run, [0])
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_running_round_writes_stays(tmp_path):
+  # `tff.learning.programs.train_model` saves while the next round is running.
+  run, token = storage_runs.Run(tmp_path).round({'a': 1}), None
+  note(run, 1, [])
+  token = storage_lib.new_token()
+  reports = [run.write('a', 2, token)]
+  prune(run, [1])
+  after = run.finish(reports)
+  assert (run.read('a'), after.read('a')) == (1, 2)
+
+
+def test_a_branch_keeps_all_until_the_checkpoints_of_the_other_are_gone(
+  tmp_path,
+):
+  runs = [storage_runs.Run(tmp_path)]
+  for i in range(1, 6):
+    runs.append(runs[-1].round({'a': i, 'b': 10 * i}))
+    note(runs[-1], i, range(1, i))
+  branch = runs[2].round({'a': 77})
+  note(branch, 6, range(1, 6))
+  prune(branch, range(1, 7))
+  assert [run.read('a') for run in runs] == [0, 1, 2, 3, 4, 5]
+  prune(branch, [2, 6])
+  assert (runs[2].read('a'), runs[2].read('b')) == (2, 20)
+  assert (branch.read('a'), branch.read('b')) == (77, 20)
+  assert len(files(branch, 'states')) == 3 + 4
+
+
+def test_nothing_is_removed_for_a_version_without_a_note(tmp_path):
+  run = storage_runs.Run(tmp_path).round({'a': 1})
+  note(run, 1, [])
+  run = run.round({'a': 2})
+  note(run, 2, [1])
+  for versions in ([2, 99], []):
+    prune(run, versions)
+    assert len(files(run, 'states')) == 2
+  prune(run, [2])
+  assert len(files(run, 'states')) == 1
+
+
+# The manager around TFF's.
 
 
 def make(folder, **options):
@@ -62,14 +215,11 @@ def train_model(process, manager, num_rounds, should_discard_round=None):
 
 
 def num_states(folder):
-  """How many states each client has on the disk."""
-  return [
-    sum(name.endswith('.index') for name in names)
-    for _, _, names in os.walk(folder)
-    if 'client_id' in names
-  ]
+  """How many states are on the disk for each client."""
+  return [len(list(path.iterdir())) for path in folder.glob('*/states/*')]
 
 
+@pytest.mark.usefixtures('runtime')
 @pytest.mark.parametrize(
   'options',
   [{}, {'keep_total': 2, 'keep_first': False}, {'keep_total': 1}],
@@ -86,7 +236,6 @@ def test_a_resumed_run_is_as_never_stopped(tmp_path, options):
   state = train(*make(tmp_path, **options), 7, rounds_per_saving=2)
   storage_runs.assert_is_after(state, *ROUNDS)
   if not options.get('keep_first', True):
-    # Two checkpoints are kept at most, and round 7 may be newer.
     assert max(num_states(tmp_path / 'clients')) <= 3
     assert sum(num_states(tmp_path / 'clients')) < sum(map(len, ROUNDS))
   # The states of clients go on from there.
@@ -96,6 +245,7 @@ def test_a_resumed_run_is_as_never_stopped(tmp_path, options):
   storage_runs.assert_is_after(state, *ROUNDS, [0, 1, 2, 3, 4], [1, 3])
 
 
+@pytest.mark.usefixtures('runtime')
 def test_train_model_of_tff_resumes_and_discards(tmp_path):
   seen = []
 
@@ -117,123 +267,109 @@ def test_train_model_of_tff_resumes_and_discards(tmp_path):
   assert max(num_states(tmp_path / 'clients')) <= 3
 
 
-def test_an_older_checkpoint_can_be_gone_on_from(tmp_path):
-  process, manager = make(tmp_path, keep_total=3)
-  train(process, manager, 5)
-  process, manager = make(tmp_path, keep_total=3)
-  state = asyncio.run(manager.load(4, process.initialize()))
-  storage_runs.assert_is_after(state, *ROUNDS[:4])
-  state = process.next(state, storage_runs.clients(0, 2, 3)).state
-  state = process.next(state, storage_runs.clients(1, 2, 3)).state
-  storage_runs.assert_is_after(state, *ROUNDS[:4], [0, 2, 3], [1, 2, 3])
-
-
-def remove_a_file(old, new, folder):
-  del old, folder
-  new[0].unlink()
-
-
-def remove_the_other_file(old, new, folder):
-  del old, folder
-  new[1].unlink()
-
-
-def remove_a_folder(old, new, folder):
-  del old, new
-  shutil.rmtree(folder)
-
-
-def go_back_to_the_older_files(old, new, folder):
-  del old, folder
-  for path in new:
-    path.unlink()
-
-
-def overwrite_with_the_older_state(old, new, folder):
-  del folder
-  for source, target in zip(old, new, strict=True):
-    shutil.copy(source, target)
-
-
+@pytest.mark.usefixtures('runtime')
 @pytest.mark.parametrize(
-  'damage',
+  ('first_version', 'rounds_per_checkpoint', 'options'),
   [
-    remove_a_file,
-    remove_the_other_file,
-    remove_a_folder,
-    go_back_to_the_older_files,
-    overwrite_with_the_older_state,
+    (1001, 1, {'keep_total': 3}),
+    (1001, 1, {'keep_total': 2, 'keep_first': False}),
+    (1, 3, {'keep_total': 2, 'keep_first': False}),
+    (1, 1, {'keep_total': 3, 'keep_first': True}),
   ],
+  ids=str,
 )
-def test_lost_client_states_end_a_resumed_run_before_it_trains(
-  tmp_path, damage
+def test_a_version_is_no_round(
+  tmp_path, first_version, rounds_per_checkpoint, options
 ):
+  process, manager = make(tmp_path, **options)
+  state, plans, plan = process.initialize(), {}, []
+  version = first_version
+  for round_num, participants in enumerate(ROUNDS * 2, start=1):
+    state = process.next(state, storage_runs.clients(*participants)).state
+    plan = [*plan, participants]
+    if round_num % rounds_per_checkpoint == 0:
+      asyncio.run(manager.save(state, version))
+      plans[version] = plan
+      version += 1
+  versions = asyncio.run(manager.get_versions())
+  assert len(versions) == options['keep_total']
+  for version in versions:
+    state = asyncio.run(manager.load(version, process.initialize()))
+    state = process.next(state, storage_runs.clients(0, 1, 2, 3, 4)).state
+    storage_runs.assert_is_after(state, *plans[version], [0, 1, 2, 3, 4])
+  assert sum(num_states(tmp_path / 'clients')) < 5 * (len(versions) + 1) + 5
+
+
+@pytest.mark.usefixtures('runtime')
+def test_a_kill_between_the_note_and_the_checkpoint(tmp_path):
+  class KilledManager(tff.program.FileProgramStateManager):
+    async def save(self, program_state, version):
+      raise KeyboardInterrupt
+
+  process, manager = make(tmp_path, keep_total=1, keep_first=False)
+  killed = storage_lib.StorageStateManager(
+    KilledManager(tmp_path / 'state'),
+    storage_lib.ClientStorage(tmp_path / 'clients'),
+  )
+  state = process.initialize()
+  for version, participants in enumerate(ROUNDS, start=1):
+    # The note of another attempt at this round and this version.
+    other = process.next(state, storage_runs.clients(0, 4)).state
+    with pytest.raises(KeyboardInterrupt):
+      asyncio.run(killed.save(other, version))
+    state = process.next(state, storage_runs.clients(*participants)).state
+    asyncio.run(manager.save(state, version))
+  state, version = asyncio.run(manager.load_latest(process.initialize()))
+  assert version == len(ROUNDS)
+  storage_runs.assert_is_after(
+    process.next(state, storage_runs.clients(0, 1)).state, *ROUNDS, [0, 1]
+  )
+  assert num_states(tmp_path / 'clients') == [1] * 5
+
+
+@pytest.mark.usefixtures('runtime')
+def test_loading_removes_nothing_of_any_run(tmp_path):
+  process, manager = make(tmp_path)
+  own = train(process, manager, 3)
+  own = process.next(own, storage_runs.clients(0, 4)).state
+  # Another run with checkpoints of its own and the same storage.
+  storage = storage_lib.ClientStorage(tmp_path / 'clients')
+  other = storage_lib.StorageStateManager(
+    tff.program.FileProgramStateManager(tmp_path / 'other'), storage
+  )
+  state = process.initialize()
+  for version, participants in enumerate(ROUNDS[:3]):
+    state = process.next(state, storage_runs.clients(*participants)).state
+    asyncio.run(other.save(state, version))
+  before = small_models.snapshot(tmp_path)
+  for each in (manager, other):
+    asyncio.run(each.load(1, process.initialize()))
+    asyncio.run(each.load_latest(process.initialize()))
+  assert small_models.snapshot(tmp_path) == before
+  # Both go on.
+  for old, plan in ((own, [*ROUNDS[:3], [0, 4]]), (state, ROUNDS[:3])):
+    new = process.next(old, storage_runs.clients(0, 1, 2)).state
+    storage_runs.assert_is_after(new, *plan, [0, 1, 2])
+
+
+@pytest.mark.usefixtures('runtime')
+def test_lost_client_states_end_a_resumed_run_before_it_trains(tmp_path):
   process, manager = make(tmp_path, keep_total=3)
   train(process, manager, 3)
-  folder = storage_runs.client_folder(tmp_path, 'client 0')
-  old, new = (
-    sorted(pathlib.Path(folder).glob(f'00000000{i}*')) for i in (1, 3)
-  )
-  assert len(old) == len(new) == 2
-  damage(old, new, folder)
+  *_, newest = storage_runs.state_files(tmp_path / 'clients', 'client 2')
+  shutil.rmtree(newest.parent)
   before = small_models.snapshot(tmp_path)
-  message = rf'(?s){tmp_path}/clients/.* copy.* older checkpoint.* new run'
+  message = rf'{tmp_path}/clients/.*round 3 needs .* 4 .* 3 are there'
   with pytest.raises(storage_lib.ClientStorageError, match=message):
     train(process, manager, 4)
   with pytest.raises(storage_lib.ClientStorageError, match=message):
     asyncio.run(manager.load(3, process.initialize()))
   assert small_models.snapshot(tmp_path) == before
-  if damage is not remove_a_folder:
-    # The older checkpoint does not need what is lost.
-    state = asyncio.run(manager.load(2, process.initialize()))
-    state = process.next(state, storage_runs.clients(0, 1)).state
-    storage_runs.assert_is_after(state, *ROUNDS[:2], [0, 1])
+  # The first checkpoint does not need what is lost.
+  asyncio.run(manager.load(0, process.initialize()))
 
 
-def test_states_are_on_the_disk_before_their_checkpoint(tmp_path, monkeypatch):
-  events, fsync = [], os.fsync
-
-  def record(descriptor):
-    events.append(os.path.realpath(f'/proc/self/fd/{descriptor}'))
-    return fsync(descriptor)
-
-  class Manager(tff.program.FileProgramStateManager):
-    async def save(self, program_state, version):
-      events.append('save')
-      await super().save(program_state, version)
-
-  process, _ = make(tmp_path)
-  manager = storage_lib.StorageStateManager(
-    Manager(tmp_path / 'state'), storage_lib.ClientStorage(tmp_path / 'clients')
-  )
-  state = process.initialize()
-  monkeypatch.setattr(os, 'fsync', record)
-  for participants in ROUNDS[:3]:
-    events.clear()
-    before = small_models.snapshot(tmp_path / 'clients')
-    state = process.next(state, storage_runs.clients(*participants)).state
-    after = small_models.snapshot(tmp_path / 'clients')
-    asyncio.run(manager.save(state, int(state.client_work['round'])))
-    synced = set(events[: events.index('save')])
-    # An entry of the journal is empty: its folder is all that it is.
-    new = {
-      os.path.join(tmp_path, 'clients', path)
-      for path, content in after.items()
-      if path not in before and (content is None or path.endswith('client_id'))
-    }
-    written = {
-      str(path)
-      for client in participants
-      for path in pathlib.Path(
-        storage_runs.client_folder(tmp_path, f'client {client}')
-      ).glob(f'{int(state.client_work["round"]):09d}-*')
-    }
-    assert len(written) == 2 * len(participants)
-    assert new | written | {os.path.dirname(path) for path in new} <= synced | {
-      str(tmp_path)
-    }
-
-
+@pytest.mark.usefixtures('runtime')
 def test_a_method_without_states_is_saved_too(tmp_path):
   process = tff_debias.build_learning_process(
     small_models.linear_model(),
@@ -251,6 +387,7 @@ def test_a_method_without_states_is_saved_too(tmp_path):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.usefixtures('runtime')
 def test_saves_do_not_overlap_also_in_a_second_loop(tmp_path):
   steps = []
 
@@ -277,13 +414,41 @@ def test_saves_do_not_overlap_also_in_a_second_loop(tmp_path):
   assert asyncio.run(manager.get_versions()) == [5]
 
 
-def test_what_the_manager_inside_has_is_had(tmp_path):
+@pytest.mark.usefixtures('runtime')
+def test_the_manager_inside_says_which_versions_there_are(tmp_path):
   process, manager = make(tmp_path)
+  # TFF's manager says None here.
+  assert asyncio.run(manager.get_versions()) is None
   assert asyncio.run(manager.load_latest(process.initialize())) == (None, 0)
   state = train(process, manager, 2)
   assert asyncio.run(manager.get_versions()) == [0, 1, 2]
   asyncio.run(manager.remove_all())
-  assert not asyncio.run(manager.get_versions())
+  assert asyncio.run(manager.get_versions()) is None
   # Only checkpoints are removed.
   state = process.next(state, storage_runs.clients(*ROUNDS[2])).state
+  asyncio.run(manager.save(state, 3))
   storage_runs.assert_is_after(state, *ROUNDS[:3])
+  assert len(os.listdir(tmp_path / 'clients')) == 1
+
+
+@pytest.mark.usefixtures('runtime')
+def test_a_manager_that_knows_no_versions_loses_nothing(tmp_path):
+  class NoVersions(tff.program.FileProgramStateManager):
+    async def get_versions(self):
+      return None
+
+  process, _ = make(tmp_path)
+  manager = storage_lib.StorageStateManager(
+    NoVersions(tmp_path / 'state', keep_total=0),
+    storage_lib.ClientStorage(tmp_path / 'clients'),
+  )
+  state = process.initialize()
+  for version, participants in enumerate(ROUNDS, start=1):
+    state = process.next(state, storage_runs.clients(*participants)).state
+    asyncio.run(manager.save(state, version))
+  state = asyncio.run(manager.load(2, process.initialize()))
+  storage_runs.assert_is_after(
+    process.next(state, storage_runs.clients(0, 1)).state,
+    *ROUNDS[:2],
+    [0, 1],
+  )

@@ -1,8 +1,8 @@
 """Corrections R_i: what a client adds to its gradient to remove the bias."""
 
 from tff_debias.corrections.base import Correction
+from tff_debias.corrections.base import KeptState
 from tff_debias.corrections.base import LocalWork
-from tff_debias.corrections.base import PopulationMean
 from tff_debias.corrections.base import State
 from tff_debias.corrections.base import Weights
 from tff_debias.corrections.dyn import Dyn

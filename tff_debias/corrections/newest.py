@@ -5,7 +5,7 @@ import tensorflow as tf
 from tff_debias.corrections import base
 
 
-class NewestModel(base.PopulationMean):
+class NewestModel(base.KeptState):
   """A client keeps its newest w_i, and 1; before it took part, zeros.
 
   The mean over all m clients is then the sum of the newest models over m, and
@@ -16,7 +16,7 @@ class NewestModel(base.PopulationMean):
     """See base class."""
     return (*(tf.zeros_like(w) for w in weights), tf.zeros([]))
 
-  def state_change(self, state, mean, work):
+  def state_change(self, state, mean_state, work):
     """See base class."""
     models = tuple(w + u for w, u in zip(work.start, work.update, strict=True))
     return tuple(
@@ -24,15 +24,15 @@ class NewestModel(base.PopulationMean):
     )
 
 
-def all_model(mean: base.State, initial: base.Weights) -> base.Weights:
+def all_model(mean_state: base.State, initial: base.Weights) -> base.Weights:
   """The model *all*: the mean over all m clients of each one's newest w_i.
 
   Args:
-    mean: The population mean of `NewestModel`.
+    mean_state: The mean of `NewestModel`.
     initial: The initial model, the newest of a client that never took part.
 
   Returns:
     The trainable weights.
   """
-  *sums, share = mean
+  *sums, share = mean_state
   return tuple(s + (1 - share) * w for s, w in zip(sums, initial, strict=True))

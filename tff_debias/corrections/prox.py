@@ -13,7 +13,7 @@ class Prox(base.Correction):
   It bounds how far clients drift, and does not remove the bias.
 
   Attributes:
-    mu: The strength μ, a hyperparameter of the process.
+    mu: The strength μ.
 
   Raises:
     ValueError: If `mu` is not a positive finite number.
@@ -25,12 +25,10 @@ class Prox(base.Correction):
 
   mu: float
 
-  hparams = ('mu',)
-
   def __post_init__(self):
     checks.check_number('mu', self.mu, positive=True)
 
-  def gradient_term(self, state, mean, weights, start):
+  def gradient_term(self, state, mean_state, weights, start):
     """See base class."""
     return tuple(
       self.mu * (w - w_start) for w, w_start in zip(weights, start, strict=True)

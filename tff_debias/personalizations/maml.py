@@ -63,7 +63,7 @@ class Maml(base.Personalization):
 
     def take_step(step, adapted):
       gradients = _full_batch_gradient(
-        model.fold_in(step),
+        model,
         models.ModelWeights(adapted, weights.non_trainable),
         dataset,
       )
@@ -99,8 +99,7 @@ def _full_batch_gradient(
     total, num_examples = state
     with tf.GradientTape() as tape:
       tape.watch(weights.trainable)
-      turn = model.fold_in(tf.cast(num_examples, tf.int32))
-      result = base.supervised_result(turn, weights, batch, training=True)
+      result = base.supervised_result(model, weights, batch, training=True)
       loss = result.loss * result.num_examples
     gradients = tape.gradient(
       loss, weights.trainable, unconnected_gradients='zero'

@@ -1,35 +1,69 @@
 """The clients' own storage, read and written inside of TensorFlow graphs.
 
-Under `folder`, which stands for the private disks of all devices:
+A folder stands for the private disks of all devices:
 
-    RUN/clients/SHARD/NAME/client_id             whose states these are
-    RUN/clients/SHARD/NAME/ROUND-TOKEN.index     a state, as a TensorFlow
-    RUN/clients/SHARD/NAME/ROUND-TOKEN.data-…    checkpoint
-    RUN/journal/ROUND/TOKEN-SHARD-NAME           the states written in a round
+    RUN/states/CLIENT/ROUND-TOKEN          the state of a client after a round
+    RUN/rounds/ROUND/TOKEN/NOISE-CLIENT    empty: the client wrote in the round
+    RUN/checkpoints/VERSION-ROUND-TOKEN    empty: a checkpoint ends with a round
 
-NAME is made of two keyed hashes of the client id, so that no id, however
-hostile, names a path. The id and the token are in the checkpoint too and are
-compared when it is read, so that no two clients share a state, and no file is
-taken for another. `lineage` explains RUN and TOKEN: a round reads the newest
-state that belongs to its server state, and never changes a state that was
-written.
+RUN is a random number of the run, CLIENT the client id in base64. The server
+draws TOKEN when it begins a round, sends it to the round's clients, and gets it
+back with what they report. A server state carries a `Lineage`, the tokens of
+all its rounds. A client reads its newest state that has one of these tokens, so
+it never reads a state of another attempt at a round: of one that failed, of one
+that was cancelled while its clients were writing, or of one at the same time. A
+state is never changed.
+
+A context that runs the clients of a round in parts, as on several workers,
+draws a token for each part. A token begins with the time, so the parts of a
+round are neighbours among all attempts at it.
 """
 
 from collections.abc import Sequence
 import os
-import re
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from tff_debias.storage import lineage as lineage_lib
-from tff_debias.storage import upkeep
+_MAX_ID_BYTES = 175
+_FINGERPRINTS = 2**31
+# `ROUND-TOKEN`, and the end of an entry's path, with its token and its client.
+_STATES = '?' * 9 + '-' + '?' * 19
+_ENTRY = r'(?s).*/(\d{19})/\d{6}-(.*)='
 
-_HASH_KEYS = ([0x7F4A7C15, 0x9E3779B9], [0x1CE4E5B9, 0xBF58476D])
-_NUM_SHARDS = 1000
-# (?s): a folder may have a line break in its name.
-_STATE = r'(?s).*/\d{9}-\d{19}\.index'
-_NO_STATE = f'{0:09d}-{0:019d}.index'
-_ENTRY = r'(?s).*/(\d{19})-(\d+)-(\d+_\d+)'
+
+class ClientStorageError(ValueError):
+  """A folder of client states that cannot be used."""
+
+
+class Lineage(NamedTuple):
+  """The states of clients that belong to a server state.
+
+  Attributes:
+    run: The number of the run, int64.
+    tokens: The number and the token of each round, int64 `[tokens, 2]`. A round
+      that ran in parts has several rows.
+    num_clients: How many clients have a state, int32.
+  """
+
+  run: tf.Tensor
+  tokens: tf.Tensor
+  num_clients: tf.Tensor
+
+
+def start_lineage() -> Lineage:
+  """The lineage of a new run, in which no client has a state."""
+  # Of unknown length, because it grows in every round.
+  tokens = tf.raw_ops.PlaceholderWithDefault(
+    input=tf.zeros([0, 2], tf.int64), shape=[None, 2]
+  )
+  return Lineage(_random(tf.int64.max), tokens, tf.constant(0))
+
+
+def new_token() -> tf.Tensor:
+  """Draws the token of an attempt at a round, an int64 scalar of 19 digits."""
+  now = tf.cast(tf.timestamp() * 1e6, tf.int64)
+  return now * 1024 + _random(1024)
 
 
 class ClientStorage:
@@ -37,300 +71,219 @@ class ClientStorage:
 
   All workers that may simulate a client must see the same folder. Any number of
   runs can share it. With checkpoints, wrap the program state manager in a
-  `StorageStateManager`, which keeps the folder small and notices lost files.
+  `StorageStateManager`. The disk must tell capital from small letters.
   """
 
   def __init__(self, folder: str | os.PathLike[str]):
     """Names the folder; nothing is written yet.
 
     Args:
-      folder: A path, also of a remote file system that TensorFlow knows.
+      folder: A path on this machine, without wildcards.
 
     Raises:
-      ClientStorageError: If the path is empty, or has a wildcard in it.
+      ClientStorageError: If the path is empty or has one of these.
     """
     folder = os.fspath(folder)
-    if not folder or re.search(r'[*?\[\]\\]', folder):
-      raise upkeep.ClientStorageError(
-        'The folder of the client storage must be a path without any of'
+    if not folder or set(folder) & set('*?[]\\'):
+      raise ClientStorageError(
+        'The folder of a client storage must be a path without any of'
         f' * ? [ ] \\, got {folder!r}.'
       )
-    if '://' not in folder:
-      folder = os.path.abspath(folder)
-    self.folder = folder
+    self.folder = os.path.abspath(folder)
 
   def make_folder(self) -> None:
-    """Makes the folder, for the present user only, if it is not there.
-
-    Raises:
-      ClientStorageError: If it cannot be made or written to.
-    """
-    try:
-      if '://' in self.folder:
-        tf.io.gfile.makedirs(self.folder)
-      else:
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        if not os.access(self.folder, os.R_OK | os.W_OK | os.X_OK):
-          raise PermissionError(None, 'Permission denied')
-    except (OSError, tf.errors.OpError) as e:
-      reason = getattr(e, 'strerror', None) or e
-      raise upkeep.ClientStorageError(
-        f'The client storage {self.folder} cannot be used: {reason}.'
-      ) from e
+    """Makes the folder, for the present user only; `OSError` if it cannot."""
+    os.makedirs(self.folder, mode=0o700, exist_ok=True)
 
   def read(
-    self,
-    lineage: lineage_lib.Lineage,
-    client_id: tf.Tensor,
-    initial: Sequence[tf.Tensor],
-  ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
-    """The newest state of a client that belongs to a lineage, inside a graph.
+    self, lineage: Lineage, client_id: tf.Tensor, initial: Sequence[tf.Tensor]
+  ) -> tuple[list[tf.Tensor], tf.Tensor]:
+    """A client's newest state of a lineage.
 
     Args:
       lineage: The lineage of the server state.
-      client_id: A string scalar, any bytes.
-      initial: The state of a client that has none.
+      client_id: A string scalar of 175 bytes at most; a longer one is an
+        `InvalidArgumentError`.
+      initial: The state of a client that has none, float32.
 
     Returns:
-      The state, like `initial`; its token, an int64 scalar; and the number of
-      rounds since it was written, an int32 scalar. For a client that has no
-      state the token is 0, and all rounds of the run count. The graph fails
-      with a `DataLossError` at a damaged file, and with an
-      `InvalidArgumentError` at the file of another state.
+      The state, like `initial`, and whether the client had none, a bool scalar.
     """
-    folder = self._states(lineage, client_id)
-    files = tf.io.matching_files(tf.strings.join([folder, '*.index'], '/'))
-    # `_NO_STATE` stands for the state of a client that has none, and for a file
-    # that is no state. Its round and its token are 0, so any state is newer.
-    is_state = tf.strings.regex_full_match(files, _STATE)
-    names = tf.where(is_state, files, _NO_STATE)
-    names = tf.concat([[_NO_STATE], names], axis=0)
-    rounds = tf.strings.to_number(tf.strings.substr(names, -35, 9), tf.int32)
-    tokens = tf.strings.to_number(tf.strings.substr(names, -25, 19), tf.int64)
-    belongs = lineage_lib.belongs(lineage, rounds, tokens)
-    newest = tf.argmax(tf.where(belongs, rounds, -1))
-    token = tokens[newest]
-
-    def restore() -> list[tf.Tensor]:
-      prefix = _prefix(folder, rounds[newest], token)
-      names = _names(initial)
-      owner, found, *tensors = tf.raw_ops.RestoreV2(
-        prefix=prefix,
-        tensor_names=names,
-        shape_and_slices=[''] * len(names),
-        dtypes=[tf.string, tf.int64, *(tensor.dtype for tensor in initial)],
-      )
-      is_owner = tf.debugging.Assert(
-        tf.equal(owner, client_id),
-        ['Two client ids have the same hash:', owner, client_id],
-      )
-      is_same = tf.debugging.Assert(
-        tf.equal(found, token),
-        [
-          'The file of a client state holds another state:',
-          prefix,
-          # A number would put the check into a branch of its own.
-          tf.strings.as_string(found),
-        ],
-      )
-      with _after([is_owner, is_same]):
-        return [
-          tf.ensure_shape(tensor, like.shape)
-          for tensor, like in zip(tensors, initial, strict=True)
-        ]
-
-    state = tf.cond(token > 0, restore, lambda: list(initial))
-    return state, token, tf.shape(lineage.windows)[0] - rounds[newest]
+    is_short = tf.debugging.Assert(
+      tf.strings.length(client_id) <= _MAX_ID_BYTES,
+      [f'A client id must have at most {_MAX_ID_BYTES} bytes, got', client_id],
+    )
+    with _after(is_short):
+      name = _name(client_id)
+    files = tf.io.matching_files(self._path(lineage, 'states', name, _STATES))
+    rounds = tf.strings.to_number(tf.strings.substr(files, -29, 9), tf.int64)
+    tokens = tf.strings.to_number(tf.strings.substr(files, -19, 19), tf.int64)
+    names = tf.stack([rounds, tokens], axis=1)
+    is_same = tf.reduce_all(
+      tf.equal(names[:, tf.newaxis], lineage.tokens), axis=2
+    )
+    belongs = tf.reduce_any(is_same, axis=1)
+    # TensorFlow sorts them by name, so by round.
+    files = tf.boolean_mask(files, belongs)
+    is_first = tf.equal(tf.size(files), 0)
+    state = tf.cond(
+      is_first,
+      lambda: list(initial),
+      lambda: _unpack(tf.io.read_file(files[-1]), initial),
+    )
+    return state, is_first
 
   def write(
     self,
-    lineage: lineage_lib.Lineage,
+    lineage: Lineage,
+    token: tf.Tensor,
     client_id: tf.Tensor,
-    tensors: Sequence[tf.Tensor],
+    state: Sequence[tf.Tensor],
   ) -> tf.Tensor:
-    """Writes the state of a client after the lineage's next round.
+    """Writes a client's state after the round that follows a lineage.
 
     Args:
       lineage: The lineage of the server state before the round.
-      client_id: A string scalar, any bytes.
-      tensors: The state.
+      token: The token of the round.
+      client_id: As in `read`.
+      state: The state, float32.
 
     Returns:
-      The state's token, a positive int64 scalar that exists only once the state
-      is written. What the graph returns must be made of it: TensorFlow's
-      optimizer can remove a control dependency, and the write with it.
+      The token's fingerprint, from 1 to 2^31, an int64 scalar that exists only
+      once the state is written. What the graph returns must be made of it:
+      TensorFlow's optimizer can remove a control dependency, and the write with
+      it.
     """
-    shard, name = _shard_and_name(client_id)
-    folder = self._states(lineage, client_id)
-    round_num = tf.shape(lineage.windows)[0] + 1
-    token = lineage_lib.new_token()
-    entry = tf.strings.join([_token(token), shard, name], '-')
-    # The journal comes first: it may name a state that is not there, but there
-    # is no state that it does not name. The other file makes the folder, which
-    # SaveV2 does not.
-    before = [
-      tf.io.write_file(tf.strings.join(path, '/'), content)
-      for path, content in (
-        ([self._journal(lineage, round_num), entry], ''),
-        ([folder, 'client_id'], client_id),
+    round_name = _digits(_num_rounds(lineage) + 1, 9)
+    token_name = _digits(token, 19)
+    name = _name(client_id)
+    # The noise tells two entries of a client in one round apart.
+    entry_name = tf.strings.join([_digits(_random(10**6), 6), name], '-')
+    state_name = tf.strings.join([round_name, token_name], '-')
+    entry = self._path(lineage, 'rounds', round_name, token_name, entry_name)
+    # The entry first: also after a crash, no state is without an entry.
+    with _after(tf.io.write_file(entry, '')):
+      written = tf.io.write_file(
+        self._path(lineage, 'states', name, state_name), _pack(state)
       )
-    ]
-    with _after(before):
-      names = _names(tensors)
-      saved = tf.raw_ops.SaveV2(
-        prefix=_prefix(folder, round_num, token),
-        tensor_names=names,
-        shape_and_slices=[''] * len(names),
-        tensors=[client_id, token, *tensors],
-      )
-    with _after([saved]):
-      return tf.identity(token)
+    with _after(written):
+      return _fingerprint(token)
 
   def finish_round(
     self,
-    lineage: lineage_lib.Lineage,
-    num_participants: tf.Tensor,
-    receipts: lineage_lib.Receipt,
-  ) -> lineage_lib.Lineage:
-    """The lineage after a round, inside a graph on the server.
+    lineage: Lineage,
+    num_written: tf.Tensor,
+    num_new: tf.Tensor,
+    fingerprints: tf.Tensor,
+  ) -> Lineage:
+    """The lineage after a round, on the server.
+
+    The graph fails with an `InvalidArgumentError` if a client took part twice,
+    or if the states that clients wrote are not in the folder.
 
     Args:
       lineage: The lineage before the round.
-      num_participants: How many clients wrote a state, an int32 scalar.
-      receipts: The sum of their receipts.
+      num_written: How many clients wrote a state, an int32 scalar.
+      num_new: How many of them had none before, an int32 scalar.
+      fingerprints: The sum of what `write` returned, an int64 scalar.
 
     Returns:
-      The lineage after the round. The graph fails with an
-      `InvalidArgumentError` if a client took part twice, or if the states in
-      the folder are not those that were reported.
+      The lineage.
     """
-    round_num = tf.shape(lineage.windows)[0] + 1
+    round_num = _num_rounds(lineage) + 1
     entries = tf.io.matching_files(
-      tf.strings.join([self._journal(lineage, round_num), '*'], '/')
+      self._path(lineage, 'rounds', _digits(round_num, 9), '*', '*=')
     )
-    entries = tf.boolean_mask(
-      entries, tf.strings.regex_full_match(entries, _ENTRY)
-    )
-    window = tf.cond(
-      num_participants > 0,
-      lambda: self._window(
-        lineage, entries, num_participants, receipts.fingerprint
-      ),
-      # No token is in it, also not of another attempt at the round.
-      lambda: tf.constant([1, 0], tf.int64),
-    )
-    return lineage._replace(
-      windows=tf.concat([lineage.windows, window[tf.newaxis]], axis=0),
-      num_clients=lineage.num_clients + receipts.is_new,
-      digest=lineage.digest + receipts.change,
-    )
-
-  def _window(
-    self,
-    lineage: lineage_lib.Lineage,
-    entries: tf.Tensor,
-    size: tf.Tensor,
-    fingerprint: tf.Tensor,
-  ) -> tf.Tensor:
-    """The first and the last token of a round.
-
-    Args:
-      lineage: The lineage before the round.
-      entries: The journal of the round. In order of time, other attempts at the
-        round come before or after it.
-      size: How many of the entries are of the round.
-      fingerprint: The sum of their fingerprints.
-
-    Returns:
-      An int64 tensor `[2]`.
-    """
+    # TensorFlow sorts them by name, so by token.
     tokens = tf.strings.to_number(
       tf.strings.regex_replace(entries, _ENTRY, r'\1'), tf.int64
     )
-    in_time = tf.argsort(tokens)
-    entries, tokens = tf.gather(entries, in_time), tf.gather(tokens, in_time)
-    sums = tf.cumsum(lineage_lib.fingerprint(tokens))
-    sums = tf.concat([tf.zeros([1], tf.int64), sums], axis=0)
-    first = tf.range(tf.maximum(tf.size(tokens) - size + 1, 0))
-    sums = tf.gather(sums, first + size) - tf.gather(sums, first)
-    matches = tf.boolean_mask(first, tf.equal(sums, fingerprint))
+    sums = tf.cumsum(tf.concat([[0], _fingerprint(tokens)], axis=0))
+    first = tf.range(tf.maximum(tf.size(tokens) - num_written + 1, 0))
+    sums = tf.gather(sums, first + num_written) - tf.gather(sums, first)
+    matches = tf.boolean_mask(first, tf.equal(sums, fingerprints))
     is_found = tf.debugging.Assert(
       tf.size(matches) > 0,
-      [f'The states in {self.folder} are not those that clients reported.'],
-    )
-    with _after([is_found]):
-      first = tf.identity(matches[0])
-    names, _, counts = tf.unique_with_counts(
-      tf.strings.regex_replace(entries[first : first + size], _ENTRY, r'\2/\3')
-    )
-    twice = tf.boolean_mask(names, counts > 1)[:1]
-    owner = tf.map_fn(
-      lambda name: tf.io.read_file(
-        tf.strings.join(
-          [self.folder, _run(lineage), 'clients', name, 'client_id'], '/'
-        )
-      ),
-      twice,
-    )
-    is_unique = tf.debugging.Assert(
-      tf.equal(tf.size(twice), 0),
       [
-        'A client must take part once in a round, but this one did more:',
-        owner,
+        f'{self.folder} lacks states that clients wrote in this round. All'
+        ' workers must see the same folder. If the round ran in parts, another'
+        ' attempt at it may have come between: run it again.'
       ],
     )
-    with _after([is_unique]):
-      return tf.gather(tokens, tf.stack([first, first + size - 1]))
+    with _after(is_found):
+      first = tf.identity(matches[-1])
+    entries = entries[first : first + num_written]
+    names, _, counts = tf.unique_with_counts(
+      tf.strings.regex_replace(entries, _ENTRY, r'\2')
+    )
+    is_once = tf.debugging.Assert(
+      tf.reduce_all(counts < 2),
+      [
+        'A client must take part once in a round, but this one did more:',
+        tf.io.decode_base64(tf.boolean_mask(names, counts > 1)[:1]),
+      ],
+    )
+    with _after(is_once):
+      tokens = tf.identity(tokens[first : first + num_written])
+    # A round of nobody has a token too, or it would not count as a round.
+    tokens = tf.cond(
+      num_written > 0,
+      lambda: tf.unique(tokens).y,
+      lambda: new_token()[tf.newaxis],
+    )
+    rows = tf.stack([tf.fill(tf.shape(tokens), round_num), tokens], axis=1)
+    return Lineage(
+      lineage.run,
+      tf.concat([lineage.tokens, rows], axis=0),
+      lineage.num_clients + num_new,
+    )
 
-  def _states(
-    self, lineage: lineage_lib.Lineage, client_id: tf.Tensor
-  ) -> tf.Tensor:
-    parts = [_run(lineage), 'clients', *_shard_and_name(client_id)]
-    return tf.strings.join([self.folder, *parts], '/')
-
-  def _journal(
-    self, lineage: lineage_lib.Lineage, round_num: tf.Tensor
-  ) -> tf.Tensor:
-    parts = [_run(lineage), 'journal', _round(round_num)]
-    return tf.strings.join([self.folder, *parts], '/')
-
-
-def _shard_and_name(client_id: tf.Tensor) -> list[tf.Tensor]:
-  hashes = [
-    tf.strings.to_hash_bucket_strong(client_id, 2**63 - 1, key)
-    for key in _HASH_KEYS
-  ]
-  shard = tf.strings.as_string(hashes[0] % _NUM_SHARDS)
-  return [
-    shard,
-    tf.strings.join([tf.strings.as_string(h) for h in hashes], '_'),
-  ]
-
-
-def _after(operations: Sequence[tf.Operation | None]):
-  """Control dependencies; eagerly (in tests) an operation is done, and None."""
-  return tf.control_dependencies([op for op in operations if op is not None])
-
-
-def _names(tensors: Sequence[tf.Tensor]) -> list[str]:
-  states = [f'state/{i}' for i in range(len(tensors))]
-  return ['client_id', 'token', *states]
+  def _path(self, lineage: Lineage, *parts: str | tf.Tensor) -> tf.Tensor:
+    run = tf.strings.as_string(lineage.run)
+    return tf.strings.join([self.folder, run, *parts], '/')
 
 
-def _run(lineage: lineage_lib.Lineage) -> tf.Tensor:
-  return tf.strings.as_string(lineage.run)
+def _name(client_id: tf.Tensor) -> tf.Tensor:
+  """The id in base64; the = at its end makes a name of an empty id too."""
+  return tf.strings.join([tf.io.encode_base64(client_id), '='])
 
 
-def _round(round_num: tf.Tensor) -> tf.Tensor:
-  return tf.strings.as_string(round_num, width=9, fill='0')
+def _num_rounds(lineage: Lineage) -> tf.Tensor:
+  return tf.reduce_max(tf.concat([[0], lineage.tokens[:, 0]], axis=0))
 
 
-def _token(token: tf.Tensor) -> tf.Tensor:
-  return tf.strings.as_string(token, width=19, fill='0')
+def _fingerprint(token: tf.Tensor) -> tf.Tensor:
+  """A number of a token that many clients can add up, also in a secure sum."""
+  return 1 + token % _FINGERPRINTS
 
 
-def _prefix(
-  folder: tf.Tensor, round_num: tf.Tensor, token: tf.Tensor
-) -> tf.Tensor:
-  version = tf.strings.join([_round(round_num), _token(token)], '-')
-  return tf.strings.join([folder, version], '/')
+def _digits(number: tf.Tensor, width: int) -> tf.Tensor:
+  return tf.strings.as_string(number, width=width, fill='0')
+
+
+def _random(limit: int) -> tf.Tensor:
+  """An int64 scalar from 1 to below a limit."""
+  # Seeds of 0 ignore the seed of the program, which many runs may share.
+  return tf.raw_ops.RandomUniformInt(
+    shape=tf.zeros([0], tf.int32),
+    minval=tf.constant(1, tf.int64),
+    maxval=tf.constant(limit, tf.int64),
+    seed=0,
+    seed2=0,
+  )
+
+
+def _pack(tensors: Sequence[tf.Tensor]) -> tf.Tensor:
+  flat = tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
+  return tf.io.serialize_tensor(flat)
+
+
+def _unpack(content: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+  flat = tf.io.parse_tensor(content, tf.float32)
+  parts = tf.split(flat, [t.shape.num_elements() for t in like])
+  return [tf.reshape(p, t.shape) for p, t in zip(parts, like, strict=True)]
+
+
+def _after(operation: tf.Operation | None):
+  """A control dependency; eagerly, an operation is done at once, and `None`."""
+  return tf.control_dependencies([] if operation is None else [operation])

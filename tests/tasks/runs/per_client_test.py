@@ -1,5 +1,7 @@
+import base64
 import csv
 import dataclasses
+import glob
 import os
 
 import numpy as np
@@ -60,11 +62,10 @@ def test_agrees_with_the_metrics_of_the_run(runs, evaluated, name):
 
 @pytest.mark.parametrize('name', ['proto', 'maml'])
 def test_groups_are_those_of_the_devices_own_storage(runs, evaluated, name):
-  took_part = set()
-  for root, _, files in os.walk(runs[name].storage):
-    if 'client_id' in files:
-      with open(os.path.join(root, 'client_id')) as file:
-        took_part.add(file.read())
+  took_part = {
+    base64.urlsafe_b64decode(f'{os.path.basename(path).rstrip("=")}==').decode()
+    for path in glob.glob(os.path.join(runs[name].storage, '*', 'states', '*'))
+  }
   settings, _ = runs[name].read()
   assert len(experiment_lib.Experiment(settings).training_clients) == 9
   rows = read(os.path.join(evaluated[name], 'clients.csv'))

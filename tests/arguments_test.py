@@ -8,7 +8,6 @@ import tensorflow_federated as tff
 
 from tff_debias import corrections
 from tff_debias import learning_process
-from tff_debias import method
 from tff_debias import personalizations
 from tff_debias import storage as storage_lib
 
@@ -16,7 +15,6 @@ NONE = personalizations.NoPersonalization()
 PLAIN = corrections.NoCorrection()
 DYN = corrections.Dyn(alpha=0.5)
 SCAF = corrections.Scaf()
-NUM_EXAMPLES = tff.learning.ClientWeighting.NUM_EXAMPLES
 
 
 @pytest.mark.parametrize(
@@ -66,18 +64,18 @@ NUM_EXAMPLES = tff.learning.ClientWeighting.NUM_EXAMPLES
       ValueError,
       'Prototypes need one integer label',
     ),
-    ({'client_weighting': 'num_examples'}, TypeError, 'client_weighting must'),
-    *(
-      (
-        {'client_weighting': NUM_EXAMPLES, **options},
-        ValueError,
-        'client_weighting must be UNIFORM .*NUM_EXAMPLES',
-      )
-      for options in (
-        {'correction': DYN},
-        {'correction': SCAF},
-        {'correction': PLAIN, 'track_all': True},
-      )
+    (
+      {'metrics_aggregator': 3},
+      TypeError,
+      'metrics_aggregator must be a function .*3',
+    ),
+    (
+      {
+        'correction': SCAF,
+        'client_optimizer_fn': tff.learning.optimizers.build_adam(0.1),
+      },
+      ValueError,
+      'Scaf.* plain SGD only.*client_optimizer_fn must be None',
     ),
   ],
 )
@@ -131,18 +129,14 @@ def test_gradients_are_clipped_by_default_where_the_paper_does(
   # The gradient of (0 + 25)² is 50.
   x, y = np.ones((1, 1), np.float32), np.full((1, 1), -25, np.float32)
   client = small_models.client('a', x, y, personalization.batches_per_step)
-  state, _ = process.next(process.initialize(), [client])
+  state, _ = process.next(process.initialize(), [client['data']])
   np.testing.assert_allclose(
     small_models.selected(process, state), [[-0.1 * expected]], rtol=1e-5
   )
 
 
-def test_prototypes_are_clipped_by_default():
-  assert personalizations.Proto().default_max_grad_norm == 10
-
-
 def test_exponential_decay():
-  learning_rate_fn = method.exponential_decay(0.25, 0.9)
+  learning_rate_fn = learning_process.exponential_decay(0.25, 0.9)
   for t in (0, 1, 100):
     assert float(learning_rate_fn(tf.constant(t))) == pytest.approx(
       0.25 * 0.9**t, rel=1e-4
@@ -152,6 +146,6 @@ def test_exponential_decay():
 @pytest.mark.parametrize('wrong', [0, -1, math.nan, math.inf, 'x'])
 def test_a_wrong_decay_is_named(wrong):
   with pytest.raises(ValueError, match='^decay must be a positive'):
-    method.exponential_decay(0.1, wrong)
+    learning_process.exponential_decay(0.1, wrong)
   with pytest.raises(ValueError, match='^learning_rate must be a positive'):
-    method.exponential_decay(wrong, 0.9)
+    learning_process.exponential_decay(wrong, 0.9)
