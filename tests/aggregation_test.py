@@ -44,7 +44,9 @@ def test_an_aggregator_gives_the_mean_of_those_that_count(tmp_path, factory):
     small_models.selected(process, state), loop.selected[0], atol=1e-5
   )
   np.testing.assert_allclose(
-    state.finalizer['mean_states'][0][0], reference.mean(loop.kept)[0], atol=1e-5
+    state.finalizer['mean_states'][0][0],
+    reference.mean(loop.kept)[0],
+    atol=1e-5,
   )
   assert metrics['client_work']['participants'] == 2
   # Rounds in which nobody counts leave the aggregator as it was, too.
