@@ -93,14 +93,10 @@ def main() -> None:
   if has_baseline is None:
     has_baseline = experiment.task.is_quick
   if has_baseline and experiment.settings.correction != 'none':
-    other = parallel.Run(
-      experiment.settings.uncorrected(),
-      folder_lib.RunFolder(os.path.join(folder.path, 'baseline')),
-      rounds,
-    )
-    others = other.train()
-    settings = other.resolved()
-    figures.save_convergence(others, settings.title, other.folder.picture)
+    settings = experiment_lib.resolve(experiment.settings.uncorrected())
+    baseline = folder_lib.RunFolder(os.path.join(folder.path, 'baseline'))
+    others = parallel.Run(settings, baseline, rounds).train()
+    figures.save_convergence(others, settings.title, baseline.picture)
     name = f'{methods.title(settings.method)} (without correction)'
     figures.save_convergence(rows, title, folder.picture, {name: others})
     print(f'{name}:\n{run_report.summary(settings, others)}')

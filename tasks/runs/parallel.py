@@ -15,17 +15,11 @@ from tasks.runs import settings as settings_lib
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run of `tasks.train` to the round `rounds`, in a folder of its own."""
+  """A run of `tasks.train` with resolved settings, to the round `rounds`."""
 
   settings: settings_lib.Settings
   folder: folder_lib.RunFolder
   rounds: int
-
-  def resolved(self) -> settings_lib.Settings:
-    """The settings with the task's defaults."""
-    from tasks.runs import experiment as experiment_lib
-
-    return experiment_lib.resolve(self.settings)
 
   def tests(self) -> list[dict[str, float]]:
     """The personalized tests so far, see `folder.evaluations`."""
