@@ -70,6 +70,7 @@ _OUTPUT_DIR = flags.DEFINE_string(
   'The folder of the runs and results. By default a folder in runs/ with a name'
   ' made of the task, the partition and the settings that all runs share.',
 )
+_WORKERS = settings_lib.define_workers()
 _FIXED = ('method', 'correction', 'personalization', 'tested_personalization')
 settings_lib.define_flags(without=(*_FIXED, 'seed'))
 
@@ -132,6 +133,21 @@ def parse(flag: str, assignment: str) -> tuple[str, list[Any]]:
   return name, [settings_lib.parse(name, value) for value in values.split(',')]
 
 
+def _train(runs: Sequence[parallel.Run]) -> None:
+  """Trains the runs that are not finished, and draws those."""
+  from tasks.reports import figures
+
+  for run in runs:
+    if os.path.exists(run.folder.settings):
+      run.folder.claim(run.settings)
+  cores = os.cpu_count() or 1
+  parallel.train(runs, _RUNS_AT_A_TIME.value or max(1, cores // 2))
+  for run in runs:
+    if not run.folder.is_current(run.folder.picture):
+      rows, title = run.folder.read_metrics(), run.settings.title
+      figures.save_convergence(rows, title, run.folder.picture)
+
+
 class Comparison:
   """The runs, each in a folder of its own, and the folder of them all."""
 
@@ -145,36 +161,39 @@ class Comparison:
     self.rounds = _ROUNDS.value or experiment_lib.default_rounds(s)
     self.title = f'{s.data_title}, {self.rounds} rounds'
     shared: dict[str, Any] = {}
-    names = []
-    for settings, own in members:
-      resolved = experiment_lib.resolve(settings)
-      components.build('correction', resolved)
-      changes = experiment_lib.changes(resolved)
+    runs = []
+    for given, own in members:
+      settings = experiment_lib.resolve(given)
+      components.build('correction', settings)
+      changes = experiment_lib.changes(settings)
       shared |= {k: v for k, v in changes.items() if k not in own}
       parts = [*settings.method_names, *experiment_lib.assignments(own)]
-      names.append(experiment_lib.folder_name([*parts, f'seed{settings.seed}']))
+      runs.append((settings, [*parts, f'seed{settings.seed}']))
     parts = [program, s.task, s.partition, *experiment_lib.assignments(shared)]
     self.path = _OUTPUT_DIR.value or os.path.join(
       'runs', experiment_lib.folder_name(parts)
     )
-    self._runs = [
-      parallel.Run(settings, self._folder(name), self.rounds)
-      for name, (settings, _) in zip(names, members, strict=True)
-    ]
+    self._runs = [self._run(*run, self.rounds) for run in runs]
 
-  def _folder(self, name: str) -> folder_lib.RunFolder:
-    return folder_lib.RunFolder(os.path.join(self.path, name))
+  def _run(
+    self, settings: settings_lib.Settings, name: Sequence[str], rounds: int
+  ) -> parallel.Run:
+    from tasks.runs import experiment as experiment_lib
+
+    path = os.path.join(self.path, experiment_lib.folder_name(name))
+    folder = folder_lib.RunFolder(path)
+    return parallel.Run(settings, folder, rounds, _WORKERS.value)
 
   def train(self) -> list[savings.Curve]:
     """Trains what is not finished; gives the curve of each run, in order."""
-    self._train(self._runs)
+    _train(self._runs)
     # The last round is always tested, also that of a run with fewer rounds.
     step = self.experiment.settings.rounds_per_evaluation
     tested = {*range(step, self.rounds, step), self.rounds}
     return [
       savings.curve(
-        run.resolved(),
-        [t for t in run.tests() if t['round'] in tested],
+        run.settings,
+        [test for test in run.tests() if test['round'] in tested],
         _SMOOTHING.value,
       )
       for run in self._runs
@@ -186,36 +205,22 @@ class Comparison:
     MAML's steps from the initial model are local training. We therefore train
     one round with that number of MAML steps and read the test of round 0.
     """
+    from tasks.runs import experiment as experiment_lib
+
+    local = {
+      'method': 'fed_avg',
+      'tested_personalization': 'maml',
+      'maml_steps': num_steps,
+      'maml_learning_rate': self.experiment.settings.learning_rate,
+      'partition': self.experiment.settings.partition,
+    }
     runs = []
     for seed in dict.fromkeys(run.settings.seed for run in self._runs):
-      settings = _with_effect(
-        {
-          'method': 'fed_avg',
-          'tested_personalization': 'maml',
-          'maml_steps': num_steps,
-          'maml_learning_rate': self.experiment.settings.learning_rate,
-          'partition': self.experiment.settings.partition,
-          'seed': seed,
-        }
-      )
-      folder = self._folder(f'local_{num_steps}_steps_seed{seed}')
-      runs.append(parallel.Run(settings, folder, rounds=1))
-    self._train(runs)
+      settings = experiment_lib.resolve(_with_effect({**local, 'seed': seed}))
+      name = [f'local_{num_steps}_steps_seed{seed}']
+      runs.append(self._run(settings, name, rounds=1))
+    _train(runs)
     return [run.tests()[0]['accuracy'] for run in runs]
-
-  def _train(self, runs: Sequence[parallel.Run]) -> None:
-    from tasks.reports import figures
-
-    for run in runs:
-      if os.path.exists(run.folder.settings):
-        run.folder.claim(run.resolved())
-    cores = os.cpu_count() or 1
-    parallel.train(runs, _RUNS_AT_A_TIME.value or max(1, cores // 2))
-    for run in runs:
-      if not run.folder.is_current(run.folder.picture):
-        figures.save_convergence(
-          run.folder.read_metrics(), run.resolved().title, run.folder.picture
-        )
 
   def report(
     self,

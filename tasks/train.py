@@ -43,6 +43,7 @@ _FROM_ROUND = flags.DEFINE_integer(
   lower_bound=0,
 )
 _TUNED = tuned.define_flag()
+_WORKERS = settings_lib.define_workers()
 _BASELINE = flags.DEFINE_boolean(
   'baseline',
   None,
@@ -82,6 +83,7 @@ def main() -> None:
     rounds,
     _ROUNDS_PER_CHECKPOINT.value,
     _FROM_ROUND.value,
+    _WORKERS.value,
   )
   title = experiment.settings.title
   figures.save_convergence(rows, title, folder.picture)
@@ -94,7 +96,11 @@ def main() -> None:
     settings = uncorrected.settings
     baseline = folder_lib.RunFolder(os.path.join(folder.path, 'baseline'))
     others = training.run(
-      uncorrected, baseline, rounds, _ROUNDS_PER_CHECKPOINT.value
+      uncorrected,
+      baseline,
+      rounds,
+      _ROUNDS_PER_CHECKPOINT.value,
+      workers=_WORKERS.value,
     )
     figures.save_convergence(others, settings.title, baseline.picture)
     name = f'{methods.title(settings.method)} (without correction)'

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 import os
 from typing import Any
 
@@ -129,7 +130,7 @@ def save_convergence(
     axes['norm'].legend()
   for axis in axes.values():
     axis.set_xlim(0, max(rows[-1]['round'], 1))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params('x', integer=True)
   figure.suptitle(title)
   save(figure, path)
 
@@ -149,8 +150,8 @@ def _add_models_axis(axis: plt.Axes, tests: Mapping[str, np.ndarray]) -> None:
     top = axis.secondary_xaxis(
       'top',
       functions=(
-        lambda x: np.interp(x, rounds, models),
-        lambda x: np.interp(x, models, rounds),
+        functools.partial(np.interp, xp=rounds, fp=models),
+        functools.partial(np.interp, xp=models, fp=rounds),
       ),
     )
     top.set_xlabel(MODELS_LABEL)

@@ -49,7 +49,8 @@ def to_rows(
   for curve in curves:
     other = uncorrected.get((curve.personalization, curve.seed))
     loss, loss_round = curve.largest_loss()
-    for target in targets[curve.personalization] or [None]:
+    chosen: Sequence[float | None] = targets[curve.personalization] or [None]
+    for target in chosen:
       row: dict[str, Any] = {
         'personalization': curve.personalization,
         'method': curve.method,

@@ -55,7 +55,7 @@ def build(setting: str, settings: Any) -> Any:
     found = vars(importlib.import_module(module))
     hint = errors.did_you_mean(name, found.keys() - {name})
     made = found[name](
-      **{k.arg: ast.literal_eval(k.value) for k in call.keywords}
+      **{k.arg or '': ast.literal_eval(k.value) for k in call.keywords}
     )
   # Whatever the module of the user raises.
   except Exception as e:
@@ -64,7 +64,7 @@ def build(setting: str, settings: Any) -> Any:
       f' {errors.first_line(e)}. The module must be in the current folder, on'
       f' PYTHONPATH, or installed.{hint}'
     ) from e
-  base = tff_debias.Personalization
+  base: type = tff_debias.Personalization
   if setting == 'correction':
     base = tff_debias.Correction
   if not isinstance(made, base):

@@ -15,17 +15,12 @@ from tasks.runs import settings as settings_lib
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run of `tasks.train` to the round `rounds`, in a folder of its own."""
+  """A run of `tasks.train` with resolved settings, to the round `rounds`."""
 
   settings: settings_lib.Settings
   folder: folder_lib.RunFolder
   rounds: int
-
-  def resolved(self) -> settings_lib.Settings:
-    """The settings with the task's defaults."""
-    from tasks.runs import experiment as experiment_lib
-
-    return experiment_lib.resolve(self.settings)
+  workers: Sequence[str] = ()
 
   def tests(self) -> list[dict[str, float]]:
     """The personalized tests so far, see `folder.evaluations`."""
@@ -49,12 +44,15 @@ class Run:
     # Keras numbers the layers of a process, and keeps its graphs.
     tf.keras.backend.clear_session()
     experiment = experiment_lib.Experiment(self.settings)
-    return training.run(experiment, self.folder, self.rounds)
+    return training.run(
+      experiment, self.folder, self.rounds, workers=self.workers
+    )
 
   def start(self) -> subprocess.Popen:
     """Trains in another process, whose messages are in FOLDER.log."""
     command = [sys.executable, '-m', 'tasks.train', '--nobaseline']
     command += [f'--rounds={self.rounds}', f'--output_dir={self.folder.path}']
+    command += [f'--workers={",".join(self.workers)}']
     with open(f'{self.folder.path}.log', 'w') as log:
       return subprocess.Popen(
         command + self.settings.to_flags(), stdout=log, stderr=log

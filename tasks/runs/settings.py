@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow: `--help` and wrong flags are answered at once.
 """
 
+from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
 import dataclasses
@@ -19,7 +20,7 @@ from tasks.runs import methods
 # The flags defined here are those of the program that asks for them.
 flags.disclaim_key_flags()
 
-_BOUNDS = {
+_BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
   'above': operator.gt,
   'at_least': operator.ge,
   'below': operator.lt,
@@ -206,9 +207,8 @@ class Settings:
 
   def resolve(self, defaults: Mapping[str, Any]) -> 'Settings':
     """Puts `defaults` for the settings that are `None` and have an effect."""
-    known = dataclasses.replace(
-      self, partition=self.partition or defaults.get('partition')
-    )
+    partition = self.partition or defaults['partition']
+    known = dataclasses.replace(self, partition=partition)
     missing = {
       name: defaults[name]
       for name, value in vars(known).items()
@@ -218,15 +218,12 @@ class Settings:
 
   def uncorrected(self) -> 'Settings':
     """The same settings for the method without a correction."""
-    owned = [
-      k for k, (other, _) in methods.ONLY_WITH.items() if other == 'correction'
-    ]
-    return dataclasses.replace(
-      self,
-      method=methods.find('none', self.personalization),
-      correction='none',
-      **dict.fromkeys(owned),
-    )
+    owners = methods.ONLY_WITH.items()
+    changes: dict[str, Any] = {
+      name: None for name, (kind, _) in owners if kind == 'correction'
+    }
+    changes['method'] = methods.find('none', self.personalization)
+    return dataclasses.replace(self, correction='none', **changes)
 
   def to_flags(self) -> list[str]:
     """The flags that give these settings; a method implies its correction."""
@@ -260,19 +257,19 @@ class Settings:
   def title(self) -> str:
     """The method and the data of resolved settings, for people."""
     method, personalization = map(methods.title, self.method_names)
-    if self.tested_personalization:
-      personalization = f'tested with {personalization}'
-    return f'{method}, {personalization} on {self.data_title}'
+    tested = 'tested with ' if self.tested_personalization else ''
+    return f'{method}, {tested}{personalization} on {self.data_title}'
 
   @property
   def data_title(self) -> str:
     """The task of resolved settings and how it is split, for people."""
     split = {
-      'acid': f'ACID, {self.classes_per_client} classes a device',
-      'alid': f'ALID, {self.classes_per_client} classes a device',
       'dirichlet': f'Dirichlet({self.concentration})',
       'natural': 'its own users',
-    }[self.partition]
+    }.get(
+      self.partition,
+      f'{self.partition.upper()}, {self.classes_per_client} classes a device',
+    )
     training = self.num_clients - self.num_held_out
     parts = [split, f'{self.clients_per_round} of {training} devices a round']
     if self.held_out_share:
@@ -280,6 +277,16 @@ class Settings:
     if self.validation_share:
       parts.append('tested on validation examples')
     return f'{methods.title(self.task)}: {", ".join(parts)}'
+
+
+def define_workers() -> flags.FlagHolder[list[str]]:
+  """Defines the flag --workers of the programs that train."""
+  return flags.DEFINE_list(
+    'workers',
+    [],
+    "TFF's workers that simulate the clients, HOST:PORT,HOST:PORT; by default"
+    ' this process does. All of them must see the folder of the run.',
+  )
 
 
 def define_flags(without: Collection[str] = ()) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import collections
 from collections.abc import Coroutine
+from collections.abc import Sequence
 import os
 import shutil
 import tempfile
@@ -50,13 +51,18 @@ def run(
   rounds: int,
   rounds_per_checkpoint: int = 10,
   from_round: int | None = None,
+  workers: Sequence[str] = (),
 ) -> list[dict[str, float]]:
   """Trains to a round from the folder's last checkpoint; returns the metrics.
 
   With `from_round` it goes on from the checkpoint of that round, and removes
-  later ones. The folder is locked meanwhile.
+  later ones. The folder is locked meanwhile. The clients run in this process,
+  or on the TFF workers at the addresses `workers`.
   """
-  with folder.lock(), runtime.local_context():
+  context = (
+    runtime.remote_context(workers) if workers else runtime.local_context()
+  )
+  with folder.lock(), context:
     folder.claim(experiment.settings)
     storage = tff_debias.ClientStorage(folder.storage)
     process = experiment.build_process(storage)
