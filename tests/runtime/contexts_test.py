@@ -27,7 +27,7 @@ def fed_avg(**options):
 
 def participants(count, num_batches=2):
   return [
-    small_models.client(f'{i}', *data, num_batches)
+    small_models.client(f'{i}', *data, num_batches)['data']
     for i, data in enumerate(small_models.linear_data(count))
   ]
 
@@ -198,7 +198,10 @@ def test_an_error_names_the_client_and_the_reason(what, tmp_path):
     num_clients=4,
     storage=tff_debias.ClientStorage(tmp_path),
   )
-  clients = participants(3)
+  clients = [
+    collections.OrderedDict(client_id=f'{i}', data=own)
+    for i, own in enumerate(participants(3))
+  ]
   clients[1]['data'] = data
   state = process.initialize()
   for _ in range(3):  # The reason, not that another operation was canceled.
@@ -219,12 +222,18 @@ def test_a_label_out_of_range_is_named():
   model, _ = small_models.network()
   process = tff_debias.build_fed_avg(model)
   data = tf.data.Dataset.from_tensors(small_models.batch(4, [0, 1, 2, 3]))
-  clients = [collections.OrderedDict(client_id='a', data=data)]
   with pytest.raises(
     runtime_lib.ComputationError,
-    match=r"Client 0 .'a'. failed: A label .* from 0 to 2, got 3",
+    match='Client 0 failed: A label .* from 0 to 2, got 3',
   ):
-    process.next(process.initialize(), clients)
+    process.next(process.initialize(), [data])
+
+
+def test_an_id_where_clients_keep_no_state_is_an_error():
+  process = fed_avg()
+  client = collections.OrderedDict(client_id='a', data=participants(1)[0])
+  with pytest.raises(TypeError, match="'a'.*give the data set without an id"):
+    process.next(process.initialize(), [client])
 
 
 @pytest.mark.parametrize(
@@ -258,8 +267,8 @@ with runtime.local_context():
   state = process.initialize()
   before = weights(process.next(state, participants(3)).state)
   forever = participants(3, 10**7)
-  for client in forever:  # Of an unknown length: its batches are not counted.
-    client['data'] = client['data'].unbatch().batch(1).filter(lambda *_: True)
+  # Of an unknown length: the batches are not counted.
+  forever = [d.unbatch().batch(1).filter(lambda *_: True) for d in forever]
   print(interrupted(lambda: process.next(state, forever)))
   np.testing.assert_array_equal(
     weights(process.next(state, participants(3)).state), before

@@ -49,8 +49,12 @@ def train(name, folder):
   return process.get_model_weights(state).trainable
 
 
+def keeps_state(name):
+  return 'dyn' in name or 'scaf' in name
+
+
 def states(name, folder):
-  if 'dyn' not in name and 'scaf' not in name:
+  if not keeps_state(name):
     return {}
   storage = tff_debias.ClientStorage(os.path.join(folder, 'states'))
   return {'num_clients': 4, 'storage': storage}
@@ -61,6 +65,8 @@ def client(name, i):
   data = tf.data.Dataset.from_tensor_slices(
     tuple(np.stack(part) for part in zip(*batches, strict=True))
   )
+  if not keeps_state(name):
+    return data
   return collections.OrderedDict(client_id=f'client {i}', data=data)
 
 

@@ -57,35 +57,32 @@ def remote_context(addresses: Sequence[str]) -> Iterator[_RemoteContext]:
     ComputationError: If a worker does not answer within a minute, now or in a
       call, or if a computation fails.
   """
-  with contextlib.ExitStack() as channels:
-    contexts = []
-    for address in addresses:
-      sizes = ('max_message', 'max_receive_message', 'max_send_message')
-      channel = channels.enter_context(
-        grpc.insecure_channel(
-          address,
-          [(f'grpc.{size}_length', _MAX_MESSAGE_BYTES) for size in sizes],
-        )
+  contexts = []
+  for address in addresses:
+    create = _executor_factory(address)
+    create({})  # It waits until the worker answers.
+    contexts.append(
+      tff.framework.AsyncExecutionContext(
+        tff.framework.ResourceManagingExecutorFactory(create),
+        compiler_fn=tff.backends.native.desugar_and_transform_to_native,
+        transform_args=tff.tensorflow.transform_args,
+        transform_result=tff.tensorflow.transform_result,
       )
-      create = _executor_factory(address, channel)
-      create({})
-      contexts.append(
-        tff.framework.AsyncExecutionContext(
-          tff.framework.ResourceManagingExecutorFactory(create),
-          compiler_fn=tff.backends.native.desugar_and_transform_to_native,
-          transform_args=tff.tensorflow.transform_args,
-          transform_result=tff.tensorflow.transform_result,
-        )
-      )
-    context = _RemoteContext(
-      contexts, tff.backends.native.compile_to_mergeable_comp_form
     )
-    with tff.framework.get_context_stack().install(context):
-      yield context
+  context = _RemoteContext(
+    contexts, tff.backends.native.compile_to_mergeable_comp_form
+  )
+  with tff.framework.get_context_stack().install(context):
+    yield context
 
 
-def _executor_factory(address: str, channel: grpc.Channel) -> Any:
+def _executor_factory(address: str) -> Any:
   """A function that makes an executor of a worker for numbers of clients."""
+  sizes = ('max_message', 'max_receive_message', 'max_send_message')
+  # Never closed: values in the worker are freed later, through the channel.
+  channel = grpc.insecure_channel(
+    address, [(f'grpc.{size}_length', _MAX_MESSAGE_BYTES) for size in sizes]
+  )
   stub = tff.framework.RemoteExecutorGrpcStub(channel)
 
   def create(cardinalities: Any) -> tff.framework.RemoteExecutor:

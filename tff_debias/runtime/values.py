@@ -135,7 +135,10 @@ def _variant(value: Any, type_spec: tff.SequenceType) -> tf.Tensor:
   if isinstance(value, list):
     value = _dataset(value, type_spec.element)
   if not isinstance(value, tf.data.Dataset):
-    raise TypeError(f'Expected a tf.data.Dataset, got {value!r:.200}.')
+    hint = ''
+    if isinstance(value, Mapping) and 'client_id' in value:
+      hint = ' Clients keep no state here: give the data set without an id.'
+    raise TypeError(f'Expected a tf.data.Dataset, got {value!r:.200}.{hint}')
   if value.element_spec != _element_spec(type_spec):  # Rarely.
     found = tff.SequenceType(tff.types.tensorflow_to_type(value.element_spec))
     if not type_spec.is_assignable_from(found):
