@@ -17,11 +17,17 @@ import statistics
 import tempfile
 import time
 from typing import Any
+from typing import TypeAlias
 
 from absl import flags
 
 from tasks import cli
 from tasks.runs import folder as folder_lib
+
+# Names of this module, as AutoGraph finds no others in annotations.
+Tensor: TypeAlias = Any  # tf.Tensor
+Weights: TypeAlias = Sequence[Tensor]
+Batch: TypeAlias = Mapping[str, Tensor]
 
 _KINDS = ('plain', 'proto', 'maml')
 _BARE, _TFF = 'bare TensorFlow loop', "TFF's FedAvg in TFF's context"
@@ -76,7 +82,7 @@ def main() -> None:
 
 
 def measure(
-  rounds: Mapping[str, Callable[[], object]], repetitions: int, in_a_row: int
+  rounds: Mapping[str, Callable[[], None]], repetitions: int, in_a_row: int
 ) -> dict[str, list[float]]:
   """The seconds of a round by method, measured in turn: 1, 2, …, 1, 2, ….
 
@@ -119,7 +125,7 @@ def to_rows(seconds: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
 
 def build_rounds(
   case: str, folder: str
-) -> tuple[str, dict[str, Callable[[], object]]]:
+) -> tuple[str, dict[str, Callable[[], None]]]:
   """A title, and for each method a function that runs its next round.
 
   All have the same network and the same random images, as only time counts.
@@ -133,7 +139,8 @@ def build_rounds(
   import tff_debias
 
   title, build = "The paper's network (797,962 weights)", networks.cnn
-  shape, examples = (32, 32, 3), 500
+  shape: tuple[int, ...] = (32, 32, 3)
+  examples = 500
   devices, batch_size = flags.FLAGS.clients_per_round, flags.FLAGS.batch_size
   steps = flags.FLAGS.local_steps
   if case == 'maml':
@@ -159,7 +166,7 @@ def build_rounds(
     'proto': tff_debias.Proto(),
     'maml': tff_debias.Maml(flags.FLAGS.maml_steps, _MAML_RATE),
   }
-  rounds = {}
+  rounds: dict[str, Callable[[], None]] = {}
   for kind in _KINDS if case == 'tiny' else (case,):
     personalization = personalizations[kind]
     batches = [
@@ -241,7 +248,7 @@ def _tff_rounds(
 
 
 def _bare_rounds(
-  kind: str, weights: Sequence[Any], batches: Sequence[Any]
+  kind: str, weights: Weights, batches: Sequence[Any]
 ) -> Callable[[], None]:
   import tensorflow as tf
 
@@ -258,7 +265,7 @@ def _bare_rounds(
 
 def build_bare_training(
   kind: str, maml_steps: int
-) -> Callable[[Sequence[Any], Any], Sequence[Any]]:
+) -> Callable[[Weights, Any], Weights]:
   """The local work of a device in plain TensorFlow: the floor for every method.
 
   The network is written out, and there is neither a correction nor a metric.
@@ -266,7 +273,7 @@ def build_bare_training(
   """
   import tensorflow as tf
 
-  def forward(weights, x):
+  def forward(weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
     x = tf.cast(x, tf.float32) / 255
     for kernel, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
       if kernel.shape.rank == 4:
@@ -276,18 +283,18 @@ def build_bare_training(
         x = tf.nn.relu(tf.reshape(x, [-1, kernel.shape[0]]) @ kernel + bias)
     return x, x @ weights[-2] + weights[-1]
 
-  def losses(batch, logits):
+  def losses(batch: Batch, logits: Tensor) -> Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(batch['y'], logits)
 
-  def plain_loss(weights, batch):
+  def plain_loss(weights: Weights, batch: Batch) -> Tensor:
     return tf.reduce_mean(losses(batch, forward(weights, batch['x'])[1]))
 
-  def maml_loss(weights, support, query):
+  def maml_loss(weights: Weights, support: Batch, query: Batch) -> Tensor:
     for _ in range(maml_steps):
       weights = descend(plain_loss, weights, [support], _MAML_RATE, clips=False)
     return plain_loss(weights, query)
 
-  def proto_loss(weights, support, query):
+  def proto_loss(weights: Weights, support: Batch, query: Batch) -> Tensor:
     members = tf.one_hot(support['y'], weights[-1].shape[0])
     counts = tf.reduce_sum(members, axis=0)
     features, _ = forward(weights, support['x'])
@@ -302,7 +309,13 @@ def build_bare_training(
       counted
     )
 
-  def descend(loss, weights, batches, rate, clips):
+  def descend(
+    loss: Callable[..., Tensor],
+    weights: Weights,
+    batches: Sequence[Batch],
+    rate: float,
+    clips: bool,
+  ) -> Weights:
     with tf.GradientTape() as tape:
       tape.watch(weights)
       value = loss(weights, *batches)
@@ -314,15 +327,19 @@ def build_bare_training(
       for w, g in zip(weights, gradient, strict=True)
     )
 
-  loss = {'plain': plain_loss, 'proto': proto_loss, 'maml': maml_loss}[kind]
-  size = 1 if kind == 'plain' else 2
+  losses_by_kind: dict[str, Callable[..., Tensor]] = {
+    'plain': plain_loss,
+    'proto': proto_loss,
+    'maml': maml_loss,
+  }
+  loss, size = losses_by_kind[kind], 1 if kind == 'plain' else 2
 
   @tf.function
-  def train(start, dataset):
-    weights = tuple(start)
-    for pair in dataset.batch(size):
-      batches = [{name: pair[name][i] for name in pair} for i in range(size)]
-      weights = descend(loss, weights, batches, _LEARNING_RATE, clips=True)
+  def train(weights: Weights, batches: Any) -> Weights:
+    weights = tuple(weights)
+    for pair in batches.batch(size):
+      parts = [{name: pair[name][i] for name in pair} for i in range(size)]
+      weights = descend(loss, weights, parts, _LEARNING_RATE, clips=True)
     return weights
 
   return train

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import os
+from typing import TypeAlias
 import urllib.error
 import urllib.request
 
@@ -11,8 +12,8 @@ import tensorflow_federated as tff
 
 from tasks.runs import errors
 
-Examples = tuple[np.ndarray, np.ndarray]
-ClientData = tff.simulation.datasets.ClientData
+Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
+ClientData: TypeAlias = tff.simulation.datasets.ClientData
 
 _SERVER = 'https://storage.googleapis.com/tff-datasets-public'
 

@@ -1,11 +1,10 @@
 """Loads Fashion-MNIST for a laptop: 14×14 pixels, a multilayer perceptron."""
 
-import dataclasses
 import functools
 
 import numpy as np
 
-from tasks.catalog import fashion_mnist
+from tasks import readers
 from tasks.catalog import images
 from tasks.catalog import networks
 from tasks.catalog import published
@@ -34,12 +33,12 @@ def load(data_dir: str | None = None) -> task.Task:
 
   There are 60,000 training and 10,000 test images `[14, 14, 1]`.
   """
-  full = fashion_mnist.load(data_dir)
-  statistics = images.statistics(full.train[0])
-  return dataclasses.replace(
-    full,
-    train=(_halve(full.train[0]), full.train[1]),
-    test=(_halve(full.test[0]), full.test[1]),
+  train, test = readers.load_images('fashion_mnist', (28, 28, 1), 10, data_dir)
+  statistics = images.statistics(train[0])
+  return task.Task(
+    train=(_halve(train[0]), train[1]),
+    test=(_halve(test[0]), test[1]),
+    num_classes=10,
     build_model=lambda num_outputs: networks.mlp(
       (14, 14, 1),
       (128, 64),
@@ -47,7 +46,6 @@ def load(data_dir: str | None = None) -> task.Task:
       images.scaling(*statistics),
       has_published_weights=True,
     ),
-    augment=None,
     targets=_TARGETS,
   )
 

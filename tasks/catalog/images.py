@@ -1,11 +1,12 @@
 """Scales and augments images as the published experiment does."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+Augmentation: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def scaling(

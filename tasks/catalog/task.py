@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
-ClientData = tff.simulation.datasets.ClientData
+ClientData: TypeAlias = tff.simulation.datasets.ClientData
 #: Inputs `[n, ...]` and classes, int32 `[n]`.
-Examples = tuple[np.ndarray, np.ndarray]
+Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
