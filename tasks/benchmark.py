@@ -22,7 +22,6 @@ from typing import TypeAlias
 from absl import flags
 
 from tasks import cli
-from tasks.runs import folder as folder_lib
 
 # Names of this module, as AutoGraph finds no others in annotations.
 Tensor: TypeAlias = Any  # tf.Tensor
@@ -194,7 +193,10 @@ def build_rounds(
         num_clients=devices,
         storage=tff_debias.ClientStorage(os.path.join(folder, kind, name)),
       )
-      rounds[f'{kind}: {name}'] = _rounds(process, participants)
+      has_states = name != 'uncorrected'
+      rounds[f'{kind}: {name}'] = _rounds(
+        process, participants if has_states else batches
+      )
     rounds[f'{kind}: {_BARE}'] = _bare_rounds(
       kind, model.initial_weights.trainable, batches
     )
@@ -358,9 +360,5 @@ def _machine() -> str:
   )
 
 
-def _check_flags() -> None:
-  folder_lib.check_output_dir(_OUTPUT_DIR.value)
-
-
 if __name__ == '__main__':
-  cli.run(main, _check_flags, 'The same command begins anew.')
+  cli.run(main, lambda: None, 'The same command begins anew.')

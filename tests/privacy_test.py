@@ -1,9 +1,6 @@
 """Clipping, noise and secure sums, with states that stay in step."""
 
 import math
-import pathlib
-import subprocess
-import sys
 
 import dp_accounting
 import numpy as np
@@ -331,60 +328,36 @@ def test_nothing_leaves_a_client_in_the_clear(tmp_path):
       metrics_aggregator=SECURE_METRICS,
     )
     tff.test.assert_not_contains_unsecure_aggregation(process.next)
-  # The last one, in a context without secure sums.
-  with pytest.raises(ValueError, match='create_sync_test_cpp_execution_con'):
-    process.next(process.initialize(), [client(0)])
 
 
-# TFF's context leaves its worker behind, and so has a process of its own.
-SECURE_ROUNDS = """
-import pathlib, sys, numpy as np, tensorflow_federated as tff
-import privacy_test
-from tff_debias import privacy
-context = tff.backends.test.create_sync_test_cpp_execution_context()
-tff.framework.set_default_context(context)
-folder = pathlib.Path(sys.argv[1])
-runs = []
-for name, options in {
-  'plain': dict(max_update_norm=0.3),
-  'secure': dict(
-    model_aggregator=privacy.secure_aggregator(0.3),
-    metrics_aggregator=privacy_test.SECURE_METRICS,
-  ),
-}.items():
-  process = privacy_test.build(privacy_test.DYN, folder / name, **options)
-  for state, metrics, _ in privacy_test.rounds(process, 3):
-    work = metrics['client_work']
-    runs.append([
-      *process.get_model_weights(state).trainable[0].flat,
-      *state.finalizer['mean_states'][0][0].flat,
-      work['participants'], work['left_out'], work['correction_norm'],
-      work['train']['loss'], work['train']['num_examples'],
-      state.client_work['lineage'].num_clients,
-    ])
-  np.testing.assert_allclose(
-    state.finalizer['mean_states'][0][0],
-    privacy_test.mean_of_states(folder / name, state), atol=1e-6)
-np.testing.assert_allclose(runs[:3], runs[3:], rtol=0, atol=2e-4)
-np.testing.assert_allclose(
-  np.array(runs)[:3, :6], np.array(runs)[3:, :6], rtol=0, atol=1e-6)
-print('they agree')
-"""
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures('runtime')
 def test_secure_sums_give_the_same_numbers(tmp_path):
-  process = subprocess.Popen(
-    [sys.executable, '-c', SECURE_ROUNDS, str(tmp_path)],
-    cwd=pathlib.Path(__file__).parent,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-    start_new_session=True,
-  )
-  # The worker that is left behind holds the outputs open.
-  said = process.stdout.readline()
-  try:
-    assert said == 'they agree\n', process.stderr.read()[-2000:]
-  finally:
-    small_models.end_session(process)
+  runs = {}
+  for name, options in {
+    'plain': dict(max_update_norm=0.3),
+    'secure': dict(
+      model_aggregator=privacy.secure_aggregator(0.3),
+      metrics_aggregator=SECURE_METRICS,
+    ),
+  }.items():
+    process, runs[name] = build(DYN, tmp_path / name, **options), []
+    for state, metrics, _ in rounds(process, 3):
+      work = metrics['client_work']
+      exact = [
+        *process.get_model_weights(state).trainable[0].flat,
+        *state.finalizer['mean_states'][0][0].flat,
+      ]
+      counted = [
+        *(work['participants'], work['left_out'], work['correction_norm']),
+        *(work['train']['loss'], work['train']['num_examples']),
+        state.client_work['lineage'].num_clients,
+      ]
+      runs[name].append((exact, counted))
+    np.testing.assert_allclose(
+      state.finalizer['mean_states'][0][0],
+      mean_of_states(tmp_path / name, state),
+      atol=1e-6,
+    )
+  for plain, secure in zip(runs['plain'], runs['secure'], strict=True):
+    np.testing.assert_allclose(plain[0], secure[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(plain[1], secure[1], rtol=0, atol=2e-4)
