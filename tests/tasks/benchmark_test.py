@@ -45,8 +45,7 @@ def test_the_bare_loop_does_the_same_work(
     weight_decay=benchmark._WEIGHT_DECAY,
     max_grad_norm=benchmark._MAX_GRAD_NORM,
   )
-  client = collections.OrderedDict(client_id='a', data=batches)
-  state = process.next(process.initialize(), [client]).state
+  state = process.next(process.initialize(), [batches]).state
   start = [tf.constant(w) for w in model.initial_weights.trainable]
   found = benchmark.build_bare_training(kind, maml_steps=2)(start, batches)
   expected = process.get_model_weights(state).trainable

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 from typing import NamedTuple
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +14,7 @@ import tensorflow_federated as tff
 
 from tff_debias.models import tracing
 
-ModelWeights = tff.learning.models.ModelWeights
+ModelWeights: TypeAlias = tff.learning.models.ModelWeights
 
 
 class Outputs(NamedTuple):
