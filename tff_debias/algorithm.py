@@ -1,4 +1,4 @@
-"""Algorithm 1 of Acar et al. (ICML 2021), as pure functions of tensors.
+"""Algorithm 1 of Acar et al. (ICML 2021), all of it: pure functions of tensors.
 
 Round t, with m clients, the participants S, and the meta-loss f_i(w) =
 L_i(T_i(w)) of a personalization T_i:
@@ -77,7 +77,7 @@ class Algorithm:
   max_update_norm: float | None = None
   metrics_aggregator: MetricsAggregator | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.check_type(
       'personalization', self.personalization, personalizations.Personalization
     )
