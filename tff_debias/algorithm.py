@@ -1,4 +1,4 @@
-"""Algorithm 1 of Acar et al. (ICML 2021), as pure functions of tensors.
+"""Algorithm 1 of Acar et al. (ICML 2021), all of it: pure functions of tensors.
 
 Round t, with m clients, the participants S, and the meta-loss f_i(w) =
 L_i(T_i(w)) of a personalization T_i:
@@ -78,7 +78,7 @@ class Algorithm:
   metrics_aggregator: MetricsAggregator | None = None
   jit_compile: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.check_type(
       'personalization', self.personalization, personalizations.Personalization
     )

@@ -1,4 +1,4 @@
-"""Algorithm 1 as TFF computations: broadcast, client work, aggregation."""
+"""Algorithm 1 as TFF computations: a whole round in one file, top to bottom."""
 
 import collections
 from typing import Any
@@ -444,11 +444,11 @@ def _client_work(
 
   A client that keeps no state has no `client_id`.
   """
-  storage = algorithm.storage
+  storage = algorithm.storage if algorithm.keeps_state else None
   states = algorithm_lib.initial_states(
     algorithm, sent.broadcast.model.trainable
   )
-  if algorithm.keeps_state:
+  if storage is not None:
     stored, is_new = storage.read(
       sent.lineage, client_id, tf.nest.flatten(states)
     )
@@ -457,7 +457,7 @@ def _client_work(
     algorithm, sent.broadcast, states, dataset
   )
   is_included, num_new, fingerprint = result.is_included, (), ()
-  if algorithm.keeps_state:
+  if storage is not None:
     fingerprint = tf.cond(
       _check_num_steps(algorithm, client_id, result),
       lambda: storage.write(
@@ -663,9 +663,9 @@ def _next_lineage(
   algorithm: algorithm_lib.Algorithm,
   lineage: storage_lib.Lineage,
   counts: _Counts,
-) -> storage_lib.Lineage:
+) -> storage_lib.Lineage | tuple[()]:
   """The lineage after the round, if clients keep states."""
-  if not algorithm.keeps_state:
+  if algorithm.storage is None or not algorithm.keeps_state:
     return ()
   lineage = algorithm.storage.finish_round(
     lineage, counts.participants, counts.num_new, counts.fingerprint

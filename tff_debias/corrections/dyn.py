@@ -29,25 +29,35 @@ class Dyn(base.Correction):
   change_is_sent = False
   allows_server_optimizer = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.check_number('alpha', self.alpha, positive=True)
 
-  def initial_state(self, weights):
+  def initial_state(self, weights: base.Weights) -> base.State:
     """See base class: λ_i = 0."""
     return tuple(tf.zeros_like(w) for w in weights)
 
-  def gradient_term(self, state, mean_state, weights, start):
+  def gradient_term(
+    self,
+    state: base.State,
+    mean_state: base.State,
+    weights: base.Weights,
+    start: base.Weights,
+  ) -> base.Weights:
     """See base class."""
     return tuple(
       self.alpha * (w - w_start) - lam
       for lam, w, w_start in zip(state, weights, start, strict=True)
     )
 
-  def state_change(self, state, mean_state, work):
+  def state_change(
+    self, state: base.State, mean_state: base.State, work: base.LocalWork
+  ) -> base.State:
     """See base class: -α (w_i - w^t)."""
     return tuple(-self.alpha * u for u in work.update)
 
-  def broadcast_model(self, weights, mean_state):
+  def broadcast_model(
+    self, weights: base.Weights, mean_state: base.State
+  ) -> base.Weights:
     """See base class: w^t = mean_S w_i - h/α."""
     return tuple(
       w - h / self.alpha for w, h in zip(weights, mean_state, strict=True)

@@ -12,11 +12,13 @@ class NewestModel(base.KeptState):
   the share of the clients that took part. A round sends one more model up.
   """
 
-  def initial_state(self, weights):
+  def initial_state(self, weights: base.Weights) -> base.State:
     """See base class."""
     return (*(tf.zeros_like(w) for w in weights), tf.zeros([]))
 
-  def state_change(self, state, mean_state, work):
+  def state_change(
+    self, state: base.State, mean_state: base.State, work: base.LocalWork
+  ) -> base.State:
     """See base class."""
     models = tuple(w + u for w, u in zip(work.start, work.update, strict=True))
     return tuple(

@@ -25,10 +25,16 @@ class Prox(base.Correction):
 
   mu: float
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.check_number('mu', self.mu, positive=True)
 
-  def gradient_term(self, state, mean_state, weights, start):
+  def gradient_term(
+    self,
+    state: base.State,
+    mean_state: base.State,
+    weights: base.Weights,
+    start: base.Weights,
+  ) -> base.Weights:
     """See base class."""
     return tuple(
       self.mu * (w - w_start) for w, w_start in zip(weights, start, strict=True)

@@ -33,24 +33,32 @@ class Scaf(base.Correction):
   # (w^t - w_i) / (K β_t) is the mean gradient of plain SGD only.
   allows_client_optimizer = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.num_steps is not None:
       checks.check_integer('num_steps of Scaf', self.num_steps)
 
   @property
-  def change_is_sent(self):
+  def change_is_sent(self) -> bool:  # type: ignore[override]  # Fixed there.
     """See base class."""
     return self.num_steps is None
 
-  def initial_state(self, weights):
+  def initial_state(self, weights: base.Weights) -> base.State:
     """See base class: c_i = 0."""
     return tuple(tf.zeros_like(w) for w in weights)
 
-  def gradient_term(self, state, mean_state, weights, start):
+  def gradient_term(
+    self,
+    state: base.State,
+    mean_state: base.State,
+    weights: base.Weights,
+    start: base.Weights,
+  ) -> base.Weights:
     """See base class."""
     return tuple(c - c_i for c, c_i in zip(mean_state, state, strict=True))
 
-  def state_change(self, state, mean_state, work):
+  def state_change(
+    self, state: base.State, mean_state: base.State, work: base.LocalWork
+  ) -> base.State:
     """See base class: -c - (w_i - w^t) / (K β_t)."""
     scale = work.num_steps * work.learning_rate
     return tuple(

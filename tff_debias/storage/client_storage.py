@@ -20,7 +20,9 @@ round are neighbours among all attempts at it.
 """
 
 from collections.abc import Sequence
+import contextlib
 import os
+from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -284,6 +286,8 @@ def _unpack(content: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
   return [tf.reshape(p, t.shape) for p, t in zip(parts, like, strict=True)]
 
 
-def _after(operation: tf.Operation | None):
+def _after(
+  operation: tf.Operation | None,
+) -> contextlib.AbstractContextManager[Any]:
   """A control dependency; eagerly, an operation is done at once, and `None`."""
   return tf.control_dependencies([] if operation is None else [operation])
