@@ -1,6 +1,5 @@
 """Every family of layers is trained in a worker, as Keras would train it."""
 
-import collections
 import functools
 import math
 
@@ -133,7 +132,7 @@ def train(model, personalization, batches):
     learning_rate=RATE,
     max_grad_norm=math.inf,
   )
-  client = collections.OrderedDict(client_id='one', data=dataset(batches))
+  client = dataset(batches)
   result = process.next(process.initialize(), [client])
   loss = result.metrics['client_work']['train']['loss']
   return process.get_model_weights(result.state), loss
