@@ -1,11 +1,12 @@
 """Processes and evaluations that take client ids, and read the data."""
 
 import collections
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow_federated as tff
 
-ClientData = tff.simulation.datasets.ClientData
+ClientData: TypeAlias = tff.simulation.datasets.ClientData
 
 
 def compose_with_client_data(

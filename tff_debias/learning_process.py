@@ -136,7 +136,7 @@ def build_learning_process(
   algorithm.check_population()
   process = _build_process(algorithm)
   # Last: a call that fails leaves no folder behind.
-  if algorithm.keeps_state:
+  if algorithm.keeps_state and storage is not None:
     storage.make_folder()
   return process
 
@@ -456,7 +456,9 @@ def _client_work(
   result = algorithm_lib.client_update(
     algorithm, sent.broadcast, states, dataset
   )
-  is_included, num_new, fingerprint = result.is_included, (), ()
+  is_included = result.is_included
+  num_new: Any = ()
+  fingerprint: Any = ()
   if storage is not None:
     fingerprint = tf.cond(
       _check_num_steps(algorithm, client_id, result),
@@ -528,8 +530,9 @@ def _build_sum(
     )
 
   reports_type = tff.FederatedType(report_type, tff.CLIENTS)
+  aggregate_fn = algorithm.metrics_aggregator
   sum_then_finalize = tff.learning.metrics.sum_then_finalize
-  if algorithm.metrics_aggregator in (None, sum_then_finalize):
+  if aggregate_fn is None or aggregate_fn is sum_then_finalize:
     # In one sum: TFF takes a call for each client and each sum.
     @tff.tensorflow.computation(report_type)
     def finalize_sum(report):
@@ -541,7 +544,7 @@ def _build_sum(
 
     return sum_at_once
 
-  aggregate = algorithm.metrics_aggregator(finalize, report_type.metrics)
+  aggregate = aggregate_fn(finalize, report_type.metrics)
   metrics_type = tff.FederatedType(report_type.metrics, tff.CLIENTS)
 
   @tff.federated_computation(metrics_type)

@@ -49,7 +49,7 @@ def to_rows(
   for curve in curves:
     other = uncorrected.get((curve.personalization, curve.seed))
     loss, loss_round = curve.largest_loss()
-    chosen: Sequence[float | None] = targets[curve.personalization] or [None]
+    chosen: list[Any] = [*targets[curve.personalization]] or [None]
     for target in chosen:
       row: dict[str, Any] = {
         'personalization': curve.personalization,

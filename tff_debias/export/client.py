@@ -100,7 +100,7 @@ class Client:
       )
     self._softmax = _softmax(predictions.shape[1], are_logits)
     self.probabilities = self._softmax(predictions).numpy()
-    self.keras_model = tf.keras.Model(
+    self.keras_model: tf.keras.Model = tf.keras.Model(
       inputs, self._softmax(outputs), name='personalized'
     )
     first = self.keras_model(self.x[:BATCH_SIZE], training=False)
@@ -176,15 +176,15 @@ class Client:
     The numbers say so, because layers may hide a softmax. Few logits may all
     be in [0, 1], so the model is also called with weights that are far off.
     """
-    rng, found = np.random.default_rng(0), [predictions]
+    rng, outputs = np.random.default_rng(0), [predictions]
     others = self._meta_weights.non_trainable
     for _ in range(2):
       far = tuple(
         np.float32(w + rng.normal(size=w.shape))
         for w in self._meta_weights.trainable
       )
-      found.append(self._predict(models.ModelWeights(far, others)))
-    found = np.concatenate(found)
+      outputs.append(self._predict(models.ModelWeights(far, others)))
+    found = np.concatenate(outputs)
     found = found[np.isfinite(found).all(axis=1)]
     if found.min() < -TOLERANCE or found.max() > 1 + TOLERANCE:
       return True

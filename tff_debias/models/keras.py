@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
@@ -14,7 +15,7 @@ from tff_debias.models import model as model_lib
 from tff_debias.models import stand_ins
 from tff_debias.models import tracing
 
-Layer = tf.keras.layers.Layer
+Layer: TypeAlias = tf.keras.layers.Layer
 
 
 def from_keras(
@@ -241,7 +242,7 @@ def leaves(model: tf.keras.Model) -> list[Layer]:
 @contextlib.contextmanager
 def _recording(layer: Layer | None, is_input: bool) -> Iterator[list[Any]]:
   """Lets a layer record its input or output whenever it is called."""
-  records = []
+  records: list[Any] = []
   if layer is None:
     yield records
     return

@@ -10,8 +10,6 @@ from tff_debias.models import model as model_lib
 from tff_debias.models import stand_ins
 from tff_debias.models import tracing
 
-Metric = tf.keras.metrics.Metric
-
 
 def from_metrics(given: Any, y_spec: Any, predictions_spec: Any):
   """Makes the `Metrics` of a model.
@@ -68,19 +66,21 @@ def from_metrics(given: Any, y_spec: Any, predictions_spec: Any):
   return model_lib.Metrics(initialize, update, finalize)
 
 
-def _update(metric: Metric, labels: Any, predictions: Any) -> None:
+def _update(
+  metric: tf.keras.metrics.Metric, labels: Any, predictions: Any
+) -> None:
   mask = getattr(predictions, '_keras_mask', None)
   weight = {} if mask is None else {'sample_weight': tf.cast(mask, tf.float32)}
   tracing.call(metric.update_state, labels, predictions, **weight)
 
 
-def _make(given: Any) -> Mapping[str, Metric]:
+def _make(given: Any) -> Mapping[str, tf.keras.metrics.Metric]:
   """The metrics by name, made anew, so that they begin without an example."""
   if given is None:
     return {}
   if isinstance(given, Mapping):
     made = {name: make() for name, make in given.items()}
-  elif callable(given) and not isinstance(given, Metric):
+  elif callable(given) and not isinstance(given, tf.keras.metrics.Metric):
     made = given()
   else:
     raise TypeError(
@@ -88,11 +88,15 @@ def _make(given: Any) -> Mapping[str, Metric]:
       f' no metric, got {given!r}.'
     )
   if not isinstance(made, Mapping):
-    metrics = [made] if isinstance(made, Metric) else list(made)
+    metrics = (
+      [made] if isinstance(made, tf.keras.metrics.Metric) else list(made)
+    )
     names = [getattr(metric, 'name', None) for metric in metrics]
     if len(set(names)) < len(names):
       raise ValueError(f'The metrics need different names, got {names}.')
     made = dict(zip(names, metrics, strict=True))
-  if not all(isinstance(metric, Metric) for metric in made.values()):
+  if not all(
+    isinstance(metric, tf.keras.metrics.Metric) for metric in made.values()
+  ):
     raise TypeError(f'metrics must make Keras metrics, got {made!r}.')
   return made

@@ -44,7 +44,7 @@ def standing_for(
       # their class to another base class, where older layers fail. To begin to
       # make one here moves it back.
       for kind in kinds:
-        kind.__new__(kind)
+        kind.__new__(kind)  # type: ignore[call-overload]  # Keras' own.
       for place, v in enumerate(variables):
         v.__class__ = _StandIn
         vars(v).update(

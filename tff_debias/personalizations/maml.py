@@ -67,10 +67,10 @@ class Maml(base.Personalization):
         models.ModelWeights(adapted, weights.non_trainable),
         dataset,
       )
-      gradients = base.clip(gradients, max_grad_norm)
+      clipped = base.clip(gradients, max_grad_norm)
       adapted = tuple(
         u - self.learning_rate * g
-        for u, g in zip(adapted, gradients, strict=True)
+        for u, g in zip(adapted, clipped, strict=True)
       )
       return step + 1, adapted
 

@@ -1,6 +1,7 @@
 """Proto: the device classifies by the nearest mean feature of its classes."""
 
 import dataclasses
+from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -117,7 +118,8 @@ class Proto(base.Personalization):
 
   def _empty_sums(self, model: models.Model) -> tuple[tf.Tensor, tf.Tensor]:
     classes = self._classes(model)
-    size = model.output_spec.feature.shape[1:].num_elements()
+    feature: Any = model.output_spec.feature
+    size = feature.shape[1:].num_elements()
     return tf.zeros([classes, size]), tf.zeros([classes])
 
   def _add_batch(self, model, weights, sums, batch, training):
