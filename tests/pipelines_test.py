@@ -83,6 +83,48 @@ def test_train_model_goes_on_from_a_checkpoint(expected, tmp_path):
   assert_same(process.get_model_weights(state), expected)
 
 
+def test_train_model_in_tffs_own_program_context(expected, tmp_path):
+  source = programs.data_source(ROUNDS, tff.FederatedType(np.str_, tff.CLIENTS))
+  _, process = build(tmp_path)
+  state = programs.train_model(
+    process,
+    source,
+    state_manager(tmp_path),
+    len(ROUNDS),
+    tff.program.NativeFederatedContext(tff_debias.runtime.AsyncLocalContext()),
+  )
+  assert_same(process.get_model_weights(state), expected)
+
+
+def test_checkpoints_of_train_model_are_one_round_behind_at_most(
+  runtime, tmp_path
+):
+  class Manager(tff_debias.StorageStateManager):
+    async def save(self, program_state, version):
+      await super().save(program_state, version)
+      saved.append(version)
+
+  class Ids(list):
+    # TFF asks for the participants when a round begins.
+    def __getitem__(self, i):
+      behind.append(i - max(saved, default=0))
+      return super().__getitem__(i)
+
+  saved, behind = [], []
+  process, _ = build(tmp_path)
+  long = CLIENT_DATA.preprocess(lambda data: data.repeat(1000))
+  process = tff_debias.compose_with_client_data(process, long)
+  source = programs.data_source(
+    Ids(ROUNDS), tff.FederatedType(np.str_, tff.CLIENTS)
+  )
+  manager = Manager(
+    tff.program.FileProgramStateManager(tmp_path / 'state'),
+    tff_debias.ClientStorage(tmp_path / 'clients'),
+  )
+  programs.train_model(process, source, manager, len(ROUNDS))
+  assert len(behind) == len(ROUNDS) and max(behind) <= 1, (behind, saved)
+
+
 def test_train_model_with_ids_chosen_at_random(runtime, tmp_path):
   _, process = build(tmp_path)
   state = programs.train_model(

@@ -40,7 +40,7 @@ def data_source(rounds, federated_type):
   return Source()
 
 
-def train_model(process, source, manager, num_rounds, **options):
+def train_model(process, source, manager, num_rounds, context=None, **options):
   """Trains with two participants a round; returns the last state."""
   released = tff.program.MemoryReleaseManager()
   program = tff.learning.programs.train_model(
@@ -54,7 +54,7 @@ def train_model(process, source, manager, num_rounds, **options):
     evaluation_periodicity=1,
     **options,
   )
-  context = runtime.ProgramContext()
+  context = context or runtime.ProgramContext()
   with (
     tff.framework.get_context_stack().install(context),
     asyncio.Runner() as runner,

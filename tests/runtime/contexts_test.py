@@ -141,11 +141,11 @@ def test_a_computation_that_nobody_refers_to_is_freed():
 
   call(1)
   gc.collect()
-  before = len(context._entries), num_functions()
+  before = len(context._programs), num_functions()
   for number in range(5):
     call(number)
   gc.collect()
-  assert (len(context._entries), num_functions()) == before
+  assert (len(context._programs), num_functions()) == before
 
 
 def num_functions():

@@ -1,8 +1,7 @@
 """The contexts that run TFF's computations in this process.
 
-TensorFlow runs them on the devices that it sees: the cores, and a GPU if there
-is one. It heeds TF_NUM_INTRAOP_THREADS and TF_NUM_INTEROP_THREADS of the
-environment, not OMP_NUM_THREADS.
+TensorFlow runs them on the cores, and on a GPU if it sees one. It heeds
+TF_NUM_INTRAOP_THREADS and TF_NUM_INTEROP_THREADS, not OMP_NUM_THREADS.
 """
 
 import asyncio
@@ -11,35 +10,16 @@ from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import os
-import threading
 from typing import Any
+from typing import TypeAlias
 import weakref
 
 import tensorflow_federated as tff
 
-from tff_debias.runtime import errors
 from tff_debias.runtime import programs
 from tff_debias.runtime import values
 
-# How long an interrupt waits for the call that it ends.
-_ENDS_WITHIN_SECONDS = 1
-
-
-class _Entry:
-  """The program of a computation, compiled once."""
-
-  def __init__(self) -> None:
-    # Each computation has its own lock: an interrupted compilation runs out
-    # behind, and calls of other computations do not wait for it.
-    self._lock = threading.Lock()
-    self._program: programs.Program | None = None
-
-  def program(
-    self, comp: tff.framework.ConcreteComputation
-  ) -> programs.Program:
-    with self._lock:
-      self._program = self._program or programs.Program(comp)
-      return self._program
+_Computation: TypeAlias = tff.framework.ConcreteComputation
 
 
 class LocalContext(tff.framework.SyncContext):
@@ -60,9 +40,9 @@ class LocalContext(tff.framework.SyncContext):
     self._clients = concurrent.futures.ThreadPoolExecutor(self._max_concurrency)
     self._calls = concurrent.futures.ThreadPoolExecutor()
     # By identity: a hash serializes the computation, with all its constants.
-    self._entries: dict[int, _Entry] = {}
+    self._programs: dict[int, programs.Program] = {}
 
-  def invoke(self, comp: tff.framework.ConcreteComputation, arg: Any) -> Any:
+  def invoke(self, comp: _Computation, arg: Any) -> Any:
     """Calls a computation; Ctrl-C ends the call.
 
     Args:
@@ -84,40 +64,28 @@ class LocalContext(tff.framework.SyncContext):
       return future.result()
     except BaseException:
       call.cancel()
-      concurrent.futures.wait([future], timeout=_ENDS_WITHIN_SECONDS)
+      concurrent.futures.wait([future], timeout=1)
       raise
 
   def start(
-    self, comp: tff.framework.ConcreteComputation, arg: Any
+    self, comp: _Computation, arg: Any
   ) -> tuple[programs.Call, concurrent.futures.Future[Any]]:
     """Begins a call; returns the call and its future result."""
-
-    def name_client(place: int) -> str:
-      types = values.placed_types(comp.type_signature.parameter)
-      parts = arg if isinstance(arg, tff.structure.Struct) else [arg]
-      clients = next(
-        part
-        for part, type_spec in zip(parts, types, strict=True)
-        if values.is_at_clients(type_spec)
-      )
-      return errors.name_client(clients[place], place)
-
-    call = programs.Call(self._clients, self._max_concurrency, name_client)
+    call = programs.Call(
+      self._clients,
+      self._max_concurrency,
+      lambda i: values.name_client(arg, comp.type_signature.parameter, i),
+    )
     return call, self._calls.submit(self._run, call, comp, arg)
 
-  def _run(
-    self,
-    call: programs.Call,
-    comp: tff.framework.ConcreteComputation,
-    arg: Any,
-  ) -> Any:
-    entry = self._entries.get(id(comp))
-    if entry is None:
-      entry = self._entries.setdefault(id(comp), _Entry())
-      weakref.finalize(comp, self._entries.pop, id(comp), None).atexit = False
-    # First, because a compilation can take long.
+  def _run(self, call: programs.Call, comp: _Computation, arg: Any) -> Any:
+    # First, because a compilation takes long.
     arguments = values.flatten_argument(arg, comp.type_signature.parameter)
-    return entry.program(comp).run(call, *arguments)
+    program = self._programs.get(id(comp))
+    if program is None:
+      program = self._programs.setdefault(id(comp), programs.Program())
+      weakref.finalize(comp, self._programs.pop, id(comp), None).atexit = False
+    return program.run(comp, call, *arguments)
 
   def close(self) -> None:
     """Ends the threads, once the calls have ended."""
@@ -129,8 +97,7 @@ class LocalContext(tff.framework.SyncContext):
 def local_context(max_concurrency: int | None = None) -> Iterator[LocalContext]:
   """Runs this thread's computations in this process.
 
-  Clients run a few at a time, so memory does not grow with their number. A
-  secure sum is a plain sum of the integers that clients would mask.
+  A secure sum is a plain sum of the integers that clients would mask.
 
   Args:
     max_concurrency: As in `LocalContext`.
@@ -160,8 +127,7 @@ atexit.register(start_local_context)
 class AsyncLocalContext(tff.framework.AsyncContext):
   """A `LocalContext` whose calls are awaited.
 
-  Example:
-    >>> tff.program.NativeFederatedContext(runtime.AsyncLocalContext())
+  >>> tff.program.NativeFederatedContext(runtime.AsyncLocalContext())
   """
 
   def __init__(self, context: LocalContext | None = None):
@@ -183,7 +149,7 @@ class AsyncLocalContext(tff.framework.AsyncContext):
 class _Bound:
   """A computation with its argument, so without a parameter."""
 
-  def __init__(self, comp: tff.framework.ConcreteComputation, arg: Any):
+  def __init__(self, comp: _Computation, arg: Any):
     self.comp, self.arg = comp, arg
     self.type_signature = tff.FunctionType(None, comp.type_signature.result)
 
@@ -194,16 +160,14 @@ class ProgramContext(tff.program.NativeFederatedContext):
   `tff.program.NativeFederatedContext` takes no structures placed at clients,
   such as an id with its data; this one does.
 
-  Example:
-    >>> context = runtime.ProgramContext()
-    >>> with tff.framework.get_context_stack().install(context):
-    ...   asyncio.run(tff.learning.programs.train_model(...))
+  >>> with tff.framework.get_context_stack().install(runtime.ProgramContext()):
+  ...   asyncio.run(tff.learning.programs.train_model(...))
   """
 
   def __init__(self, context: LocalContext | None = None):
     """Runs programs in `context`, by default in a new context."""
     super().__init__(AsyncLocalContext(context))
 
-  def invoke(self, comp: tff.framework.ConcreteComputation, arg: Any) -> Any:
+  def invoke(self, comp: _Computation, arg: Any) -> Any:
     """Begins a call; its results are references that a program awaits."""
     return super().invoke(_Bound(comp, arg), None)

@@ -1,8 +1,6 @@
 """Says why a computation failed, in the words of its caller."""
 
-from collections.abc import Mapping
 import re
-from typing import Any
 
 # TensorFlow's words for a label that is no class, or for an index.
 _WRONG_LABEL = re.compile(
@@ -12,14 +10,6 @@ _WRONG_LABEL = re.compile(
 
 class ComputationError(RuntimeError):
   """A computation failed while it ran: who failed, and why."""
-
-
-def name_client(value: Any, place: int) -> str:
-  """The place of a client from 0, and its id if its value has one."""
-  client_id = value.get('client_id') if isinstance(value, Mapping) else value
-  if isinstance(client_id, (str, bytes)):
-    return f'Client {place} ({client_id!r})'
-  return f'Client {place}'
 
 
 def reason(message: str) -> str:

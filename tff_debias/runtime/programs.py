@@ -110,35 +110,46 @@ class Call:
       yield running.popleft().result()
 
 
-class Program:
-  """A compiled computation."""
-
-  def __init__(self, comp: _Computation):
-    """Compiles a computation.
-
-    Raises:
-      NotImplementedError: If TFF has no form of the computation in which
-        clients work once and independently of each other.
-    """
-    self._run = _compile(comp)
-    result = comp.type_signature.result
-    self._is_at_clients = values.is_at_clients(result)
-    self._unflatten = values.unflattener(
-      result.member if self._is_at_clients else result
-    )
-
-  def run(self, call: Call, server: Tensors, clients: list[Tensors]) -> Any:
-    """The result for the tensors at the server and those of each client."""
-    results = iter(self._run(call, server, clients))
-    if self._is_at_clients:
-      return [self._unflatten(results) for _ in clients]
-    return self._unflatten(results)
-
-
 _Run: TypeAlias = Callable[[Call, Tensors, list[Tensors]], Tensors]
 
 
+class Program:
+  """What a computation is compiled to, once it is first run."""
+
+  def __init__(self) -> None:
+    # Not one lock for all: an interrupted compilation runs out behind, and
+    # calls of other computations do not wait for it.
+    self._lock = threading.Lock()
+    self._compiled: tuple[_Run, Callable[[Iterator[tf.Tensor]], Any]]
+
+  def run(
+    self,
+    comp: _Computation,
+    call: Call,
+    server: Tensors,
+    clients: list[Tensors],
+  ) -> Any:
+    """The result for the tensors at the server and those of each client."""
+    result = comp.type_signature.result
+    is_at_clients = values.is_at_clients(result)
+    with self._lock:
+      if not hasattr(self, '_compiled'):
+        like = result.member if is_at_clients else result
+        self._compiled = _compile(comp), values.unflattener(like)
+    run, unflatten = self._compiled
+    results = iter(run(call, server, clients))
+    if is_at_clients:
+      return [unflatten(results) for _ in clients]
+    return unflatten(results)
+
+
 def _compile(comp: _Computation) -> _Run:
+  """Compiles a computation.
+
+  Raises:
+    NotImplementedError: If TFF has no form of the computation in which clients
+      work once and independently of each other.
+  """
   parameter, result = comp.type_signature.parameter, comp.type_signature.result
   try:
     if not values.has_clients(parameter):

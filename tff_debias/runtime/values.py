@@ -11,7 +11,6 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_federated as tff
 
-from tff_debias.runtime import errors
 from tff_debias.runtime import functions
 
 Tensors = functions.Tensors
@@ -66,6 +65,24 @@ def is_at_clients(type_spec: tff.Type) -> bool:
   return getattr(type_spec, 'placement', None) is tff.CLIENTS
 
 
+def name_client(arg: Any, parameter: tff.Type, place: int) -> str:
+  """The place of a client from 0, and its id if its value has one."""
+  parts = arg if isinstance(arg, tff.structure.Struct) else [arg]
+  clients = next(
+    part
+    for part, type_spec in zip(parts, placed_types(parameter), strict=True)
+    if is_at_clients(type_spec)
+  )
+  return _name(clients[place], place)
+
+
+def _name(client: Any, place: int) -> str:
+  client_id = client.get('client_id') if isinstance(client, Mapping) else client
+  if isinstance(client_id, (str, bytes)):
+    return f'Client {place} ({client_id!r})'
+  return f'Client {place}'
+
+
 def _flatten_clients(values: Any, type_spec: tff.Type) -> list[Tensors]:
   if not isinstance(values, (list, tuple)):
     raise TypeError(
@@ -77,8 +94,9 @@ def _flatten_clients(values: Any, type_spec: tff.Type) -> list[Tensors]:
     try:
       columns.append(flatten(value, type_spec))
     except (TypeError, ValueError) as e:
-      who = errors.name_client(value, place)
-      raise type(e)(f'{who}: {e} Each client gives {type_spec}.') from e
+      raise type(e)(
+        f'{_name(value, place)}: {e} Each client gives {type_spec}.'
+      ) from e
   return columns
 
 
