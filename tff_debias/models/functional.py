@@ -4,6 +4,7 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
+from keras.src import backend
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -84,7 +85,7 @@ def _in_graph_of_tff(function: Callable[..., Any]) -> Callable[..., Any]:
     graph = tf.compat.v1.get_default_graph()
     with tf.Graph().as_default():
       # Else Keras makes a placeholder for what the argument `training` says.
-      tf.keras.backend.set_learning_phase(0)
+      backend.deprecated_internal_set_learning_phase(0)
       with graph.as_default():
         return function(*args, **kwargs)
 
