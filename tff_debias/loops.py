@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2
+
+from tff_debias import internals
 
 # Of a client whose number of batches is not known beforehand.
 _MAX_BATCHES = 2**20
@@ -188,6 +189,4 @@ def _keep_functional(graph: tf.Graph) -> None:
   """
   for op in graph.get_operations():
     if op.type in ('While', 'StatelessWhile'):
-      op._set_attr(
-        '_lower_using_switch_merge', attr_value_pb2.AttrValue(b=False)
-      )
+      op._set_attr('_lower_using_switch_merge', internals.AttrValue(b=False))

@@ -4,11 +4,11 @@ from collections.abc import Callable
 import functools
 from typing import Any
 
-from keras.src import backend
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import internals
 from tff_debias.models import model as model_lib
 from tff_debias.models import tracing
 
@@ -85,7 +85,7 @@ def _in_graph_of_tff(function: Callable[..., Any]) -> Callable[..., Any]:
     graph = tf.compat.v1.get_default_graph()
     with tf.Graph().as_default():
       # Else Keras makes a placeholder for what the argument `training` says.
-      backend.deprecated_internal_set_learning_phase(0)
+      internals.deprecated_internal_set_learning_phase(0)
       with graph.as_default():
         return function(*args, **kwargs)
 

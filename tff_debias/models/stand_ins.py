@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import contextlib
 
 import tensorflow as tf
-from tensorflow.python.ops import resource_variable_ops
 
+from tff_debias import internals
 from tff_debias.models import tracing
 
 
@@ -61,7 +61,7 @@ def standing_for(
         vars(v).update(attributes, has_stood_in=True)
 
 
-class _StandIn(resource_variable_ops.ResourceVariable):
+class _StandIn(internals.ResourceVariable):
   """The class of a variable while it stands for `present[place]`."""
 
   @property

@@ -15,10 +15,9 @@ import threading
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.autograph.core import ag_ctx
-from tensorflow.python.eager import context
-from tensorflow.python.ops import lookup_ops
 import tensorflow_federated as tff
+
+from tff_debias import internals
 
 #: Held while classes and variables stand for others, which all threads see.
 lock = threading.RLock()
@@ -72,7 +71,7 @@ def trace(function: Callable[..., Any], *specs: Any) -> Any:
     tf.compat.v1.get_default_graph().seed = None
     return function(*args)
 
-  with context.eager_mode():
+  with internals.eager_mode():
     return tf.function(unseeded, autograph=False).get_concrete_function(*specs)
 
 
@@ -105,7 +104,8 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
       return call_function(self, *args, **kwargs)
     return convert(self.python_function, user_requested=True)(*args, **kwargs)
 
-  with lock, ag_ctx.ControlStatusCtx(ag_ctx.Status.ENABLED) as status:
+  is_on = internals.autograph_context.Status.ENABLED
+  with lock, internals.autograph_context.ControlStatusCtx(is_on) as status:
     convert = functools.partial(
       tf.__internal__.autograph.tf_convert, ctx=status
     )
@@ -128,7 +128,7 @@ def _constants(captured: list[tf.Tensor]) -> list[tf.Tensor]:
   for owner in gc.get_objects() if has_handles else ():
     if issubclass(type(owner), tf.Variable):
       owners[id(getattr(owner, '_handle', None))] = owner
-    elif issubclass(type(owner), lookup_ops.LookupInterface):
+    elif issubclass(type(owner), internals.LookupInterface):
       owners[id(owner.resource_handle)] = owner
   return [
     _filled(owners[id(t)]) if t.dtype == tf.resource else tf.constant(t.numpy())
@@ -136,7 +136,7 @@ def _constants(captured: list[tf.Tensor]) -> list[tf.Tensor]:
   ]
 
 
-def _filled(owner: lookup_ops.LookupInterface | tf.Variable) -> tf.Tensor:
+def _filled(owner: internals.LookupInterface | tf.Variable) -> tf.Tensor:
   """The handle of a new table or variable with the content of this one."""
   if getattr(owner, 'has_stood_in', False):
     raise ValueError(
@@ -145,7 +145,7 @@ def _filled(owner: lookup_ops.LookupInterface | tf.Variable) -> tf.Tensor:
       ' leave it out of the weights of the model.'
     )
   is_variable = isinstance(owner, tf.Variable)
-  with context.eager_mode():
+  with internals.eager_mode():
     content = [owner.value()] if is_variable else owner.export()
     content = [tensor.numpy() for tensor in content]
   if not is_variable:
@@ -165,7 +165,9 @@ def _filled(owner: lookup_ops.LookupInterface | tf.Variable) -> tf.Tensor:
         value.shape, minval=0, maxval=value.dtype.max, dtype=value.dtype
       )
     handle = tf.raw_ops.VarHandleOp(
-      dtype=owner.dtype, shape=owner.shape, shared_name=context.anonymous_name()
+      dtype=owner.dtype,
+      shape=owner.shape,
+      shared_name=internals.anonymous_name(),
     )
     fill = tf.raw_ops.AssignVariableOp(resource=handle, value=value)
   with tf.control_dependencies([fill]):
