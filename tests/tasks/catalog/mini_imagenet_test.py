@@ -6,13 +6,11 @@ from tasks.runs import settings as settings_lib
 
 
 def test_is_the_published_experiment(tmp_path):
-  rng = np.random.default_rng(0)
+  # An example of each class for each of its 20 devices.
+  y = np.arange(2000) % 100
+  x = np.random.default_rng(0).integers(0, 256, (2000, 84, 84, 3), np.uint8)
   np.savez(
-    tmp_path / 'mini_imagenet.npz',
-    x_train=rng.integers(0, 256, (500, 84, 84, 3), np.uint8),
-    y_train=np.arange(500) % 100,
-    x_test=rng.integers(0, 256, (100, 84, 84, 3), np.uint8),
-    y_test=np.arange(100),
+    tmp_path / 'mini_imagenet.npz', x_train=x, y_train=y, x_test=x, y_test=y
   )
   experiment = experiment_lib.Experiment(
     settings_lib.Settings(
