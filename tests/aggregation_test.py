@@ -70,7 +70,8 @@ def test_a_clipping_aggregator_clips():
     PLAIN, model_aggregator=factory, learning_rate=0.05
   )
   state, metrics = process.next(
-    process.initialize(), [small_models.linear_client(i) for i in (0, 1)]
+    process.initialize(),
+    [small_models.linear_client(i)['data'] for i in (0, 1)],
   )
   newest = loop_after_a_round(reference.PlainLoop, (0, 1)).newest
   clipped = [reference.clip(update, 0.25) for update in newest[:2]]
@@ -97,7 +98,7 @@ def test_measurements_of_an_aggregator_are_metrics(tmp_path):
     ([small_models.linear_client(i) for i in (0, 1)], 0),
     ([small_models.linear_client(0), far], 1),
   ):
-    state, metrics = process.next(state, clients)
+    state, metrics = process.next(state, [c['data'] for c in clients])
     measured = metrics['aggregator']['update']
     assert measured['zeroed_count'] == zeroed
     assert measured['zeroing']['clipping_norm'] > 0
