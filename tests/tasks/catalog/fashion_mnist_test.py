@@ -104,9 +104,7 @@ def test_cifar_is_the_published_experiment(
   # An example of each class for every device that holds the class.
   y = np.arange(50 * classes_per_client * 2)[:, None] % num_classes
   x = rng.integers(0, 256, (len(y), 32, 32, 3), np.uint8)
-  np.savez(
-    tmp_path / f'{name}.npz', x_train=x, y_train=y, x_test=x, y_test=y
-  )
+  np.savez(tmp_path / f'{name}.npz', x_train=x, y_train=y, x_test=x, y_test=y)
   # All but the number of devices, for which there are too few examples here.
   experiment = experiment_lib.Experiment(
     settings_lib.Settings(
