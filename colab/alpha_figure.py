@@ -1,4 +1,4 @@
-"""Draws how PFLDyn's accuracy on digits depends on α K β, and on a decay.
+"""Draws how PFLDyn's accuracy on digits depends on α K β.
 
 uv run python -m colab.alpha_figure
 """
@@ -19,7 +19,6 @@ import tff_debias
 
 ALPHAS = (0.01, 0.03, 0.1, 0.3, 1.0)
 LOCAL_STEPS = (3, 10, 30)
-DECAYS = (0.0, 0.02, 0.1)
 LEARNING_RATE = 0.1
 _PUBLISHED = {'maml_steps': 5, 'maml_learning_rate': 0.01}
 NUM_ROUNDS, ROUNDS_PER_TEST = 100, 10
@@ -28,85 +27,79 @@ SEED = 100
 
 
 def accuracies(
-  personalization: str, local_steps: int, decay: float = 0.0
+  personalization: str, local_steps: int
 ) -> dict[float, tuple[float, float]]:
   """Trains with every α, and without a correction.
 
   Args:
     personalization: `maml` or `proto`.
     local_steps: K.
-    decay: γ of `tff_debias.Dyn`.
 
   Returns:
     For each α, and 0 for no correction: the mean accuracy of the last three
     tests, and the largest loss of accuracy below the best test before.
   """
   results = {}
-  dyn = f'tff_debias:Dyn(alpha=1.0, decay={decay})'
-  for correction, alphas in (('none', (0.0,)), (dyn, ALPHAS)):
-    experiment = experiment_lib.Experiment(
-      settings_lib.Settings(
-        correction=correction,
-        personalization=personalization,
-        **(_PUBLISHED if personalization == 'maml' else {}),
-        local_steps=local_steps,
-        learning_rate=LEARNING_RATE,
-        seed=SEED,
-      )
-    )
-    evaluate = experiment.build_evaluation()
-    with tempfile.TemporaryDirectory() as folder:
-      process = experiment.build_process(tff_debias.ClientStorage(folder))
-      for alpha in alphas:
-        state = process.initialize()
-        if alpha:
-          hparams = process.get_hparams(state)
-          state = process.set_hparams(state, {**hparams, 'alpha': alpha})
-        tests = []
-        for round_num in range(1, NUM_ROUNDS + 1):
-          data = experiment.training_data(round_num)
-          state = process.next(state, data).state
-          if round_num % ROUNDS_PER_TEST == 0:
-            weights = process.get_model_weights(state)
-            metrics = evaluate(weights, experiment.evaluation_data)
-            tests.append(float(metrics['by_client']['accuracy']['mean']))
-        loss = np.max(np.maximum.accumulate(tests) - tests)
-        results[alpha] = float(np.mean(tests[-3:])), float(loss)
-        print(personalization, local_steps, alpha, results[alpha], flush=True)
+  for alpha in (0.0, *ALPHAS):
+    tests = _train(personalization, local_steps, alpha)
+    loss = np.max(np.maximum.accumulate(tests) - tests)
+    results[alpha] = float(np.mean(tests[-3:])), float(loss)
+    print(personalization, local_steps, alpha, results[alpha], flush=True)
   return results
 
 
+def _train(personalization: str, local_steps: int, alpha: float) -> list[float]:
+  """The accuracy in every test of a run; without a correction if α is 0."""
+  experiment = experiment_lib.Experiment(
+    settings_lib.Settings(
+      correction='dyn' if alpha else 'none',
+      alpha=alpha or None,
+      personalization=personalization,
+      **(_PUBLISHED if personalization == 'maml' else {}),
+      local_steps=local_steps,
+      learning_rate=LEARNING_RATE,
+      seed=SEED,
+    )
+  )
+  evaluate = experiment.build_evaluation()
+  tests = []
+  with tempfile.TemporaryDirectory() as folder:
+    process = experiment.build_process(tff_debias.ClientStorage(folder))
+    state = process.initialize()
+    for round_num in range(1, NUM_ROUNDS + 1):
+      data = experiment.training_data(round_num)
+      state = process.next(state, data).state
+      if round_num % ROUNDS_PER_TEST == 0:
+        weights = process.get_model_weights(state)
+        metrics = evaluate(weights, experiment.evaluation_data)
+        tests.append(float(metrics['by_client']['accuracy']['mean']))
+  return tests
+
+
 def draw(
-  by_steps: Mapping[str, Mapping[int, Mapping[float, tuple[float, float]]]],
-  by_decay: Mapping[float, Mapping[float, tuple[float, float]]],
+  results: Mapping[str, Mapping[int, Mapping[float, tuple[float, float]]]],
   path: str,
 ) -> None:
   """Draws the accuracy, and its largest loss on the way, over α K β.
 
   Args:
-    by_steps: By personalization and K, what `accuracies` returned.
-    by_decay: The same by γ, for MAML and K = 10.
+    results: By personalization and K, what `accuracies` returned.
     path: The file.
   """
-  figure = matplotlib.figure.Figure((9, 5), layout='constrained')
-  panels = figure.subplots(2, 3, sharex='col', sharey='row')
-  columns = list(zip(*panels, strict=True))
-  for column, (personalization, results) in zip(
-    columns, by_steps.items(), strict=False
+  figure = matplotlib.figure.Figure((7, 5), layout='constrained')
+  panels = figure.subplots(2, 2, sharex='col', sharey='row')
+  for column, (personalization, by_steps) in zip(
+    panels.T, results.items(), strict=True
   ):
-    for line, (steps, by_alpha) in enumerate(results.items()):
-      _add_line(column, line, steps, by_alpha, f'K = {steps}')
+    for line, (steps, by_alpha) in enumerate(by_steps.items()):
+      _add_line(column, line, steps, by_alpha)
     column[0].set_title(
       {'maml': 'MAML', 'proto': 'Prototypes'}[personalization]
     )
-  for line, (decay, by_alpha) in enumerate(by_decay.items()):
-    _add_line(columns[2], line, 10, by_alpha, f'γ = {decay:g}')
-  columns[2][0].set_title('MAML, K = 10, with a decay γ')
   for axes in panels.flat:
     axes.set_xscale('log')
     axes.grid(alpha=0.3)
-  for place in (1, 2):
-    columns[place][0].legend(title='dotted: Per-FedAvg', loc='lower left')
+  panels[0][1].legend(title='dotted: Per-FedAvg', loc='lower left')
   for axes in panels[1]:
     axes.set_xlabel('α K β')
   panels[0][0].set_ylabel(
@@ -121,7 +114,6 @@ def _add_line(
   line: int,
   steps: int,
   by_alpha: Mapping[float, tuple[float, float]],
-  label: str,
 ) -> None:
   """Draws the accuracy in the upper panel, and the loss in the lower."""
   alphas = [alpha for alpha in by_alpha if alpha]
@@ -131,7 +123,7 @@ def _add_line(
       [by_alpha[alpha][place] for alpha in alphas],
       ('o-', 's--', '^-.')[line],
       color=f'C{line}',
-      label=label,
+      label=f'K = {steps}',
     )
     axes.axhline(
       by_alpha[0.0][place], color=f'C{line}', linestyle=':', linewidth=1
@@ -141,18 +133,14 @@ def _add_line(
 def main(path: str = 'colab/accuracy_against_alpha.png') -> None:
   """Trains and draws."""
   with tff_debias.runtime.local_context():
-    by_steps = {
+    results = {
       personalization: {
         steps: accuracies(personalization, steps) for steps in LOCAL_STEPS
       }
       for personalization in ('maml', 'proto')
     }
-    by_decay = {
-      decay: accuracies('maml', 10, decay) if decay else by_steps['maml'][10]
-      for decay in DECAYS
-    }
-  print(json.dumps([by_steps, by_decay]))
-  draw(by_steps, by_decay, path)
+  print(json.dumps(results))
+  draw(results, path)
 
 
 if __name__ == '__main__':
