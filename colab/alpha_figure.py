@@ -41,59 +41,65 @@ def accuracies(
   """
   results = {}
   for alpha in (0.0, *ALPHAS):
-    experiment = experiment_lib.Experiment(
-      settings_lib.Settings(
-        correction='dyn' if alpha else 'none',
-        personalization=personalization,
-        **({'alpha': alpha} if alpha else {}),
-        **(_PUBLISHED if personalization == 'maml' else {}),
-        local_steps=local_steps,
-        learning_rate=LEARNING_RATE,
-        seed=SEED,
-      )
-    )
-    evaluate = experiment.build_evaluation()
-    with tempfile.TemporaryDirectory() as folder:
-      process = experiment.build_process(tff_debias.ClientStorage(folder))
-      state, tests = process.initialize(), []
-      for round_num in range(1, NUM_ROUNDS + 1):
-        data = experiment.training_data(round_num)
-        state = process.next(state, data).state
-        if round_num % ROUNDS_PER_TEST == 0:
-          weights = process.get_model_weights(state)
-          metrics = evaluate(weights, experiment.evaluation_data)
-          tests.append(float(metrics['by_client']['accuracy']['mean']))
+    tests = _train(personalization, local_steps, alpha)
     loss = np.max(np.maximum.accumulate(tests) - tests)
     results[alpha] = float(np.mean(tests[-3:])), float(loss)
     print(personalization, local_steps, alpha, results[alpha], flush=True)
   return results
 
 
+def _train(personalization: str, local_steps: int, alpha: float) -> list[float]:
+  """The accuracy in every test of a run; without a correction if α is 0."""
+  experiment = experiment_lib.Experiment(
+    settings_lib.Settings(
+      correction='dyn' if alpha else 'none',
+      alpha=alpha or None,
+      personalization=personalization,
+      **(_PUBLISHED if personalization == 'maml' else {}),
+      local_steps=local_steps,
+      learning_rate=LEARNING_RATE,
+      seed=SEED,
+    )
+  )
+  evaluate = experiment.build_evaluation()
+  tests = []
+  with tempfile.TemporaryDirectory() as folder:
+    process = experiment.build_process(tff_debias.ClientStorage(folder))
+    state = process.initialize()
+    for round_num in range(1, NUM_ROUNDS + 1):
+      data = experiment.training_data(round_num)
+      state = process.next(state, data).state
+      if round_num % ROUNDS_PER_TEST == 0:
+        weights = process.get_model_weights(state)
+        metrics = evaluate(weights, experiment.evaluation_data)
+        tests.append(float(metrics['by_client']['accuracy']['mean']))
+  return tests
+
+
 def draw(
-  by_steps: Mapping[str, Mapping[int, Mapping[float, tuple[float, float]]]],
+  results: Mapping[str, Mapping[int, Mapping[float, tuple[float, float]]]],
   path: str,
 ) -> None:
   """Draws the accuracy, and its largest loss on the way, over α K β.
 
   Args:
-    by_steps: By personalization and K, what `accuracies` returned.
+    results: By personalization and K, what `accuracies` returned.
     path: The file.
   """
-  figure = matplotlib.figure.Figure((6.5, 5), layout='constrained')
+  figure = matplotlib.figure.Figure((7, 5), layout='constrained')
   panels = figure.subplots(2, 2, sharex='col', sharey='row')
-  columns = list(zip(*panels, strict=True))
-  for column, (personalization, results) in zip(
-    columns, by_steps.items(), strict=True
+  for column, (personalization, by_steps) in zip(
+    panels.T, results.items(), strict=True
   ):
-    for line, (steps, by_alpha) in enumerate(results.items()):
-      _add_line(column, line, steps, by_alpha, f'K = {steps}')
+    for line, (steps, by_alpha) in enumerate(by_steps.items()):
+      _add_line(column, line, steps, by_alpha)
     column[0].set_title(
       {'maml': 'MAML', 'proto': 'Prototypes'}[personalization]
     )
   for axes in panels.flat:
     axes.set_xscale('log')
     axes.grid(alpha=0.3)
-  columns[1][0].legend(title='dotted: Per-FedAvg', loc='lower left')
+  panels[0][1].legend(title='dotted: Per-FedAvg', loc='lower left')
   for axes in panels[1]:
     axes.set_xlabel('α K β')
   panels[0][0].set_ylabel(
@@ -108,7 +114,6 @@ def _add_line(
   line: int,
   steps: int,
   by_alpha: Mapping[float, tuple[float, float]],
-  label: str,
 ) -> None:
   """Draws the accuracy in the upper panel, and the loss in the lower."""
   alphas = [alpha for alpha in by_alpha if alpha]
@@ -118,7 +123,7 @@ def _add_line(
       [by_alpha[alpha][place] for alpha in alphas],
       ('o-', 's--', '^-.')[line],
       color=f'C{line}',
-      label=label,
+      label=f'K = {steps}',
     )
     axes.axhline(
       by_alpha[0.0][place], color=f'C{line}', linestyle=':', linewidth=1
@@ -128,14 +133,14 @@ def _add_line(
 def main(path: str = 'colab/accuracy_against_alpha.png') -> None:
   """Trains and draws."""
   with tff_debias.runtime.local_context():
-    by_steps = {
+    results = {
       personalization: {
         steps: accuracies(personalization, steps) for steps in LOCAL_STEPS
       }
       for personalization in ('maml', 'proto')
     }
-  print(json.dumps(by_steps))
-  draw(by_steps, path)
+  print(json.dumps(results))
+  draw(results, path)
 
 
 if __name__ == '__main__':

@@ -40,7 +40,7 @@ def accuracy_against_epsilon(
     for seed in seeds:
       for name, correction in (
         ('Per-FedAvg', tff_debias.NoCorrection()),
-        ('PFLDyn, decay 0.05', tff_debias.Dyn(alpha=0.1, decay=0.05)),
+        ('PFLDyn', tff_debias.Dyn(alpha=0.1)),
       ):
         epsilon, before, after = _train(correction, noise, seed)
         results[name].append((epsilon, after))
@@ -104,16 +104,17 @@ def _train(
   model = tff_debias.from_keras(
     network,
     tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    (tf.TensorSpec([None, 8, 8]), tf.TensorSpec([None], tf.int32)),
+    collections.OrderedDict(
+      x=tf.TensorSpec([None, 8, 8]), y=tf.TensorSpec([None], tf.int32)
+    ),
     lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
   )
   personalization = tff_debias.Proto()
 
-  def batches(client_data, client_id, size):
-    data = client_data.create_tf_dataset_for_client(client_id)
-    data = data.map(lambda example: (example['x'], example['y']))
-    return data.batch(size)
-
+  # A device has 12 examples: a batch.
+  train, test = (
+    data.preprocess(lambda d: d.batch(12)) for data in (train, test)
+  )
   aggregator = tff_debias.dp_aggregator(noise, CLIENTS_PER_ROUND, CLIP_NORM)
   rng = np.random.default_rng([seed, 1])
   sampling_rate = CLIENTS_PER_ROUND / NUM_CLIENTS
@@ -127,27 +128,25 @@ def _train(
       storage=tff_debias.ClientStorage(folder),
       model_aggregator=aggregator,
     )
+    # Ten local steps, of a support and a query batch each.
+    process = tff_debias.compose_with_client_data(
+      process, train.preprocess(lambda data: data.repeat(20))
+    )
     state = process.initialize()
     for _ in range(NUM_ROUNDS):
       participants = [
-        collections.OrderedDict(
-          client_id=client_id,
-          # Ten local steps, of a support and a query batch each.
-          data=batches(train, client_id, 12).repeat(20),
-        )
+        client_id
         for client_id in train.client_ids
         if rng.random() < sampling_rate
       ]
       state, _ = process.next(state, participants)
-  evaluate = tff_debias.build_personalized_evaluation(model, personalization)
-  clients = [
-    collections.OrderedDict(
-      train=batches(train, client_id, 12), test=batches(test, client_id, 12)
-    )
-    for client_id in train.client_ids
-  ]
+  evaluate = tff_debias.compose_evaluation_with_client_data(
+    tff_debias.build_personalized_evaluation(model, personalization),
+    train,
+    test,
+  )
   before, after = (
-    float(evaluate(weights, clients)['by_client']['accuracy']['mean'])
+    float(evaluate(weights, train.client_ids)['by_client']['accuracy']['mean'])
     for weights in (model.initial_weights, process.get_model_weights(state))
   )
   epsilon, _ = tff_debias.privacy_spent(

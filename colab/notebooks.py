@@ -80,7 +80,17 @@ def run(
     **options,
   ).execute()
   cells[0].source = source
+  for cell in notebook.cells:
+    if cell.cell_type == 'code':
+      cell.outputs = [o for o in cell.outputs if not _is_information(o)]
   notebook.metadata.tff_debias = dict(digest=digest)
+
+
+def _is_information(output: nbformat.NotebookNode) -> bool:
+  """Whether it is what TensorFlow Lite writes where nothing is wrong."""
+  return output.get('name') == 'stderr' and all(
+    line.startswith('INFO: ') for line in output.text.split('\n') if line
+  )
 
 
 def find_faults(
@@ -102,6 +112,9 @@ def find_faults(
       faults.append(f'Code cell {i} failed.')
     if any(o.get('name') == 'stderr' for o in cell.outputs):
       faults.append(f'Code cell {i} shows warnings.')
+    # Of a program that a cell starts with `!`.
+    if any('Traceback (most' in o.get('text', '') for o in cell.outputs):
+      faults.append(f'Code cell {i} shows a traceback.')
   return faults + find_picture_faults(notebook, notebook)
 
 

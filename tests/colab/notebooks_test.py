@@ -19,6 +19,9 @@ FAST = False
 ```
 
 ```python
+import sys
+
+print('INFO: Created TensorFlow Lite delegate.', file=sys.stderr)
 print('fast' if FAST else 'slow')
 ```
 """
@@ -54,7 +57,8 @@ def test_outputs_of_other_cells_are_found(tmp_path):
   path.write_text(TEXT)
   stored = notebooks.read(path)
   notebooks.run(stored, tmp_path)
-  assert stored.cells[1].outputs[0].text == 'slow\n'
+  (output,) = stored.cells[1].outputs
+  assert output.text == 'slow\n'
   assert not notebooks.find_faults(stored, notebooks.read(path))
   fast = notebooks.read(path)
   notebooks.run(fast, tmp_path, fast=True)
@@ -78,6 +82,12 @@ def test_outputs_of_other_cells_are_found(tmp_path):
     (
       nbformat.v4.new_output('stream', name='stderr'),
       'Code cell 1 shows warnings.',
+    ),
+    (
+      nbformat.v4.new_output(
+        'stream', text='Traceback (most recent call last):'
+      ),
+      'Code cell 1 shows a traceback.',
     ),
   ):
     assert faults_after(lambda c, o=output: c.outputs.append(o)) == [fault]
