@@ -46,7 +46,7 @@ def test_tunes_and_the_choice_can_be_trained(tmp_path):
   for row in rows:
     folder = tmp_path / f'pfl_dyn_proto_alpha={row["alpha"]}_seed3'
     with open(folder / 'settings.json') as file:
-      settings = json.load(file)['settings']
+      settings = json.load(file)
     assert settings['alpha'] == float(row['alpha'])
     assert settings['validation_share'] == 0.2
     with open(folder / 'metrics.csv', newline='') as file:
