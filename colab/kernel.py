@@ -14,6 +14,7 @@ The first cell of each notebook gets the code and runs this program:
 
     import glob, runpy
     CODE = ''  # The address of the repository or a wheel; none in a checkout.
+    GPU = False  # Whether Colab also gets TensorFlow's CUDA.
     wheel = 'uv pip install -qt. -p3.11 --no-deps'
     get = wheel if CODE.endswith('.whl') else 'git clone -q'
     !test -e kernel.py || test -e */colab/kernel.py || {get} "{CODE}"
@@ -71,8 +72,8 @@ def _environ() -> dict[str, str]:
   )
 
 
-def _install() -> None:
-  """Makes the environment, or completes it."""
+def _install(gpu: bool) -> None:
+  """Makes the environment, or completes it; with CUDA for a GPU."""
   if not _ENVIRONMENT.exists():
     print('Installing Python 3.11 and TensorFlow Federated: some minutes.')
   requirements = _FOLDER / 'requirements.txt'
@@ -80,6 +81,10 @@ def _install() -> None:
     command -v uv >/dev/null || python3 -m pip install -q uv
     test -e '{_ENVIRONMENT}/bin/python' || uv venv -q -p3.11 '{_ENVIRONMENT}'
     uv pip install -q --no-deps -r '{requirements}'"""
+  if gpu:  # TensorFlow's own CUDA; its tensorrt has no wheel for Python 3.11.
+    command += f"""
+    echo "tensorrt ; sys_platform == 'never'" | uv pip install -q \\
+      --override /dev/stdin -c '{requirements}' 'tensorflow[and-cuda]'"""
   with open(requirements) as file:
     fcntl.flock(file, fcntl.LOCK_EX)  # Another notebook may do the same.
     done = subprocess.run(
@@ -211,5 +216,5 @@ if importlib.util.find_spec('tensorflow_federated'):
   _shell.register_magic_function(lambda *args: None, 'cell', 'colab')
 else:
   if not os.environ.get('TFF_DEBIAS_ENVIRONMENT'):
-    _install()
+    _install(_shell.user_ns.get('GPU', False))
   _Cells(_shell.kernel)
