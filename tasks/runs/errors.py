@@ -21,8 +21,3 @@ def first_line(error: BaseException | str) -> str:
   """
   line = str(error).strip().split('\n')[0].rstrip('.')
   return line or type(error).__name__
-
-
-def last_line(output: str) -> str:
-  """The last line of a program's output, in which it names its error."""
-  return output.replace('\r', '\n').strip().split('\n')[-1]

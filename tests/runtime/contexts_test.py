@@ -277,14 +277,17 @@ with runtime.local_context():
 """
 
 
-def test_an_interrupt_ends_a_call_and_leaves_the_state():
-  path = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
-  program = subprocess.run(
-    [sys.executable, '-c', _INTERRUPTED.format(path=path)],
-    capture_output=True,
-    text=True,
-    timeout=300,
+def run_program(text):
+  """The ended process of a program that imports this file."""
+  folder = os.path.dirname(__file__)
+  text = text.format(path=[folder, os.path.dirname(folder)])
+  return subprocess.run(
+    [sys.executable, '-c', text], capture_output=True, text=True, timeout=300
   )
+
+
+def test_an_interrupt_ends_a_call_and_leaves_the_state():
+  program = run_program(_INTERRUPTED)
   seconds, whole = program.stdout.splitlines()
   assert float(seconds) < 20 and whole == 'whole', program.stderr
 
@@ -355,12 +358,6 @@ print(me.children(recursive=True), me.connections('inet'))
 
 
 def test_no_process_and_no_port_is_opened():
-  path = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
-  program = subprocess.run(
-    [sys.executable, '-c', _NOTHING_LEFT.format(path=path)],
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
+  program = run_program(_NOTHING_LEFT)
   assert program.stdout == '[] []\n', program.stdout + program.stderr
   assert 'Traceback' not in program.stderr
