@@ -36,7 +36,6 @@ from tff_debias import corrections
 from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
-from tff_debias import privacy
 from tff_debias import storage as storage_lib
 
 Weights: TypeAlias = corrections.Weights
@@ -89,53 +88,41 @@ class Algorithm:
       bound = getattr(self, name)
       if bound is not None:
         checks.check_number(name, bound, positive=True, finite=False)
-    for name, example in (
-      ('learning_rate_fn', 'exponential_decay(0.1, 0.997)'),
-      ('metrics_aggregator', 'tff.learning.metrics.secure_sum_then_finalize'),
-    ):
-      function = getattr(self, name)
-      if function is not None and not callable(function):
-        raise TypeError(
-          f'{name} must be a function such as {example}, got {function!r}.'
-        )
     self.personalization.check_model(self.model)
-    self._check_optimizer(
-      'client_optimizer_fn',
-      self.correction.allows_client_optimizer,
-      'is right for plain SGD only',
-    )
-    self._check_optimizer(
-      'server_optimizer_fn',
-      self.correction.allows_server_optimizer,
-      'has a server step of its own',
-    )
-
-  def _check_optimizer(self, name: str, is_allowed: bool, reason: str) -> None:
-    optimizer = getattr(self, name)
-    if optimizer is None:
-      return
-    if not isinstance(optimizer, tff.learning.optimizers.Optimizer):
-      raise TypeError(
-        f'{name} must be a TFF optimizer, such as'
-        ' tff.learning.optimizers.build_sgdm(0.1), and not a Keras optimizer or'
-        f' a function that makes one, got {optimizer!r}.'
-      )
-    if not is_allowed:
-      raise ValueError(
-        f'{self.correction} {reason}: {name} must be None, got {optimizer!r}.'
-      )
+    for name, is_allowed, reason in (
+      (
+        'client_optimizer_fn',
+        self.correction.allows_client_optimizer,
+        'is right for plain SGD only',
+      ),
+      (
+        'server_optimizer_fn',
+        self.correction.allows_server_optimizer,
+        'has a server step of its own',
+      ),
+    ):
+      optimizer = getattr(self, name)
+      if optimizer is None:
+        continue
+      if not isinstance(optimizer, tff.learning.optimizers.Optimizer):
+        raise TypeError(
+          f'{name} must be a TFF optimizer, such as'
+          ' tff.learning.optimizers.build_sgdm(0.1), and not a Keras optimizer'
+          f' or a function that makes one, got {optimizer!r}.'
+        )
+      if not is_allowed:
+        raise ValueError(
+          f'{self.correction} {reason}: {name} must be None, got {optimizer!r}.'
+        )
 
   def check_population(self) -> None:
     """Raises a `ValueError` if `num_clients` or `storage` is missing."""
     if not self.keeps_state:
       return
-    try:
-      checks.check_integer('num_clients', self.num_clients)
-    except ValueError as e:
-      raise ValueError(
-        f'{self.state_reason} needs the number of clients in the population:'
-        f' {e}'
-      ) from None
+    checks.check_integer(
+      f'{self.state_reason} needs the size of the population: num_clients',
+      self.num_clients,
+    )
     if not isinstance(self.storage, storage_lib.ClientStorage):
       raise ValueError(
         f'{self.state_reason} keeps a state on every client and needs storage,'
@@ -149,19 +136,10 @@ class Algorithm:
       return (self.correction, corrections.NewestModel())
     return (self.correction,)
 
-  @functools.cached_property
-  def _is_kept(self) -> tuple[bool, ...]:
-    """Of each of `kept_states`, whether there is anything to keep."""
-    with tf.Graph().as_default():
-      weights = tf.nest.map_structure(
-        tf.constant, self.model.initial_weights.trainable
-      )
-      return tuple(len(state) > 0 for state in initial_states(self, weights))
-
   @property
   def keeps_state(self) -> bool:
     """Whether clients keep anything from round to round."""
-    return any(self._is_kept)
+    return any(kept.is_kept for kept in self.kept_states)
 
   @property
   def state_reason(self) -> str:
@@ -177,8 +155,7 @@ class Algorithm:
   def models_up(self) -> int:
     """How many models a client sends in a round."""
     return 1 + sum(
-      is_kept and kept.change_is_sent
-      for is_kept, kept in zip(self._is_kept, self.kept_states, strict=True)
+      kept.is_kept and kept.change_is_sent for kept in self.kept_states
     )
 
   @property
@@ -187,24 +164,22 @@ class Algorithm:
     return self.client_optimizer_fn or tff.learning.optimizers.build_sgdm()
 
   @property
-  def grad_norm_bound(self) -> float:
-    """The bound on the norm of the corrected gradient, or infinity."""
-    return self.personalization.grad_norm_bound(self.max_grad_norm)
+  def client_storage(self) -> storage_lib.ClientStorage:
+    """The storage of a method that keeps a state."""
+    assert self.storage is not None  # By `check_population`.
+    return self.storage
 
   @property
   def update_norm_bound(self) -> float:
     """The bound C on the norm of a client's update, or infinity."""
-    bound = self.max_update_norm or math.inf
-    if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
-      bound = min(bound, self.model_aggregator.max_update_norm)
-    return float(bound)
+    # Of `dp_aggregator` or `secure_aggregator`.
+    bound = getattr(self.model_aggregator, 'max_update_norm', math.inf)
+    return float(min(bound, self.max_update_norm or math.inf))
 
   @property
   def num_planned(self) -> float | None:
     """The fixed number that sums of updates are divided by, if one is."""
-    if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
-      return self.model_aggregator.num_planned
-    return None
+    return getattr(self.model_aggregator, 'num_planned', None)
 
 
 class ServerState(NamedTuple):
@@ -301,6 +276,14 @@ def initial_states(algorithm: Algorithm, weights: Weights) -> States:
   return tuple(kept.initial_state(weights) for kept in algorithm.kept_states)
 
 
+def sent_changes(algorithm: Algorithm, changes: States) -> States:
+  """Those changes of states that a client sends; `()` in place of others."""
+  return tuple(
+    change if kept.change_is_sent else ()
+    for kept, change in zip(algorithm.kept_states, changes, strict=True)
+  )
+
+
 def broadcast(
   algorithm: Algorithm,
   state: ServerState,
@@ -387,7 +370,10 @@ def client_step(
   if term is not None:
     gradient = tf.nest.map_structure(tf.add, gradient, term)
   # g ← g min(1, max_grad_norm / ‖g‖)
-  gradient = personalizations.clip(gradient, algorithm.grad_norm_bound)
+  gradient = personalizations.clip(
+    gradient,
+    algorithm.personalization.grad_norm_bound(algorithm.max_grad_norm),
+  )
   # w ← w - β_t (g + wd w)
   gradient = tuple(
     g + received.weight_decay * w
@@ -431,10 +417,6 @@ def client_final(
     )
   )
   new_states = tf.nest.map_structure(tf.add, states, changes)
-  sent_changes = tuple(
-    change if kept.change_is_sent else ()
-    for kept, change in zip(algorithm.kept_states, changes, strict=True)
-  )
   is_included = training.num_steps > 0
   for tensor in tf.nest.flatten((update, new_states, training.loss_sum)):
     is_included &= tf.reduce_all(tf.math.is_finite(tensor))
@@ -449,7 +431,7 @@ def client_final(
   return ClientUpdate(
     is_included,
     update=if_included(update),
-    state_changes=if_included(sent_changes),
+    state_changes=if_included(sent_changes(algorithm, changes)),
     states=if_included(new_states, states),
     sums=if_included(training._replace(weights=(), optimizer=())),
   )

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tff_debias import checks
 from tff_debias import internals
 
 # Of a client whose number of batches is not known beforehand.
@@ -62,17 +63,15 @@ def reduce_batches(
   # A tf.function, because only there an iterator can be made inside a graph.
   @tf.function(autograph=False)
   def loop(dataset: tf.data.Dataset, state: Any) -> Any:
-    has_end = tf.debugging.Assert(
+    dataset = checks.ensure(
       tf.not_equal(dataset.cardinality(), tf.data.INFINITE_CARDINALITY),
       ['The data set has no end: call `take` after `repeat`.'],
+      dataset,
     )
-    with tf.control_dependencies([has_end]):
-      if can_stack:
-        state = _fold_stack(
-          dataset, state, step_on, batches_per_step, jit_compile
-        )
-      else:
-        state = _fold_iterator(dataset, state, step_on, batches_per_step)
+    if can_stack:
+      state = _fold_stack(dataset, state, step_on, batches_per_step, jit_compile)
+    else:
+      state = _fold_iterator(dataset, state, step_on, batches_per_step)
     _keep_functional(tf.compat.v1.get_default_graph())
     return state
 
