@@ -83,13 +83,13 @@ def build_learning_process(
       each one's newest w_i. It costs one more state per client, and one more
       model up.
     model_aggregator: How updates become a mean (not a sum); by default
-      `tff.aggregators.MeanFactory`. An unweighted factory gets zeros from a
-      client that is left out; its result is scaled to the mean over the
-      participants. With a correction or `track_all` the mean must be exact: an
-      aggregator that clips updates, replaces them or adds noise is refused.
-      `dp_aggregator` and `secure_aggregator` are allowed, because their clients
-      clip before they change their states. A compression without a bias is
-      allowed too.
+      `tff.aggregators.MeanFactory`. The mean is uniform, where TFF's FedAvg
+      weights by examples. An unweighted factory gets zeros from a client that
+      is left out; its result is scaled to the mean over the participants. With
+      a correction or `track_all` the mean must be exact: TFF's means and
+      compressions without a bias, `dp_aggregator` and `secure_aggregator` (whose
+      clients clip before they change their states), or an aggregator whose
+      class says `is_exact_mean = True`.
     client_optimizer_fn: A TFF optimizer for the local steps, such as
       `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to
       β_t. By default the paper's plain SGD, the only one for Scaf.
@@ -245,12 +245,11 @@ def _build_process(
   algorithm: algorithm_lib.Algorithm,
 ) -> tff.learning.templates.LearningProcess:
   """A round from top to bottom, of the functions that follow below."""
-  aggregator = aggregation.build_mean(
-    algorithm.model_aggregator, _upload_type(algorithm)
-  )
+  upload_type = _upload_type(algorithm)
+  aggregator = aggregation.build_mean(algorithm.model_aggregator, upload_type)
   if algorithm.keeps_state:
     aggregation.check_exact(
-      algorithm.model_aggregator, aggregator, algorithm.state_reason
+      algorithm.model_aggregator, upload_type, algorithm.state_reason
     )
   client_type = tff.SequenceType(
     tff.types.tensorflow_to_type(algorithm.model.input_spec)
