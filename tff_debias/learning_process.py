@@ -87,8 +87,8 @@ def build_learning_process(
       weights by examples. An unweighted factory gets zeros from a client that
       is left out; its result is scaled to the mean over the participants. With
       a correction or `track_all` the mean must be exact: TFF's means and
-      compressions without a bias, `dp_aggregator` and `secure_aggregator` (whose
-      clients clip before they change their states), or an aggregator whose
+      compressions without a bias; `dp_aggregator` and `secure_aggregator`,
+      whose clients clip before they change their states; or an aggregator whose
       class says `is_exact_mean = True`.
     client_optimizer_fn: A TFF optimizer for the local steps, such as
       `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to

@@ -69,7 +69,9 @@ def reduce_batches(
       dataset,
     )
     if can_stack:
-      state = _fold_stack(dataset, state, step_on, batches_per_step, jit_compile)
+      state = _fold_stack(
+        dataset, state, step_on, batches_per_step, jit_compile
+      )
     else:
       state = _fold_iterator(dataset, state, step_on, batches_per_step)
     _keep_functional(tf.compat.v1.get_default_graph())

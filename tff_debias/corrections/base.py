@@ -51,7 +51,7 @@ class KeptState:
 
   @property
   def is_kept(self) -> bool:
-    """Whether a client keeps anything: whether `initial_state` is overridden."""
+    """Whether a client keeps anything, by an `initial_state` of its own."""
     return type(self).initial_state is not KeptState.initial_state
 
   def initial_state(self, weights: Weights) -> State:
