@@ -64,7 +64,7 @@ class Algorithm:
   correction: corrections.Correction
   max_grad_norm: float | None = None
   _: dataclasses.KW_ONLY
-  learning_rate: float = 0.1
+  learning_rate: float | None = None
   learning_rate_fn: LearningRateFn | None = None
   weight_decay: float = 0.0
   num_clients: int | None = None
@@ -82,12 +82,12 @@ class Algorithm:
       'personalization', self.personalization, personalizations.Personalization
     )
     checks.check_type('correction', self.correction, corrections.Correction)
-    checks.check_number('learning_rate', self.learning_rate, positive=True)
     checks.check_number('weight_decay', self.weight_decay)
-    for name in ('max_grad_norm', 'max_update_norm'):
+    for name in ('learning_rate', 'max_grad_norm', 'max_update_norm'):
       bound = getattr(self, name)
       if bound is not None:
-        checks.check_number(name, bound, positive=True, finite=False)
+        is_rate = name == 'learning_rate'
+        checks.check_number(name, bound, positive=True, finite=is_rate)
     self.personalization.check_model(self.model)
     for name, is_allowed, reason in (
       (
@@ -114,6 +114,24 @@ class Algorithm:
         raise ValueError(
           f'{self.correction} {reason}: {name} must be None, got {optimizer!r}.'
         )
+    self._check_rates()
+
+  def _check_rates(self) -> None:
+    """Raises a `ValueError` if there are two different learning rates."""
+    rates = {}
+    if self.learning_rate is not None:
+      rates['learning_rate'] = self.learning_rate
+    if self.learning_rate_fn is not None:
+      rates['learning_rate_fn'] = self.learning_rate_fn(tf.constant(0))
+    if self.client_optimizer_fn is not None:
+      rates['client_optimizer_fn'] = self.constant_learning_rate
+    if len({float(tf.cast(rate, tf.float32)) for rate in rates.values()}) > 1:
+      texts = [f'{name} has {float(rate):g}' for name, rate in rates.items()]
+      raise ValueError(
+        'The local steps need one learning rate, but there are different ones'
+        f' at the beginning: {", ".join(texts)}. Leave learning_rate out to'
+        ' take that of the optimizer or of the function.'
+      )
 
   def check_population(self) -> None:
     """Raises a `ValueError` if `num_clients` or `storage` is missing."""
@@ -157,6 +175,21 @@ class Algorithm:
     return 1 + sum(
       kept.is_kept and kept.change_is_sent for kept in self.kept_states
     )
+
+  @functools.cached_property
+  def constant_learning_rate(self) -> float:
+    """β without a `learning_rate_fn`: the client optimizer's own, or 0.1."""
+    if self.client_optimizer_fn is None:
+      return 0.1 if self.learning_rate is None else float(self.learning_rate)
+    optimizer = self.client_optimizer_fn
+    hparams = optimizer.get_hparams(optimizer.initialize(tf.TensorSpec([])))
+    if 'learning_rate' not in hparams:
+      raise ValueError(
+        'client_optimizer_fn must have the hyperparameter learning_rate, got'
+        f' {optimizer!r} with {list(hparams)}. For a schedule, give a'
+        ' learning_rate_fn.'
+      )
+    return float(hparams['learning_rate'])
 
   @property
   def client_optimizer(self) -> tff.learning.optimizers.Optimizer:
@@ -240,6 +273,8 @@ class ClientUpdate(NamedTuple):
     is_included: Whether the client took a step and its result is finite, a bool
       scalar. If not, it counts in no mean and keeps its old states; all other
       attributes are 0.
+    has_stepped: Whether it took a step, a bool scalar also if it is not
+      included.
     update: w_i - w^t.
     state_changes: The changes of its states that are sent; `()` for others.
     states: Its new states.
@@ -248,6 +283,7 @@ class ClientUpdate(NamedTuple):
   """
 
   is_included: tf.Tensor
+  has_stepped: tf.Tensor
   update: Weights
   state_changes: States
   states: States
@@ -319,6 +355,7 @@ def client_update(
     states: The client's states before the round.
     dataset: Batches. Without personalization each one makes a local step; with
       one, every two are its support A_k and its query B_k. A rest is not used.
+      Of one batch alone, A_1 is the first half and B_1 the second.
 
   Returns:
     The client's update.
@@ -417,7 +454,7 @@ def client_final(
     )
   )
   new_states = tf.nest.map_structure(tf.add, states, changes)
-  is_included = training.num_steps > 0
+  is_included = has_stepped = training.num_steps > 0
   for tensor in tf.nest.flatten((update, new_states, training.loss_sum)):
     is_included &= tf.reduce_all(tf.math.is_finite(tensor))
 
@@ -430,6 +467,7 @@ def client_final(
 
   return ClientUpdate(
     is_included,
+    has_stepped,
     update=if_included(update),
     state_changes=if_included(sent_changes(algorithm, changes)),
     states=if_included(new_states, states),

@@ -13,6 +13,7 @@ from tff_debias import aggregation
 from tff_debias import algorithm as algorithm_lib
 from tff_debias import checks
 from tff_debias import corrections
+from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
 from tff_debias import storage as storage_lib
@@ -25,7 +26,7 @@ def build_learning_process(
   personalization: personalizations.Personalization,
   correction: corrections.Correction,
   *,
-  learning_rate: float = 0.1,
+  learning_rate: float | None = None,
   learning_rate_fn: algorithm_lib.LearningRateFn | None = None,
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
@@ -44,18 +45,20 @@ def build_learning_process(
   `next` takes the state and `client_data`, the data sets of the participants:
   batches that the caller has shuffled and repeated. Without personalization a
   batch makes a local step; with one, every two batches are the support and the
-  query of a step. Where clients keep a state (with Dyn, Scaf or `track_all`), a
-  participant is an `OrderedDict` of its `client_id` and its `data`, and takes
-  part once a round. An id is text or bytes of 175 bytes at most; outside of our
-  `runtime`, TFF takes text in ASCII only.
+  query of a step, or the two halves of a client's only batch. Where clients
+  keep a state (with Dyn, Scaf or `track_all`), a participant is an
+  `OrderedDict` of its `client_id` and its `data`, and takes part once a round.
+  An id is text or bytes of 175 bytes at most; outside of our `runtime`, TFF
+  takes text in ASCII only. A round fails, and its state before is still good,
+  if clients have data but none takes a step, or if no result is finite.
 
   The metrics of `next` are an `OrderedDict` of scalars: `distributor` and
   `aggregator` with the `models` and the uncompressed `bytes` sent so far, down
   and up, and the aggregator's own measurements; `client_work` with the `train`
   loss and metrics, the numbers of `participants` and of clients `left_out`
-  (without data, or without a finite result), and the mean `correction_norm` of
-  the participants' states; `finalizer` with the `update_norm` and the
-  `server_correction_norm`.
+  (without data for a step, or without a finite result), and the mean
+  `correction_norm` of the participants' states; `finalizer` with the
+  `update_norm` and the `server_correction_norm`.
 
   `get_model_weights` gives the model *selected*, mean_S w_i, as
   `tff.learning.models.ModelWeights`; `get_all_model_weights` gives the model
@@ -68,7 +71,8 @@ def build_learning_process(
       `tff.learning.models.FunctionalModel`.
     personalization: T_i.
     correction: R_i.
-    learning_rate: β, the constant learning rate of the local steps.
+    learning_rate: β, the constant learning rate of the local steps; by default
+      that of the `client_optimizer_fn`, and 0.1 without one.
     learning_rate_fn: In its place, β_t: a function from the number of rounds
       done, an int32 scalar, to the learning rate, a float32 scalar. See
       `exponential_decay`.
@@ -91,8 +95,9 @@ def build_learning_process(
       whose clients clip before they change their states; or an aggregator whose
       class says `is_exact_mean = True`.
     client_optimizer_fn: A TFF optimizer for the local steps, such as
-      `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to
-      β_t. By default the paper's plain SGD, the only one for Scaf.
+      `tff.learning.optimizers.build_adam(0.1)`. By default the paper's plain
+      SGD, the only one for Scaf. A `learning_rate` must be the optimizer's own,
+      and a `learning_rate_fn` must begin with it.
     server_optimizer_fn: A TFF optimizer that applies the mean update to the
       model; by default it is added. Not for Dyn, whose server step is part of
       its mathematics.
@@ -209,17 +214,20 @@ class _Upload(NamedTuple):
 class _Counts(NamedTuple):
   """Nonnegative integers of a client that the server sums, or their sums.
 
-  The last two are 0 if the client keeps no state: whether it had none before,
-  and what `ClientStorage.write` returned.
+  Whether it is a client, has data, took a step, and participates, which is to
+  say that the result is finite. The last two are 0 if the client keeps no
+  state: whether it had none before, and what `ClientStorage.write` returned.
   """
 
   clients: Any
+  with_data: Any
+  stepped: Any
   participants: Any
   num_new: Any
   fingerprint: Any
 
 
-_MAX_COUNTS = _Counts(1, 1, 1, 2**31)
+_MAX_COUNTS = _Counts(1, 1, 1, 1, 1, 2**31)
 
 
 class _Report(NamedTuple):
@@ -390,7 +398,7 @@ def _initial_state(
     weight_decay=tf.constant(float(algorithm.weight_decay))
   )
   if algorithm.learning_rate_fn is None:
-    learning_rate = tf.constant(float(algorithm.learning_rate))
+    learning_rate = tf.constant(algorithm.constant_learning_rate)
     hparams = collections.OrderedDict(learning_rate=learning_rate, **hparams)
   return State(
     global_model_weights=weights,
@@ -475,6 +483,9 @@ def _client_work(
     # Made of the write's result: TensorFlow's optimizer can remove a control
     # dependency, and the write with it.
     is_included = fingerprint > 0
+  has_data = result.has_stepped
+  if algorithm.personalization.batches_per_step > 1:
+    has_data |= loops.has_data(dataset)
   participants, sums = tf.cast(is_included, tf.int32), result.sums
   return _Work(
     _Upload(result.update, tuple(tf.nest.flatten(result.state_changes))),
@@ -482,6 +493,8 @@ def _client_work(
     _Report(
       _Counts(
         clients=tf.constant(1),
+        with_data=tf.cast(has_data, tf.int32),
+        stepped=tf.cast(result.has_stepped, tf.int32),
         participants=participants,
         num_new=participants * tf.cast(is_new, tf.int32),
         fingerprint=fingerprint,
@@ -580,8 +593,9 @@ def _finish_round(
   report: _Report,
 ) -> tuple[State, collections.OrderedDict[str, Any]]:
   """The server's new state and the metrics of the round."""
-  counts, server = report.counts, _server_state(state)
   sent = _server_broadcast(algorithm, state).broadcast
+  counts = _check_progress(algorithm, state, sent, report.counts)
+  server = _server_state(state)
   means = aggregation.of_participants(
     algorithm.model_aggregator, means, counts.clients, counts.participants
   )
@@ -649,6 +663,48 @@ def _finish_round(
     ),
   )
   return new_state, metrics
+
+
+def _check_progress(
+  algorithm: algorithm_lib.Algorithm,
+  state: State,
+  sent: algorithm_lib.Broadcast,
+  counts: _Counts,
+) -> _Counts:
+  """The counts; fails if clients have data, but none of them participates."""
+  round_name = tf.strings.join(
+    ['Round ', tf.strings.as_string(state.client_work['round'] + 1), ': ']
+  )
+  counts = checks.ensure(
+    (counts.participants > 0) | (counts.stepped == 0),
+    [
+      tf.strings.join(
+        [
+          round_name,
+          'no client has a finite update after local steps with the learning'
+          ' rate ',
+          tf.strings.as_string(sent.learning_rate, shortest=True),
+          '. Take a smaller one, or look for data that are not finite.',
+        ]
+      )
+    ],
+    counts,
+  )
+  size = algorithm.personalization.batches_per_step
+  return checks.ensure(
+    (counts.participants > 0) | (counts.with_data == 0),
+    [
+      tf.strings.join(
+        [
+          round_name,
+          f'no client took a local step. A step takes {size} batches, or the'
+          f' {size} parts of one batch of at least {size} examples whose size'
+          ' input_spec leaves open: make smaller batches, or repeat the data.',
+        ]
+      )
+    ],
+    counts,
+  )
 
 
 def _next_lineage(

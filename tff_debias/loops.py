@@ -32,7 +32,9 @@ def reduce_batches(
     step: A function `(state, *batches) -> state` of `batches_per_step` batches.
       Gradients may be taken inside of it, but not through the loop.
     batches_per_step: How many consecutive batches make a step. The rest at the
-      end is not used.
+      end is not used. If there is one batch alone, its examples are cut into
+      that many parts of equal size, and make one step; not if the size of a
+      batch is static, or if there are fewer examples than parts.
     jit_compile: Whether XLA compiles the loop, all steps together. The shapes
       of batches must be static then.
 
@@ -80,6 +82,17 @@ def reduce_batches(
   return loop(dataset, initial)
 
 
+def has_data(dataset: tf.data.Dataset) -> tf.Tensor:
+  """Whether a data set has an element, a bool scalar."""
+  cardinality = dataset.cardinality()
+  return tf.cond(
+    tf.equal(cardinality, tf.data.UNKNOWN_CARDINALITY),
+    lambda: reduce_batches(dataset.take(1), False, lambda *_: True),
+    # It takes a millisecond to make an iterator.
+    lambda: tf.not_equal(cardinality, 0),
+  )
+
+
 def _check_static(specs: list[Any]) -> None:
   for spec in specs:
     if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_fully_defined():
@@ -99,6 +112,23 @@ def _fold_stack(
 ) -> Any:
   """Folds dense batches: takes all of them at once, as a stack."""
   count, stack, batch_at = _stack(dataset)
+  num_steps = count // batches_per_step
+  specs = tf.nest.flatten(dataset.element_spec)
+  if batches_per_step > 1 and all(spec.shape[0] is None for spec in specs):
+    whole_at, is_alone = batch_at, tf.equal(count, 1)
+    num_examples = tf.shape(tf.nest.flatten(whole_at(stack, 0))[0])[0]
+    has_parts = is_alone & (num_examples >= batches_per_step)
+    num_steps = tf.where(has_parts, 1, num_steps)
+
+    def batch_at(stack: Any, i: tf.Tensor) -> Any:
+      def cut(tensor: tf.Tensor) -> tf.Tensor:
+        size = tf.shape(tensor)[0]
+        ends = tf.stack([i * size, (i + 1) * size]) // batches_per_step
+        first, last = tf.unstack(tf.where(is_alone, ends, [0, size]))
+        return tensor[first:last]
+
+      batch = whole_at(stack, tf.where(is_alone, 0, i))
+      return tf.nest.map_structure(cut, batch)
 
   def fold(num_steps: tf.Tensor, stack: Any, state: Any) -> Any:
     def turn(i: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
@@ -112,7 +142,7 @@ def _fold_stack(
 
   if jit_compile:
     fold = tf.function(fold, jit_compile=True, autograph=False)
-  return fold(count // batches_per_step, stack, state)
+  return fold(num_steps, stack, state)
 
 
 def _stack(
