@@ -24,6 +24,33 @@ SCAF = corrections.Scaf()
     ({'learning_rate': 0}, ValueError, 'learning_rate must be a positive.* 0'),
     ({'learning_rate': '1'}, ValueError, "learning_rate must be .*'1'"),
     ({'learning_rate': math.nan}, ValueError, 'learning_rate must be .*nan'),
+    (
+      {
+        'correction': PLAIN,
+        'client_optimizer_fn': tff.learning.optimizers.build_adam(0.25),
+        'learning_rate': 0.1,
+      },
+      ValueError,
+      'learning_rate has 0.1, client_optimizer_fn has 0.25',
+    ),
+    (
+      {
+        'learning_rate': 0.1,
+        'learning_rate_fn': learning_process.exponential_decay(0.2, 0.5),
+      },
+      ValueError,
+      'learning_rate has 0.1, learning_rate_fn has 0.2',
+    ),
+    (
+      {
+        'correction': PLAIN,
+        'client_optimizer_fn': tff.learning.optimizers.schedule_learning_rate(
+          tff.learning.optimizers.build_sgdm(0.1), lambda step: 0.1
+        ),
+      },
+      ValueError,
+      'hyperparameter learning_rate.* a learning_rate_fn',
+    ),
     ({'weight_decay': -1}, ValueError, 'weight_decay must be a nonneg.*-1'),
     ({'max_grad_norm': 0}, ValueError, 'max_grad_norm must be a positive.* 0'),
     ({'max_grad_norm': 'x'}, ValueError, "max_grad_norm must be .*'x'"),

@@ -267,7 +267,6 @@ def test_a_learning_rate_fn_gives_the_rate_of_each_round(tmp_path):
   process = build(
     SCAF,
     tmp_path,
-    learning_rate=9.0,
     learning_rate_fn=lambda t: tf.where(
       t < 2, tf.constant(0.1, tf.float64), 1 / (10.0 + tf.cast(t, tf.float64))
     ),
@@ -419,7 +418,7 @@ def test_clients_that_are_left_out(tmp_path):
       client(0, 6, data=NAN),
       client(1, 0),
       client(2, 6),
-      client(3, 1),
+      client(3, 1, data=(DATA[3][0][:1], DATA[3][1][:1])),
       client(4, 6, data=(DATA[4][0] * 1e30, DATA[4][1])),
     ],
   )
@@ -458,3 +457,37 @@ def test_a_round_in_which_nobody_counts(tmp_path):
     assert work['train']['num_examples'] == 0
     assert metrics['finalizer']['update_norm'] == 0
     assert all(np.isfinite(value) for value in tf.nest.flatten(metrics))
+
+
+def test_a_round_without_a_participant_of_those_with_data_fails(tmp_path):
+  process = build(DYN, tmp_path, MAML, learning_rate=0.125)
+  state = process.next(process.initialize(), [client(0, 2)]).state
+  one_example = (DATA[0][0][:1], DATA[0][1][:1])
+  short, nan = client(1, 1, data=one_example), client(2, 2, NAN)
+  with pytest.raises(Exception, match='Round 2: no client took .* 2 batches'):
+    process.next(state, [short, client(3, 0)])
+  message = 'Round 2: no client has a finite update .* rate 0.125'
+  with pytest.raises(Exception, match=message):
+    process.next(state, [short, nan])
+  work = process.next(state, [short, nan, client(0, 2)]).metrics['client_work']
+  assert (work['participants'], work['left_out']) == (1, 2)
+
+
+@pytest.mark.parametrize(
+  'build_adam',
+  [tff.learning.optimizers.build_adam, tff.learning.optimizers.build_yogi],
+)
+def test_an_optimizer_takes_its_own_rate(build_adam):
+  # A first step of Adam is as large as its rate, and one of Yogi smaller.
+  optimizer = build_adam(0.25)
+  process = build(PLAIN, client_optimizer_fn=optimizer)
+  state = process.initialize()
+  assert process.get_hparams(state)['learning_rate'] == 0.25
+  state = process.next(state, [client(0, 1)['data']]).state
+  x, y = DATA[0]
+  _, (expected,) = optimizer.next(
+    optimizer.initialize((tf.TensorSpec([3, 1]),)),
+    (tf.zeros([3, 1]),),
+    (tf.constant(-2 * x.T @ y / len(x)),),
+  )
+  np.testing.assert_allclose(selected(process, state), expected, rtol=1e-5)

@@ -26,8 +26,9 @@ def build(correction, folder=None, **options):
   if folder is not None:
     options.setdefault('num_clients', 5)
     options['storage'] = storage_lib.ClientStorage(folder)
+  model = options.pop('model', None) or small_models.linear_model()
   return learning_process.build_learning_process(
-    small_models.linear_model(), NONE, correction, **options
+    model, NONE, correction, **options
   )
 
 
@@ -371,7 +372,11 @@ def test_secure_sums_give_the_same_numbers(tmp_path):
       metrics_aggregator=SECURE_METRICS,
     ),
   }.items():
-    process, runs[name] = build(DYN, tmp_path / name, **options), []
+    model = small_models.linear_model(
+      metrics=lambda: [tf.keras.metrics.MeanAbsoluteError('error')]
+    )
+    process = build(DYN, tmp_path / name, model=model, **options)
+    runs[name] = []
     for state, metrics, _ in rounds(process, 2):
       work = metrics['client_work']
       exact = [
@@ -380,7 +385,7 @@ def test_secure_sums_give_the_same_numbers(tmp_path):
       ]
       counted = [
         *(work['participants'], work['left_out'], work['correction_norm']),
-        *(work['train']['loss'], work['train']['num_examples']),
+        *(work['train'][key] for key in ('loss', 'error', 'num_examples')),
         state.client_work['lineage'].num_clients,
       ]
       runs[name].append((exact, counted))

@@ -355,7 +355,7 @@ def client_update(
     states: The client's states before the round.
     dataset: Batches. Without personalization each one makes a local step; with
       one, every two are its support A_k and its query B_k. A rest is not used.
-      Of one batch alone, A_1 is the first half and B_1 the second.
+      Of one batch alone, A_1 and B_1 are every second example.
 
   Returns:
     The client's update.

@@ -45,7 +45,7 @@ def build_learning_process(
   `next` takes the state and `client_data`, the data sets of the participants:
   batches that the caller has shuffled and repeated. Without personalization a
   batch makes a local step; with one, every two batches are the support and the
-  query of a step, or the two halves of a client's only batch. Where clients
+  query of a step, or each second example of a client's only batch. Where clients
   keep a state (with Dyn, Scaf or `track_all`), a participant is an
   `OrderedDict` of its `client_id` and its `data`, and takes part once a round.
   An id is text or bytes of 175 bytes at most; outside of our `runtime`, TFF
@@ -697,9 +697,9 @@ def _check_progress(
       tf.strings.join(
         [
           round_name,
-          f'no client took a local step. A step takes {size} batches, or the'
-          f' {size} parts of one batch of at least {size} examples whose size'
-          ' input_spec leaves open: make smaller batches, or repeat the data.',
+          f'no client took a local step. A step takes {size} batches, or one'
+          f' batch of at least {size} examples whose size input_spec leaves'
+          ' open: make smaller batches, or repeat the data.',
         ]
       )
     ],

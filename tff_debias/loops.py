@@ -32,9 +32,9 @@ def reduce_batches(
     step: A function `(state, *batches) -> state` of `batches_per_step` batches.
       Gradients may be taken inside of it, but not through the loop.
     batches_per_step: How many consecutive batches make a step. The rest at the
-      end is not used. If there is one batch alone, its examples are cut into
-      that many parts of equal size, and make one step; not if the size of a
-      batch is static, or if there are fewer examples than parts.
+      end is not used. If there is one batch alone, its examples are dealt out
+      in turn to that many batches, which make one step; not if the size of a
+      batch is static, or if there are fewer examples than batches.
     jit_compile: Whether XLA compiles the loop, all steps together. The shapes
       of batches must be static then.
 
@@ -121,14 +121,10 @@ def _fold_stack(
     num_steps = tf.where(has_parts, 1, num_steps)
 
     def batch_at(stack: Any, i: tf.Tensor) -> Any:
-      def cut(tensor: tf.Tensor) -> tf.Tensor:
-        size = tf.shape(tensor)[0]
-        ends = tf.stack([i * size, (i + 1) * size]) // batches_per_step
-        first, last = tf.unstack(tf.where(is_alone, ends, [0, size]))
-        return tensor[first:last]
-
-      batch = whole_at(stack, tf.where(is_alone, 0, i))
-      return tf.nest.map_structure(cut, batch)
+      first = tf.where(is_alone, i, 0)
+      stride = tf.where(is_alone, batches_per_step, 1)
+      batch = whole_at(stack, i - first)
+      return tf.nest.map_structure(lambda t: t[first::stride], batch)
 
   def fold(num_steps: tf.Tensor, stack: Any, state: Any) -> Any:
     def turn(i: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
