@@ -59,7 +59,7 @@ def run(
       kinds = (runtime.ComputationError, storage.ClientStorageError)
       if not isinstance(e, (errors.UserError, *kinds)):
         raise
-      _fail(e)
+      _fail(e, 2 if isinstance(e, errors.UserError) else 1)
 
   try:
     app.run(guarded_main, flags_parser=parse)
@@ -74,6 +74,6 @@ def _is_for_the_user(record: std_logging.LogRecord) -> bool:
   return is_own or record.levelno >= std_logging.ERROR
 
 
-def _fail(message: object) -> None:
+def _fail(message: object, exit_code: int = 2) -> None:
   print(f'Error: {message}', file=sys.stderr)
-  sys.exit(2)
+  sys.exit(exit_code)

@@ -50,7 +50,7 @@ def test_an_aggregator_gives_the_mean_of_those_that_count(tmp_path, factory):
   )
   assert metrics['client_work']['participants'] == 2
   # Rounds in which nobody counts leave the aggregator as it was, too.
-  for nobody in ([], [nan]):
+  for nobody in ([], [small_models.linear_client(1, 0)]):
     after, metrics = process.next(state, nobody)
     small_models.assert_same(
       after.aggregator['process'], state.aggregator['process']

@@ -309,22 +309,6 @@ def test_a_step_by_hand():
   assert result.sums.num_examples == 2
 
 
-@pytest.mark.parametrize('max_grad_norm', [float('inf'), 1e6])
-def test_a_large_bound_changes_nothing(max_grad_norm):
-  # ∇ = 2 · 100², far above 10.
-  result = train(
-    one_weight_model(),
-    PERSONALIZATIONS['none'],
-    CORRECTIONS['none'],
-    pairs(([100.0], [0.0])),
-    rate=1e-5,
-    weight_decay=0.0,
-    max_grad_norm=max_grad_norm,
-  )
-  assert result.is_included
-  np.testing.assert_allclose(result.update[0], [[-0.2]], rtol=1e-6)
-
-
 def test_no_gradient_at_all_is_not_divided_by():
   result = train(
     one_weight_model(),
@@ -386,9 +370,25 @@ def test_a_client_without_a_step_is_left_out(correction):
   run = trainer(
     model, PERSONALIZATIONS['maml'], CORRECTIONS[correction], state, mean
   )
+  # One example makes no support and query.
   for num_batches in (0, 1):
-    result = run(small_models.dataset(BATCHES).take(num_batches))
+    result = run(small_models.dataset(BATCHES[-1:]).take(num_batches))
     assert_is_left_out(result, state)
+    assert not result.has_stepped
+
+
+@pytest.mark.parametrize('personalization', ['maml', 'proto'])
+def test_every_second_example_of_one_batch_is_of_the_query(personalization):
+  model, _ = small_models.network()
+  run = trainer(model, PERSONALIZATIONS[personalization], CORRECTIONS['none'])
+  x, y = BATCHES[0]
+  halves = [(x[::2], y[::2]), (x[1::2], y[1::2])]
+  found, expected = (
+    run(small_models.dataset(batches)) for batches in (BATCHES[:1], halves)
+  )
+  assert found.is_included and found.sums.num_steps == 1
+  assert_close(found.update, expected.update)
+  assert found.sums.num_examples == expected.sums.num_examples > 0
 
 
 def assert_is_left_out(result, state):
@@ -423,18 +423,9 @@ def test_a_client_that_is_not_finite_is_left_out(personalization, correction):
     # One example, in the query of the second step. The difference of two
     # infinities is no number.
     batches[3][0][0] = [bad, -bad, bad]
-    assert_is_left_out(run(small_models.dataset(batches)), state)
-
-
-def test_what_is_left_over_may_be_anything():
-  model, _ = small_models.network()
-  run = trainer(model, PERSONALIZATIONS['maml'], CORRECTIONS['none'])
-  expected = run(small_models.dataset(BATCHES[:2]))
-  left_over = (np.full_like(BATCHES[2][0], np.nan), BATCHES[2][1])
-  result = run(small_models.dataset([*BATCHES[:2], left_over]))
-  assert result.is_included
-  assert_close(result.update, expected.update)
-  assert result.sums.num_examples == expected.sums.num_examples == 5
+    result = run(small_models.dataset(batches))
+    assert_is_left_out(result, state)
+    assert result.has_stepped
 
 
 def test_a_client_that_diverges_is_left_out():

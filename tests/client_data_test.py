@@ -8,7 +8,7 @@ import tff_debias
 
 pytestmark = pytest.mark.usefixtures('runtime')
 
-IDS = ['a', 'b', 'c']
+IDS = ['a', 'Zoë', 'Łukasz']
 
 
 def client_data(batch_size=4, repeat=2):
@@ -39,7 +39,7 @@ def test_ids_train_as_their_data_do(tmp_path, build):
   plain, composed = build(tmp_path, 'plain'), build(tmp_path, 'composed')
   composed = tff_debias.compose_with_client_data(composed, data)
   states = plain.initialize(), composed.initialize()
-  for ids in (['a', 'b'], ['c'], ['b', 'c', 'a']):
+  for ids in (IDS[:2], IDS[2:], IDS[::-1]):
     clients = [
       collections.OrderedDict(
         client_id=i, data=data.create_tf_dataset_for_client(i)

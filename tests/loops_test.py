@@ -9,7 +9,7 @@ from tff_debias import models
 from tff_debias import personalizations
 
 
-@pytest.mark.parametrize('sizes', [[], [2], [2, 3], [2, 2, 1], [1, 4, 2, 3, 3]])
+@pytest.mark.parametrize('sizes', [[], [1], [2, 3], [2, 2, 1], [1, 4, 2, 3, 3]])
 @pytest.mark.parametrize('batches_per_step', [1, 2, 3])
 def test_folds_groups_of_batches_and_drops_the_rest(sizes, batches_per_step):
   dataset = tf.data.Dataset.from_generator(
@@ -31,6 +31,25 @@ def test_folds_groups_of_batches_and_drops_the_rest(sizes, batches_per_step):
   assert steps == expected
   group = range((expected - 1) * batches_per_step, expected * batches_per_step)
   assert last == (int(''.join(str(i + 1) for i in group)) if expected else 0)
+
+
+@pytest.mark.parametrize('size', [1, 2, 5])
+def test_the_examples_of_one_batch_alone_make_a_step(size):
+  def step(state, *group):
+    return [tf.reduce_sum(part) for part in group]
+
+  for is_static in (False, True):
+    dataset = tf.data.Dataset.range(1, size + 1).batch(size, is_static)
+    for batches_per_step in (1, 2):
+      start = [tf.constant(-1, tf.int64)] * batches_per_step
+      sums = loops.reduce_batches(dataset, start, step, batches_per_step)
+      expected = [size * (size + 1) // 2]
+      if batches_per_step == 2:
+        is_cut = size > 1 and not is_static
+        expected = (
+          {2: [1, 2], 5: [1 + 3 + 5, 2 + 4]}[size] if is_cut else [-1] * 2
+        )
+      assert [int(value) for value in sums] == expected
 
 
 def test_a_second_derivative_of_a_convolution_is_no_cycle():

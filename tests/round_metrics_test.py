@@ -4,7 +4,9 @@ import reference
 import small_models
 import tensorflow as tf
 
+from tff_debias import algorithm
 from tff_debias import corrections
+from tff_debias import personalizations
 
 pytestmark = pytest.mark.usefixtures('runtime')
 
@@ -66,22 +68,25 @@ def test_the_metrics_of_a_round(tmp_path):
     (corrections.Scaf(num_steps=3), True, 2, 2),
   ],
 )
-def test_the_models_that_are_sent_are_counted(
-  tmp_path, correction, track_all, down, up
-):
-  process = build(correction, tmp_path, track_all=track_all)
+def test_the_models_of_a_client_in_a_round(correction, track_all, down, up):
+  method = algorithm.Algorithm(
+    small_models.linear_model(),
+    personalizations.NoPersonalization(),
+    correction,
+    track_all=track_all,
+  )
+  assert (method.models_down, method.models_up) == (down, up)
+
+
+def test_the_models_that_are_sent_are_counted(tmp_path):
+  process = build(corrections.Scaf(num_steps=3), tmp_path)
   state, total = process.initialize(), 0
-  for numbers in ([0, 1], [2], [], [0, 1, 2]):
+  for numbers in ([0, 1], [], [0, 2, 1]):
     # A client that is left out counts too.
     clients = [client(i, data=NAN if i == 2 else None) for i in numbers]
-    state, metrics = process.next(
-      state, small_models.participants(process, clients)
-    )
+    state, metrics = process.next(state, clients)
     total += len(numbers)
-    sent, received = metrics['distributor'], metrics['aggregator']
-    assert (sent['models'], received['models']) == (total * down, total * up)
-    # A model is three weights of four bytes.
-    assert (sent['bytes'], received['bytes']) == (
-      total * down * 12,
-      total * up * 12,
-    )
+    # A model is three weights of four bytes; two go down.
+    assert metrics['distributor'] == {'models': 2 * total, 'bytes': 24 * total}
+    assert metrics['aggregator']['models'] == total
+    assert metrics['aggregator']['bytes'] == 12 * total

@@ -1,7 +1,6 @@
 """The mean of the participants' uploads, by any of TFF's aggregators."""
 
 import collections
-from collections.abc import Iterator
 from typing import Any
 from typing import TypeAlias
 
@@ -23,13 +22,18 @@ _SUMS = (
   tff.aggregators.SecureSumFactory,
   tff.aggregators.SumFactory,
 )
-# Measurements that tell how an aggregator changes what clients send.
-_INEXACT = {
-  'clipping_norm': 'clips updates',
-  'zeroing_norm': 'replaces large updates by zeros',
-  'dp_query_metrics': 'adds noise, and divides by a fixed number of clients',
-  'secure_upper_threshold': 'clips updates to the bounds of its secure sum',
-}
+# Of these an exact mean is made. The last two functions make classes.
+_EXACT = (
+  'MeanFactory',
+  'UnweightedMeanFactory',
+  'SumFactory',
+  'EncodedSumFactory',
+  'HadamardTransformFactory',
+  'DiscreteFourierTransformFactory',
+  'add_measurements',
+  '_weighted_concat_factory',
+  '_unweighted_concat_factory',
+)
 
 
 def build_mean(
@@ -54,9 +58,21 @@ def build_mean(
   """
   if factory is None:
     factory = tff.aggregators.MeanFactory(no_nan_division=True)
-  is_weighted = isinstance(factory, tff.aggregators.WeightedAggregationFactory)
+  if isinstance(factory, _SUMS):
+    raise ValueError(
+      'model_aggregator must make a mean, but'
+      f' {type(factory).__name__} makes a sum. Use'
+      f' tff.aggregators.UnweightedMeanFactory({type(factory).__name__}(...)).'
+    )
+  if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
+    factory = tff.aggregators.as_weighted_aggregator(factory)
+  if not isinstance(factory, tff.aggregators.WeightedAggregationFactory):
+    raise TypeError(
+      'model_aggregator must be a tff.aggregators factory, got'
+      f' {type(factory).__name__}.'
+    )
   parts = {
-    name: _create(factory, part_type)
+    name: factory.create(part_type, tff.TensorType(np.float32))
     for name, part_type in tff.structure.iter_elements(upload_type)
     if len(part_type)
   }
@@ -71,10 +87,10 @@ def build_mean(
     tff.FederatedType(np.float32, tff.CLIENTS),
   )
   def next_fn(state, uploads, weights):
-    outputs = {}
-    for name, part in parts.items():
-      arguments = (weights,) if is_weighted else ()
-      outputs[name] = part.next(state[name], uploads[name], *arguments)
+    outputs = {
+      name: part.next(state[name], uploads[name], weights)
+      for name, part in parts.items()
+    }
     return tff.templates.MeasuredProcessOutput(
       _zip({name: output.state for name, output in outputs.items()}),
       _zip({name: output.result for name, output in outputs.items()}),
@@ -105,9 +121,7 @@ def of_participants(
   Returns:
     The means. Without a participant they say nothing.
   """
-  if factory is None or isinstance(
-    factory, tff.aggregators.WeightedAggregationFactory
-  ):
+  if not isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
     return means
   divisor = getattr(factory, 'num_planned', None)
   if divisor is None:
@@ -117,9 +131,7 @@ def of_participants(
 
 
 def check_exact(
-  factory: AggregationFactory | None,
-  process: tff.templates.AggregationProcess,
-  reason: str,
+  factory: AggregationFactory | None, upload_type: tff.StructType, reason: str
 ) -> None:
   """Raises a `ValueError` if means over the population cannot rely on a mean.
 
@@ -133,59 +145,48 @@ def check_exact(
 
   Args:
     factory: The argument of `build_mean`.
-    process: What `build_mean` made of it.
+    upload_type: The type of an upload.
     reason: What needs an exact mean, for the message.
   """
-  measured = process.next.type_signature.result.measurements.member
   if isinstance(factory, privacy.BoundedMeanFactory):
-    if tff.structure.name_list(measured) != ['update']:
+    if len(upload_type.state_changes):
       raise ValueError(
         f'{reason} sends more than the update, which is all that'
         ' dp_aggregator and secure_aggregator bound. Use Scaf(num_steps=K)'
         ' in place of Scaf(), or track_all=False.'
       )
-    return
-  for path, name in _names(measured):
-    # The weights of a mean are in the bounds of its secure sum.
-    if name in _INEXACT and not {'mean_weight', 'mean_count'} & set(path):
-      raise ValueError(
-        f'{reason} needs an exact mean, but the model_aggregator'
-        f' {_INEXACT[name]}, so that the server would move the mean of the'
-        " clients' states by other updates than the clients moved their states."
-        ' Use, to clip, max_update_norm=... with a plain mean; for differential'
-        ' privacy, tff_debias.dp_aggregator; for secure sums,'
-        ' tff_debias.secure_aggregator.'
-      )
+  elif factory is not None and (unknown := _find_inexact(factory)):
+    raise ValueError(
+      f'{reason} needs an exact mean, but {unknown} in the model_aggregator is'
+      ' not known to give one: if it clips, replaces or adds anything, the'
+      " server moves the mean of the clients' states by other updates than the"
+      ' clients moved their states. Use, to clip, max_update_norm=... with a'
+      ' plain mean; for differential privacy, tff_debias.dp_aggregator; for'
+      ' secure sums, tff_debias.secure_aggregator; of tff.learning,'
+      ' robust_aggregator or compression_aggregator with clipping=False and'
+      ' zeroing=False. If your own aggregator gives the exact mean, say so by'
+      ' is_exact_mean = True in its class.'
+    )
 
 
-def _names(
-  structure: tff.Type, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], str]]:
-  """All names of fields in a type, however deep, with the path to each."""
-  if isinstance(structure, tff.StructType):
-    for name, field in tff.structure.iter_elements(structure):
-      yield path, name
-      yield from _names(field, (*path, name))
+def _find_inexact(factory: AggregationFactory) -> str | None:
+  """What is not known to be exact in a factory, however deep."""
+  kind = type(factory)
+  if getattr(factory, 'is_exact_mean', False):
+    return None
+  is_of_tff = kind.__module__.startswith('tensorflow_federated.')
+  if not is_of_tff or kind.__qualname__.split('.')[0] not in _EXACT:
+    return kind.__name__
+  attributes = dict(vars(factory))
+  for name in ('_weight_sum_factory', '_count_sum_factory'):
+    attributes.pop(name, None)  # Weights are 1, in the bounds of a secure sum.
+  cells = getattr(kind.create, '__closure__', None) or ()
+  for part in (*attributes.values(), *(cell.cell_contents for cell in cells)):
+    if isinstance(part, AggregationFactory):
+      if unknown := _find_inexact(part):
+        return unknown
+  return None
 
 
 def _zip(values: dict[str, tff.Value]) -> tff.Value:
   return tff.federated_zip(collections.OrderedDict(values))
-
-
-def _create(
-  factory: AggregationFactory, value_type: tff.Type
-) -> tff.templates.AggregationProcess:
-  if isinstance(factory, _SUMS):
-    raise ValueError(
-      'model_aggregator must make a mean, but'
-      f' {type(factory).__name__} makes a sum. Use'
-      f' tff.aggregators.UnweightedMeanFactory({type(factory).__name__}(...)).'
-    )
-  if isinstance(factory, tff.aggregators.WeightedAggregationFactory):
-    return factory.create(value_type, tff.TensorType(np.float32))
-  if isinstance(factory, tff.aggregators.UnweightedAggregationFactory):
-    return factory.create(value_type)
-  raise TypeError(
-    'model_aggregator must be a tff.aggregators factory, got'
-    f' {type(factory).__name__}.'
-  )

@@ -36,7 +36,6 @@ from tff_debias import corrections
 from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
-from tff_debias import privacy
 from tff_debias import storage as storage_lib
 
 Weights: TypeAlias = corrections.Weights
@@ -65,7 +64,7 @@ class Algorithm:
   correction: corrections.Correction
   max_grad_norm: float | None = None
   _: dataclasses.KW_ONLY
-  learning_rate: float = 0.1
+  learning_rate: float | None = None
   learning_rate_fn: LearningRateFn | None = None
   weight_decay: float = 0.0
   num_clients: int | None = None
@@ -83,59 +82,65 @@ class Algorithm:
       'personalization', self.personalization, personalizations.Personalization
     )
     checks.check_type('correction', self.correction, corrections.Correction)
-    checks.check_number('learning_rate', self.learning_rate, positive=True)
     checks.check_number('weight_decay', self.weight_decay)
-    for name in ('max_grad_norm', 'max_update_norm'):
+    for name in ('learning_rate', 'max_grad_norm', 'max_update_norm'):
       bound = getattr(self, name)
       if bound is not None:
-        checks.check_number(name, bound, positive=True, finite=False)
-    for name, example in (
-      ('learning_rate_fn', 'exponential_decay(0.1, 0.997)'),
-      ('metrics_aggregator', 'tff.learning.metrics.secure_sum_then_finalize'),
-    ):
-      function = getattr(self, name)
-      if function is not None and not callable(function):
-        raise TypeError(
-          f'{name} must be a function such as {example}, got {function!r}.'
-        )
+        is_rate = name == 'learning_rate'
+        checks.check_number(name, bound, positive=True, finite=is_rate)
     self.personalization.check_model(self.model)
-    self._check_optimizer(
-      'client_optimizer_fn',
-      self.correction.allows_client_optimizer,
-      'is right for plain SGD only',
-    )
-    self._check_optimizer(
-      'server_optimizer_fn',
-      self.correction.allows_server_optimizer,
-      'has a server step of its own',
-    )
+    for name, is_allowed, reason in (
+      (
+        'client_optimizer_fn',
+        self.correction.allows_client_optimizer,
+        'is right for plain SGD only',
+      ),
+      (
+        'server_optimizer_fn',
+        self.correction.allows_server_optimizer,
+        'has a server step of its own',
+      ),
+    ):
+      optimizer = getattr(self, name)
+      if optimizer is None:
+        continue
+      if not isinstance(optimizer, tff.learning.optimizers.Optimizer):
+        raise TypeError(
+          f'{name} must be a TFF optimizer, such as'
+          ' tff.learning.optimizers.build_sgdm(0.1), and not a Keras optimizer'
+          f' or a function that makes one, got {optimizer!r}.'
+        )
+      if not is_allowed:
+        raise ValueError(
+          f'{self.correction} {reason}: {name} must be None, got {optimizer!r}.'
+        )
+    self._check_rates()
 
-  def _check_optimizer(self, name: str, is_allowed: bool, reason: str) -> None:
-    optimizer = getattr(self, name)
-    if optimizer is None:
-      return
-    if not isinstance(optimizer, tff.learning.optimizers.Optimizer):
-      raise TypeError(
-        f'{name} must be a TFF optimizer, such as'
-        ' tff.learning.optimizers.build_sgdm(0.1), and not a Keras optimizer or'
-        f' a function that makes one, got {optimizer!r}.'
-      )
-    if not is_allowed:
+  def _check_rates(self) -> None:
+    """Raises a `ValueError` if there are two different learning rates."""
+    rates = {}
+    if self.learning_rate is not None:
+      rates['learning_rate'] = self.learning_rate
+    if self.learning_rate_fn is not None:
+      rates['learning_rate_fn'] = self.learning_rate_fn(tf.constant(0))
+    if self.client_optimizer_fn is not None:
+      rates['client_optimizer_fn'] = self.constant_learning_rate
+    if len({float(tf.cast(rate, tf.float32)) for rate in rates.values()}) > 1:
+      texts = [f'{name} has {float(rate):g}' for name, rate in rates.items()]
       raise ValueError(
-        f'{self.correction} {reason}: {name} must be None, got {optimizer!r}.'
+        'The local steps need one learning rate, but there are different ones'
+        f' at the beginning: {", ".join(texts)}. Leave learning_rate out to'
+        ' take that of the optimizer or of the function.'
       )
 
   def check_population(self) -> None:
     """Raises a `ValueError` if `num_clients` or `storage` is missing."""
     if not self.keeps_state:
       return
-    try:
-      checks.check_integer('num_clients', self.num_clients)
-    except ValueError as e:
-      raise ValueError(
-        f'{self.state_reason} needs the number of clients in the population:'
-        f' {e}'
-      ) from None
+    checks.check_integer(
+      f'{self.state_reason} needs the size of the population: num_clients',
+      self.num_clients,
+    )
     if not isinstance(self.storage, storage_lib.ClientStorage):
       raise ValueError(
         f'{self.state_reason} keeps a state on every client and needs storage,'
@@ -149,19 +154,10 @@ class Algorithm:
       return (self.correction, corrections.NewestModel())
     return (self.correction,)
 
-  @functools.cached_property
-  def _is_kept(self) -> tuple[bool, ...]:
-    """Of each of `kept_states`, whether there is anything to keep."""
-    with tf.Graph().as_default():
-      weights = tf.nest.map_structure(
-        tf.constant, self.model.initial_weights.trainable
-      )
-      return tuple(len(state) > 0 for state in initial_states(self, weights))
-
   @property
   def keeps_state(self) -> bool:
     """Whether clients keep anything from round to round."""
-    return any(self._is_kept)
+    return any(kept.is_kept for kept in self.kept_states)
 
   @property
   def state_reason(self) -> str:
@@ -177,9 +173,23 @@ class Algorithm:
   def models_up(self) -> int:
     """How many models a client sends in a round."""
     return 1 + sum(
-      is_kept and kept.change_is_sent
-      for is_kept, kept in zip(self._is_kept, self.kept_states, strict=True)
+      kept.is_kept and kept.change_is_sent for kept in self.kept_states
     )
+
+  @functools.cached_property
+  def constant_learning_rate(self) -> float:
+    """β without a `learning_rate_fn`: the client optimizer's own, or 0.1."""
+    if self.client_optimizer_fn is None:
+      return 0.1 if self.learning_rate is None else float(self.learning_rate)
+    optimizer = self.client_optimizer_fn
+    hparams = optimizer.get_hparams(optimizer.initialize(tf.TensorSpec([])))
+    if 'learning_rate' not in hparams:
+      raise ValueError(
+        'client_optimizer_fn must have the hyperparameter learning_rate, got'
+        f' {optimizer!r} with {list(hparams)}. For a schedule, give a'
+        ' learning_rate_fn.'
+      )
+    return float(hparams['learning_rate'])
 
   @property
   def client_optimizer(self) -> tff.learning.optimizers.Optimizer:
@@ -187,24 +197,22 @@ class Algorithm:
     return self.client_optimizer_fn or tff.learning.optimizers.build_sgdm()
 
   @property
-  def grad_norm_bound(self) -> float:
-    """The bound on the norm of the corrected gradient, or infinity."""
-    return self.personalization.grad_norm_bound(self.max_grad_norm)
+  def client_storage(self) -> storage_lib.ClientStorage:
+    """The storage of a method that keeps a state."""
+    assert self.storage is not None  # By `check_population`.
+    return self.storage
 
   @property
   def update_norm_bound(self) -> float:
     """The bound C on the norm of a client's update, or infinity."""
-    bound = self.max_update_norm or math.inf
-    if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
-      bound = min(bound, self.model_aggregator.max_update_norm)
-    return float(bound)
+    # Of `dp_aggregator` or `secure_aggregator`.
+    bound = getattr(self.model_aggregator, 'max_update_norm', math.inf)
+    return float(min(bound, self.max_update_norm or math.inf))
 
   @property
   def num_planned(self) -> float | None:
     """The fixed number that sums of updates are divided by, if one is."""
-    if isinstance(self.model_aggregator, privacy.BoundedMeanFactory):
-      return self.model_aggregator.num_planned
-    return None
+    return getattr(self.model_aggregator, 'num_planned', None)
 
 
 class ServerState(NamedTuple):
@@ -265,6 +273,8 @@ class ClientUpdate(NamedTuple):
     is_included: Whether the client took a step and its result is finite, a bool
       scalar. If not, it counts in no mean and keeps its old states; all other
       attributes are 0.
+    has_stepped: Whether it took a step, a bool scalar also if it is not
+      included.
     update: w_i - w^t.
     state_changes: The changes of its states that are sent; `()` for others.
     states: Its new states.
@@ -273,6 +283,7 @@ class ClientUpdate(NamedTuple):
   """
 
   is_included: tf.Tensor
+  has_stepped: tf.Tensor
   update: Weights
   state_changes: States
   states: States
@@ -299,6 +310,14 @@ class Participants(NamedTuple):
 def initial_states(algorithm: Algorithm, weights: Weights) -> States:
   """The states of a client that never took part, and so their first means."""
   return tuple(kept.initial_state(weights) for kept in algorithm.kept_states)
+
+
+def sent_changes(algorithm: Algorithm, changes: States) -> States:
+  """Those changes of states that a client sends; `()` in place of others."""
+  return tuple(
+    change if kept.change_is_sent else ()
+    for kept, change in zip(algorithm.kept_states, changes, strict=True)
+  )
 
 
 def broadcast(
@@ -336,6 +355,7 @@ def client_update(
     states: The client's states before the round.
     dataset: Batches. Without personalization each one makes a local step; with
       one, every two are its support A_k and its query B_k. A rest is not used.
+      Of one batch alone, A_1 and B_1 are every second example.
 
   Returns:
     The client's update.
@@ -387,7 +407,10 @@ def client_step(
   if term is not None:
     gradient = tf.nest.map_structure(tf.add, gradient, term)
   # g ← g min(1, max_grad_norm / ‖g‖)
-  gradient = personalizations.clip(gradient, algorithm.grad_norm_bound)
+  gradient = personalizations.clip(
+    gradient,
+    algorithm.personalization.grad_norm_bound(algorithm.max_grad_norm),
+  )
   # w ← w - β_t (g + wd w)
   gradient = tuple(
     g + received.weight_decay * w
@@ -431,11 +454,7 @@ def client_final(
     )
   )
   new_states = tf.nest.map_structure(tf.add, states, changes)
-  sent_changes = tuple(
-    change if kept.change_is_sent else ()
-    for kept, change in zip(algorithm.kept_states, changes, strict=True)
-  )
-  is_included = training.num_steps > 0
+  is_included = has_stepped = training.num_steps > 0
   for tensor in tf.nest.flatten((update, new_states, training.loss_sum)):
     is_included &= tf.reduce_all(tf.math.is_finite(tensor))
 
@@ -448,8 +467,9 @@ def client_final(
 
   return ClientUpdate(
     is_included,
+    has_stepped,
     update=if_included(update),
-    state_changes=if_included(sent_changes),
+    state_changes=if_included(sent_changes(algorithm, changes)),
     states=if_included(new_states, states),
     sums=if_included(training._replace(weights=(), optimizer=())),
   )

@@ -1,8 +1,10 @@
-"""Checks of arguments, and the wording of errors."""
+"""Checks of arguments and of tensors, and the wording of errors."""
 
 import math
 import numbers
 from typing import Any
+
+import tensorflow as tf
 
 
 def check_type(name: str, value: Any, expected: type[Any]) -> None:
@@ -61,6 +63,27 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> None:
 def _check_kind(name: str, value: Any, kind: type[Any], wanted: str) -> None:
   if not isinstance(value, kind) or isinstance(value, bool):
     raise _NoNumberError(f'{name} must be {wanted}, got {value!r}.')
+
+
+def ensure(condition: tf.Tensor, message: list[Any], value: Any) -> Any:
+  """Returns `value`, and fails with a message if the condition is false.
+
+  Args:
+    condition: A bool scalar.
+    message: Texts, and tensors of strings or int32. TensorFlow puts a check
+      with other tensors into a branch, and its optimizer removes the branch.
+    value: A structure of tensors. In a graph, what follows must be made of the
+      result, or nothing is checked.
+
+  Returns:
+    The value.
+
+  Raises:
+    tf.errors.InvalidArgumentError: Where the graph runs.
+  """
+  check = tf.debugging.Assert(condition, message)
+  with tf.control_dependencies([] if check is None else [check]):
+    return tf.nest.map_structure(tf.identity, value)
 
 
 def first_line(error: BaseException) -> str:

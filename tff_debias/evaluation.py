@@ -259,7 +259,7 @@ def _client_test(
       loss=tf.math.divide_no_nan(loss_sum, num_examples),
       **model.metrics.finalize(metrics),
     )
-    is_included = _has_data(train) & (num_examples > 0)
+    is_included = loops.has_data(train) & (num_examples > 0)
     for name, value in values.items():
       if value.shape.rank != 0:
         raise ValueError(
@@ -277,16 +277,6 @@ def _client_test(
     )
 
   return test_client
-
-
-def _has_data(dataset: tf.data.Dataset) -> tf.Tensor:
-  cardinality = dataset.cardinality()
-  return tf.cond(
-    tf.equal(cardinality, tf.data.UNKNOWN_CARDINALITY),
-    lambda: loops.reduce_batches(dataset.take(1), False, lambda *_: True),
-    # It takes a millisecond to make an iterator.
-    lambda: tf.not_equal(cardinality, 0),
-  )
 
 
 def _statistics(

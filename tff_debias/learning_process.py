@@ -13,6 +13,7 @@ from tff_debias import aggregation
 from tff_debias import algorithm as algorithm_lib
 from tff_debias import checks
 from tff_debias import corrections
+from tff_debias import loops
 from tff_debias import models
 from tff_debias import personalizations
 from tff_debias import storage as storage_lib
@@ -25,7 +26,7 @@ def build_learning_process(
   personalization: personalizations.Personalization,
   correction: corrections.Correction,
   *,
-  learning_rate: float = 0.1,
+  learning_rate: float | None = None,
   learning_rate_fn: algorithm_lib.LearningRateFn | None = None,
   weight_decay: float = 0.0,
   max_grad_norm: float | None = None,
@@ -44,18 +45,20 @@ def build_learning_process(
   `next` takes the state and `client_data`, the data sets of the participants:
   batches that the caller has shuffled and repeated. Without personalization a
   batch makes a local step; with one, every two batches are the support and the
-  query of a step. Where clients keep a state (with Dyn, Scaf or `track_all`), a
-  participant is an `OrderedDict` of its `client_id` and its `data`, and takes
-  part once a round. An id is text or bytes of 175 bytes at most; outside of our
-  `runtime`, TFF takes text in ASCII only.
+  query of a step, or each second example of a client's only batch. Where clients
+  keep a state (with Dyn, Scaf or `track_all`), a participant is an
+  `OrderedDict` of its `client_id` and its `data`, and takes part once a round.
+  An id is text or bytes of 175 bytes at most; outside of our `runtime`, TFF
+  takes text in ASCII only. A round fails, and its state before is still good,
+  if clients have data but none takes a step, or if no result is finite.
 
   The metrics of `next` are an `OrderedDict` of scalars: `distributor` and
   `aggregator` with the `models` and the uncompressed `bytes` sent so far, down
   and up, and the aggregator's own measurements; `client_work` with the `train`
   loss and metrics, the numbers of `participants` and of clients `left_out`
-  (without data, or without a finite result), and the mean `correction_norm` of
-  the participants' states; `finalizer` with the `update_norm` and the
-  `server_correction_norm`.
+  (without data for a step, or without a finite result), and the mean
+  `correction_norm` of the participants' states; `finalizer` with the
+  `update_norm` and the `server_correction_norm`.
 
   `get_model_weights` gives the model *selected*, mean_S w_i, as
   `tff.learning.models.ModelWeights`; `get_all_model_weights` gives the model
@@ -68,7 +71,8 @@ def build_learning_process(
       `tff.learning.models.FunctionalModel`.
     personalization: T_i.
     correction: R_i.
-    learning_rate: β, the constant learning rate of the local steps.
+    learning_rate: β, the constant learning rate of the local steps; by default
+      that of the `client_optimizer_fn`, and 0.1 without one.
     learning_rate_fn: In its place, β_t: a function from the number of rounds
       done, an int32 scalar, to the learning rate, a float32 scalar. See
       `exponential_decay`.
@@ -83,16 +87,17 @@ def build_learning_process(
       each one's newest w_i. It costs one more state per client, and one more
       model up.
     model_aggregator: How updates become a mean (not a sum); by default
-      `tff.aggregators.MeanFactory`. An unweighted factory gets zeros from a
-      client that is left out; its result is scaled to the mean over the
-      participants. With a correction or `track_all` the mean must be exact: an
-      aggregator that clips updates, replaces them or adds noise is refused.
-      `dp_aggregator` and `secure_aggregator` are allowed, because their clients
-      clip before they change their states. A compression without a bias is
-      allowed too.
+      `tff.aggregators.MeanFactory`. The mean is uniform, where TFF's FedAvg
+      weights by examples. An unweighted factory gets zeros from a client that
+      is left out; its result is scaled to the mean over the participants. With
+      a correction or `track_all` the mean must be exact: TFF's means and
+      compressions without a bias; `dp_aggregator` and `secure_aggregator`,
+      whose clients clip before they change their states; or an aggregator whose
+      class says `is_exact_mean = True`.
     client_optimizer_fn: A TFF optimizer for the local steps, such as
-      `tff.learning.optimizers.build_adam(0.1)`. Its learning rate is set to
-      β_t. By default the paper's plain SGD, the only one for Scaf.
+      `tff.learning.optimizers.build_adam(0.1)`. By default the paper's plain
+      SGD, the only one for Scaf. A `learning_rate` must be the optimizer's own,
+      and a `learning_rate_fn` must begin with it.
     server_optimizer_fn: A TFF optimizer that applies the mean update to the
       model; by default it is added. Not for Dyn, whose server step is part of
       its mathematics.
@@ -135,9 +140,9 @@ def build_learning_process(
   )
   algorithm.check_population()
   process = _build_process(algorithm)
-  # Last: a call that fails leaves no folder behind.
-  if algorithm.keeps_state and storage is not None:
-    storage.make_folder()
+  if algorithm.keeps_state:
+    # Last: a call that fails leaves no folder behind.
+    algorithm.client_storage.make_folder()
   return process
 
 
@@ -209,14 +214,20 @@ class _Upload(NamedTuple):
 class _Counts(NamedTuple):
   """Nonnegative integers of a client that the server sums, or their sums.
 
-  The last two are of the client's states, and `()` if it keeps none: whether it
-  had none before, and what `ClientStorage.write` returned.
+  Whether it is a client, has data, took a step, and participates, which is to
+  say that the result is finite. The last two are 0 if the client keeps no
+  state: whether it had none before, and what `ClientStorage.write` returned.
   """
 
   clients: Any
+  with_data: Any
+  stepped: Any
   participants: Any
   num_new: Any
   fingerprint: Any
+
+
+_MAX_COUNTS = _Counts(1, 1, 1, 1, 1, 2**31)
 
 
 class _Report(NamedTuple):
@@ -242,32 +253,18 @@ def _build_process(
   algorithm: algorithm_lib.Algorithm,
 ) -> tff.learning.templates.LearningProcess:
   """A round from top to bottom, of the functions that follow below."""
+  upload_type = _upload_type(algorithm)
+  aggregator = aggregation.build_mean(algorithm.model_aggregator, upload_type)
+  if algorithm.keeps_state:
+    aggregation.check_exact(
+      algorithm.model_aggregator, upload_type, algorithm.state_reason
+    )
   client_type = tff.SequenceType(
     tff.types.tensorflow_to_type(algorithm.model.input_spec)
   )
   if algorithm.keeps_state:
     client_type = tff.to_type(
       collections.OrderedDict(client_id=np.str_, data=client_type)
-    )
-
-  @models.computation()
-  def first_broadcast():
-    return _server_broadcast(algorithm, _initial_state(algorithm, ()))
-
-  @models.computation(first_broadcast.type_signature.result, client_type)
-  def client_work(sent, client):
-    if not algorithm.keeps_state:
-      return _client_work(algorithm, sent, None, client)
-    return _client_work(algorithm, sent, client['client_id'], client['data'])
-
-  work_type = client_work.type_signature.result
-  sum_reports = _build_sum(algorithm, work_type.report)
-  aggregator = aggregation.build_mean(
-    algorithm.model_aggregator, work_type.upload
-  )
-  if algorithm.keeps_state:
-    aggregation.check_exact(
-      algorithm.model_aggregator, aggregator, algorithm.state_reason
     )
 
   @tff.tensorflow.computation(
@@ -286,6 +283,13 @@ def _build_process(
   def server_broadcast(state):
     return _server_broadcast(algorithm, state)
 
+  @models.computation(server_broadcast.type_signature.result, client_type)
+  def client_work(sent, client):
+    if not algorithm.keeps_state:
+      return _client_work(algorithm, sent, None, client)
+    return _client_work(algorithm, sent, client['client_id'], client['data'])
+
+  sum_reports = _build_sum(algorithm, client_work.type_signature.result.report)
   aggregated_type = aggregator.next.type_signature.result
 
   @models.computation(
@@ -325,6 +329,16 @@ def _build_process(
 
   return tff.learning.templates.LearningProcess(
     initialize, next_fn, **_build_accessors(algorithm, state_type.member)
+  )
+
+
+def _upload_type(algorithm: algorithm_lib.Algorithm) -> tff.StructType:
+  """The type of what a client sends to be averaged."""
+  weights = algorithm.model.initial_weights.trainable
+  changes = algorithm_lib.initial_states(algorithm, weights)
+  sent = algorithm_lib.sent_changes(algorithm, changes)
+  return tff.types.tensorflow_to_type(
+    models.specs_of(_Upload(weights, tuple(tf.nest.flatten(sent))))
   )
 
 
@@ -384,7 +398,7 @@ def _initial_state(
     weight_decay=tf.constant(float(algorithm.weight_decay))
   )
   if algorithm.learning_rate_fn is None:
-    learning_rate = tf.constant(float(algorithm.learning_rate))
+    learning_rate = tf.constant(algorithm.constant_learning_rate)
     hparams = collections.OrderedDict(learning_rate=learning_rate, **hparams)
   return State(
     global_model_weights=weights,
@@ -444,12 +458,12 @@ def _client_work(
 
   A client that keeps no state has no `client_id`.
   """
-  storage = algorithm.storage if algorithm.keeps_state else None
   states = algorithm_lib.initial_states(
     algorithm, sent.broadcast.model.trainable
   )
-  if storage is not None:
-    stored, is_new = storage.read(
+  is_new = tf.constant(False)
+  if client_id is not None:
+    stored, is_new = algorithm.client_storage.read(
       sent.lineage, client_id, tf.nest.flatten(states)
     )
     states = tf.nest.pack_sequence_as(states, stored)
@@ -457,12 +471,11 @@ def _client_work(
     algorithm, sent.broadcast, states, dataset
   )
   is_included = result.is_included
-  num_new: Any = ()
-  fingerprint: Any = ()
-  if storage is not None:
+  fingerprint = tf.constant(0, tf.int64)
+  if client_id is not None:
     fingerprint = tf.cond(
       _check_num_steps(algorithm, client_id, result),
-      lambda: storage.write(
+      lambda: algorithm.client_storage.write(
         sent.lineage, sent.token, client_id, tf.nest.flatten(result.states)
       ),
       lambda: tf.constant(0, tf.int64),
@@ -470,13 +483,22 @@ def _client_work(
     # Made of the write's result: TensorFlow's optimizer can remove a control
     # dependency, and the write with it.
     is_included = fingerprint > 0
-    num_new = tf.cast(is_included & is_new, tf.int32)
+  has_data = result.has_stepped
+  if algorithm.personalization.batches_per_step > 1:
+    has_data |= loops.has_data(dataset)
   participants, sums = tf.cast(is_included, tf.int32), result.sums
   return _Work(
     _Upload(result.update, tuple(tf.nest.flatten(result.state_changes))),
     tf.cast(is_included, tf.float32),
     _Report(
-      _Counts(tf.constant(1), participants, num_new, fingerprint),
+      _Counts(
+        clients=tf.constant(1),
+        with_data=tf.cast(has_data, tf.int32),
+        stepped=tf.cast(result.has_stepped, tf.int32),
+        participants=participants,
+        num_new=participants * tf.cast(is_new, tf.int32),
+        fingerprint=fingerprint,
+      ),
       tf.where(is_included, _norm(result.states[0]), 0.0),
       collections.OrderedDict(
         loss=[sums.loss_sum, sums.num_examples],
@@ -496,10 +518,8 @@ def _check_num_steps(
   expected = algorithm.correction.num_steps
   if expected is None:
     return result.is_included
-  # As an integer: tf.debugging.Assert puts its check into a branch if it has a
-  # float to show, and TensorFlow's optimizer removes the branch.
   num_steps = tf.cast(result.sums.num_steps, tf.int32)
-  is_right = tf.debugging.Assert(
+  return checks.ensure(
     tf.equal(num_steps, expected) | ~result.is_included,
     [
       f'{algorithm.correction} needs {expected} local steps of every'
@@ -507,9 +527,8 @@ def _check_num_steps(
       client_id,
       num_steps,
     ],
+    result.is_included,
   )
-  with tf.control_dependencies([is_right]):
-    return tf.identity(result.is_included)
 
 
 def _build_sum(
@@ -529,25 +548,14 @@ def _build_sum(
       num_examples=tf.cast(tf.round(unfinalized['num_examples']), tf.int32),
     )
 
-  reports_type = tff.FederatedType(report_type, tff.CLIENTS)
-  aggregate_fn = algorithm.metrics_aggregator
-  sum_then_finalize = tff.learning.metrics.sum_then_finalize
-  if aggregate_fn is None or aggregate_fn is sum_then_finalize:
-    # In one sum: TFF takes a call for each client and each sum.
-    @tff.tensorflow.computation(report_type)
-    def finalize_sum(report):
-      return report._replace(metrics=finalize(report.metrics))
-
-    @tff.federated_computation(reports_type)
-    def sum_at_once(reports):
-      return tff.federated_map(finalize_sum, tff.federated_sum(reports))
-
-    return sum_at_once
-
+  aggregate_fn = (
+    algorithm.metrics_aggregator or tff.learning.metrics.sum_then_finalize
+  )
   aggregate = aggregate_fn(finalize, report_type.metrics)
-  metrics_type = tff.FederatedType(report_type.metrics, tff.CLIENTS)
 
-  @tff.federated_computation(metrics_type)
+  @tff.federated_computation(
+    tff.FederatedType(report_type.metrics, tff.CLIENTS)
+  )
   def aggregate_metrics(metrics):
     return aggregate(metrics)
 
@@ -556,15 +564,12 @@ def _build_sum(
     is_secure = True
   except AssertionError:
     is_secure = False
-  max_counts = _Counts(
-    1, 1, *((1, 2**31) if algorithm.keeps_state else ((), ()))
-  )
 
-  @tff.federated_computation(reports_type)
+  @tff.federated_computation(tff.FederatedType(report_type, tff.CLIENTS))
   def sum_reports(reports):
     if is_secure:
       # A count above its bound is an error.
-      counts = tff.federated_secure_sum(reports.counts, max_counts)
+      counts = tff.federated_secure_sum(reports.counts, _MAX_COUNTS)
       # The bound is the largest number that TFF's secure metrics add as well.
       correction_norm = tff.aggregators.secure_quantized_sum(
         reports.correction_norm, 0.0, 2.0**20 - 1
@@ -588,19 +593,17 @@ def _finish_round(
   report: _Report,
 ) -> tuple[State, collections.OrderedDict[str, Any]]:
   """The server's new state and the metrics of the round."""
-  counts, server = report.counts, _server_state(state)
   sent = _server_broadcast(algorithm, state).broadcast
+  counts = _check_progress(algorithm, state, sent, report.counts)
+  server = _server_state(state)
   means = aggregation.of_participants(
     algorithm.model_aggregator, means, counts.clients, counts.participants
   )
   # `means` has only the parts of an upload that are not empty.
-  changes_like = tuple(
-    like if kept.change_is_sent else ()
-    for kept, like in zip(
-      algorithm.kept_states, server.mean_states, strict=True
-    )
+  changes = tf.nest.pack_sequence_as(
+    algorithm_lib.sent_changes(algorithm, server.mean_states),
+    tf.nest.flatten(means.get('state_changes', ())),
   )
-  changes = tf.nest.flatten(means.get('state_changes', ()))
   participants = tf.cast(counts.participants, tf.float32)
   new = algorithm_lib.server_update(
     algorithm,
@@ -608,7 +611,7 @@ def _finish_round(
     sent,
     algorithm_lib.Participants(
       tuple(means['update']),
-      tf.nest.pack_sequence_as(changes_like, changes),
+      changes,
       share=participants / float(algorithm.num_clients or 1),
       turnout=participants / (algorithm.num_planned or participants),
     ),
@@ -662,27 +665,68 @@ def _finish_round(
   return new_state, metrics
 
 
+def _check_progress(
+  algorithm: algorithm_lib.Algorithm,
+  state: State,
+  sent: algorithm_lib.Broadcast,
+  counts: _Counts,
+) -> _Counts:
+  """The counts; fails if clients have data, but none of them participates."""
+  round_name = tf.strings.join(
+    ['Round ', tf.strings.as_string(state.client_work['round'] + 1), ': ']
+  )
+  counts = checks.ensure(
+    (counts.participants > 0) | (counts.stepped == 0),
+    [
+      tf.strings.join(
+        [
+          round_name,
+          'no client has a finite update after local steps with the learning'
+          ' rate ',
+          tf.strings.as_string(sent.learning_rate, shortest=True),
+          '. Take a smaller one, or look for data that are not finite.',
+        ]
+      )
+    ],
+    counts,
+  )
+  size = algorithm.personalization.batches_per_step
+  return checks.ensure(
+    (counts.participants > 0) | (counts.with_data == 0),
+    [
+      tf.strings.join(
+        [
+          round_name,
+          f'no client took a local step. A step takes {size} batches, or one'
+          f' batch of at least {size} examples whose size input_spec leaves'
+          ' open: make smaller batches, or repeat the data.',
+        ]
+      )
+    ],
+    counts,
+  )
+
+
 def _next_lineage(
   algorithm: algorithm_lib.Algorithm,
   lineage: storage_lib.Lineage,
   counts: _Counts,
 ) -> storage_lib.Lineage | tuple[()]:
   """The lineage after the round, if clients keep states."""
-  if algorithm.storage is None or not algorithm.keeps_state:
+  if not algorithm.keeps_state:
     return ()
-  lineage = algorithm.storage.finish_round(
+  lineage = algorithm.client_storage.finish_round(
     lineage, counts.participants, counts.num_new, counts.fingerprint
   )
-  is_possible = tf.debugging.Assert(
+  return checks.ensure(
     lineage.num_clients <= algorithm.num_clients,
     [
       f'num_clients={algorithm.num_clients} is too small. Number of clients'
       ' that have taken part:',
       lineage.num_clients,
     ],
+    lineage,
   )
-  with tf.control_dependencies([is_possible]):
-    return lineage._replace(num_clients=tf.identity(lineage.num_clients))
 
 
 def _norm(tensors: Any) -> tf.Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tff_debias import checks
 from tff_debias import internals
 
 # Of a client whose number of batches is not known beforehand.
@@ -31,7 +32,9 @@ def reduce_batches(
     step: A function `(state, *batches) -> state` of `batches_per_step` batches.
       Gradients may be taken inside of it, but not through the loop.
     batches_per_step: How many consecutive batches make a step. The rest at the
-      end is not used.
+      end is not used. If there is one batch alone, its examples are dealt out
+      in turn to that many batches, which make one step; not if the size of a
+      batch is static, or if there are fewer examples than batches.
     jit_compile: Whether XLA compiles the loop, all steps together. The shapes
       of batches must be static then.
 
@@ -62,21 +65,32 @@ def reduce_batches(
   # A tf.function, because only there an iterator can be made inside a graph.
   @tf.function(autograph=False)
   def loop(dataset: tf.data.Dataset, state: Any) -> Any:
-    has_end = tf.debugging.Assert(
+    dataset = checks.ensure(
       tf.not_equal(dataset.cardinality(), tf.data.INFINITE_CARDINALITY),
       ['The data set has no end: call `take` after `repeat`.'],
+      dataset,
     )
-    with tf.control_dependencies([has_end]):
-      if can_stack:
-        state = _fold_stack(
-          dataset, state, step_on, batches_per_step, jit_compile
-        )
-      else:
-        state = _fold_iterator(dataset, state, step_on, batches_per_step)
+    if can_stack:
+      state = _fold_stack(
+        dataset, state, step_on, batches_per_step, jit_compile
+      )
+    else:
+      state = _fold_iterator(dataset, state, step_on, batches_per_step)
     _keep_functional(tf.compat.v1.get_default_graph())
     return state
 
   return loop(dataset, initial)
+
+
+def has_data(dataset: tf.data.Dataset) -> tf.Tensor:
+  """Whether a data set has an element, a bool scalar."""
+  cardinality = dataset.cardinality()
+  return tf.cond(
+    tf.equal(cardinality, tf.data.UNKNOWN_CARDINALITY),
+    lambda: reduce_batches(dataset.take(1), False, lambda *_: True),
+    # It takes a millisecond to make an iterator.
+    lambda: tf.not_equal(cardinality, 0),
+  )
 
 
 def _check_static(specs: list[Any]) -> None:
@@ -98,6 +112,19 @@ def _fold_stack(
 ) -> Any:
   """Folds dense batches: takes all of them at once, as a stack."""
   count, stack, batch_at = _stack(dataset)
+  num_steps = count // batches_per_step
+  specs = tf.nest.flatten(dataset.element_spec)
+  if batches_per_step > 1 and all(spec.shape[0] is None for spec in specs):
+    whole_at, is_alone = batch_at, tf.equal(count, 1)
+    num_examples = tf.shape(tf.nest.flatten(whole_at(stack, 0))[0])[0]
+    has_parts = is_alone & (num_examples >= batches_per_step)
+    num_steps = tf.where(has_parts, 1, num_steps)
+
+    def batch_at(stack: Any, i: tf.Tensor) -> Any:
+      first = tf.where(is_alone, i, 0)
+      stride = tf.where(is_alone, batches_per_step, 1)
+      batch = whole_at(stack, i - first)
+      return tf.nest.map_structure(lambda t: t[first::stride], batch)
 
   def fold(num_steps: tf.Tensor, stack: Any, state: Any) -> Any:
     def turn(i: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:
@@ -111,7 +138,7 @@ def _fold_stack(
 
   if jit_compile:
     fold = tf.function(fold, jit_compile=True, autograph=False)
-  return fold(count // batches_per_step, stack, state)
+  return fold(num_steps, stack, state)
 
 
 def _stack(

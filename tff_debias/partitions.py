@@ -56,11 +56,10 @@ def acid(
     The `tff.simulation.datasets.ClientData` of the training and the test set.
 
   Raises:
-    TypeError: If an argument is of a wrong type.
     ValueError: If an argument is out of range, no device would hold a class, or
       a class has fewer examples than devices that hold it.
   """
-  holds = _consecutive(train, test, num_clients, classes_per_client, seed)
+  holds = _consecutive(train, test, num_clients, classes_per_client)
   labels = np.broadcast_to(np.arange(holds.shape[1]), holds.shape)
   return _split(train, test, _equal_shares(holds), labels, seed)
 
@@ -90,10 +89,9 @@ def alid(
     As `acid`.
 
   Raises:
-    TypeError: As `acid`.
     ValueError: As `acid`.
   """
-  holds = _consecutive(train, test, num_clients, classes_per_client, seed)
+  holds = _consecutive(train, test, num_clients, classes_per_client)
   labels = np.zeros(holds.shape, np.int32)
   rng = np.random.default_rng([seed, _RELABELLING])
   for device in range(num_clients):
@@ -132,10 +130,9 @@ def dirichlet(
     As `acid`. The sizes of the devices differ by rounding only.
 
   Raises:
-    TypeError: If an argument is of a wrong type.
     ValueError: If an argument is out of range.
   """
-  num_classes = _check(train, test, num_clients, seed)
+  num_classes = _check(train, test, num_clients)
   checks.check_number('concentration', concentration, positive=True)
   rng = np.random.default_rng([seed, _MIXTURES])
   # Below 1e-6 a device has one class all the same, and NumPy draws without end.
@@ -148,14 +145,13 @@ def dirichlet(
 
 
 def _consecutive(
-  train: Examples, test: Examples, num_clients: int, size: int, seed: int
+  train: Examples, test: Examples, num_clients: int, size: int
 ) -> np.ndarray:
   """Which `size` classes a device holds, bool `[devices, classes]`."""
-  num_classes = _check(train, test, num_clients, seed)
-  checks.check_integer('classes_per_client', size)
-  if size > num_classes:
+  num_classes = _check(train, test, num_clients)
+  if not 1 <= size <= num_classes:
     raise ValueError(
-      f'classes_per_client must be at most {num_classes}, the number of'
+      f'classes_per_client must be from 1 to {num_classes}, the number of'
       f' classes, got {size}.'
     )
   first = np.arange(num_clients)[:, np.newaxis]
@@ -241,27 +237,15 @@ def _client_data(
   return ClientData.from_clients_and_tf_fn(ids, create_dataset)
 
 
-def _check(train: Examples, test: Examples, num_clients: int, seed: int) -> int:
+def _check(train: Examples, test: Examples, num_clients: int) -> int:
   """Checks what all splits have in common, and gives the number of classes."""
   checks.check_integer('num_clients', num_clients)
-  checks.check_integer('seed', seed, 0)
-  for name, (x, y) in (('train', train), ('test', test)):
-    if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
-      raise TypeError(
-        f'{name} must be NumPy arrays (x, y), got a {type(x).__name__} and a'
-        f' {type(y).__name__}.'
-      )
+  for name, arrays in (('train', train), ('test', test)):
+    x, y = map(np.asarray, arrays)
     if y.ndim != 1 or y.dtype.kind not in 'iu' or len(x) != len(y):
       raise ValueError(
         f'{name} must be arrays (x, y) with a row of x and an integer of y for'
         f' each example, got x {x.dtype}{list(x.shape)}, y'
         f' {y.dtype}{list(y.shape)}.'
       )
-    if len(y) < num_clients:
-      raise ValueError(
-        f'num_clients must be at most {len(y)}, the number of {name} examples,'
-        f' got {num_clients}.'
-      )
-    if y.min() < 0:
-      raise ValueError(f'{name} y must not be negative, got {y.min()}.')
   return int(max(train[1].max(), test[1].max())) + 1

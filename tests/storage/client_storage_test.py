@@ -133,7 +133,7 @@ def test_a_write_is_done_when_its_fingerprint_is_there(tmp_path):
 
 
 def test_hostile_ids_stay_inside_and_apart(tmp_path):
-  run = storage_runs.Run(tmp_path / 'inner' / 'storage')
+  run = storage_runs.Run(tmp_path / 'inner' / 'Gerät\n%s{}')
   values = {client_id: i for i, client_id in enumerate(HOSTILE_IDS, start=1)}
   run = run.round(values)
   assert {client_id: run.read(client_id) for client_id in values} == values
@@ -161,51 +161,13 @@ def test_a_path_with_a_wildcard_is_refused(folder):
     storage_lib.ClientStorage(folder)
 
 
-@pytest.mark.parametrize('name', ['with space', 'new\nline', 'Gerät', '%s{}'])
-def test_any_other_path_is_a_folder(tmp_path, name):
-  run = storage_runs.Run(tmp_path / name).round({'a': 1})
-  run = run.round({'a': 2, 'b': 3})
-  assert (run.read('a'), run.read('b')) == (2, 3)
-
-
-def test_a_folder_that_cannot_be_used_is_refused_when_the_process_is_built(
-  tmp_path,
-):
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
   file = tmp_path / 'file'
   file.write_text('mine')
   for folder in (file, file / 'storage', '/proc/storage'):
     with pytest.raises(OSError, match=str(folder)):
-      storage_runs.build(folder)
+      storage_lib.ClientStorage(folder).make_folder()
   assert file.read_text() == 'mine'
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-  """A file system of 64 KB."""
-  folder = tmp_path / 'disk'
-  folder.mkdir()
-  mounted = subprocess.run(
-    ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', folder],
-    capture_output=True,
-    check=False,
-  )
-  if mounted.returncode:
-    pytest.skip('mounting a file system needs root')
-  yield folder
-  subprocess.run(['umount', folder], check=True)
-
-
-def test_a_full_disk_is_an_error_and_the_old_state_stays(small_disk):
-  run = storage_runs.Run(small_disk / 'storage').round({'a': 1})
-  fill = small_disk / 'fill'
-  with pytest.raises(OSError), fill.open('wb', buffering=0) as file:
-    while True:
-      file.write(bytes(1024))
-  with pytest.raises(tf.errors.OpError):
-    run.round({'a': 2})
-  assert run.read('a') == 1
-  fill.unlink()
-  assert run.round({'a': 2}).read('a') == 2
 
 
 # Rounds of a process.
@@ -218,9 +180,7 @@ def play(process, state, *rounds):
   return state
 
 
-@pytest.mark.usefixtures('runtime')
-def test_branches_and_other_runs_take_turns_in_a_folder(tmp_path):
-  process = storage_runs.build(tmp_path)
+def test_branches_and_other_runs_take_turns_in_a_folder(process):
   root = [[0, 1], [1, 2]]
   state = play(process, process.initialize(), *root)
   # The same participants, others, and nobody.
@@ -239,9 +199,7 @@ def test_branches_and_other_runs_take_turns_in_a_folder(tmp_path):
   storage_runs.assert_is_after(other, *other_rounds)
 
 
-@pytest.mark.usefixtures('runtime')
-def test_attempts_at_once_in_threads(tmp_path):
-  process = storage_runs.build(tmp_path)
+def test_attempts_at_once_in_threads(process):
   state = play(process, process.initialize(), [0, 1])
   context = tff.framework.get_context_stack().current
   plans, after = [[0, 1], [0, 1, 2], [3], [4, 0, 2, 1], [1], [2, 0]], {}
@@ -264,42 +222,31 @@ def test_attempts_at_once_in_threads(tmp_path):
     )
 
 
-@pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize('number', [2, 4])
-def test_a_client_that_takes_part_twice_is_named(tmp_path, number):
-  process = storage_runs.build(tmp_path)
+def test_a_client_that_takes_part_twice_is_named(process):
   state = play(process, process.initialize(), [0, 1, 3])
-  for _ in range(2):
+  for number in (2, 4):
     with pytest.raises(Exception, match='take part once.*client 3'):
       play(process, state, [0, *[3] * number, 1])
   state = play(process, state, [0, 3, 1], [3, 4])
   storage_runs.assert_is_after(state, [0, 1, 3], [0, 3, 1], [3, 4])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_a_client_twice_of_which_one_is_left_out_counts_once(tmp_path):
-  process = storage_runs.build(tmp_path)
+def test_a_client_twice_of_which_one_is_left_out_counts_once(process):
   participants = [*storage_runs.clients(0, 3), storage_runs.without_data(3)]
   state, _ = process.next(process.initialize(), participants)
   storage_runs.assert_is_after(play(process, state, [3]), [0, 3], [3])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_an_id_that_is_too_long_is_named(tmp_path):
-  process = storage_runs.build(tmp_path)
+def test_an_id_that_is_too_long_is_named(process):
   state = play(process, process.initialize(), [0])
-  x, y = small_models.DATA[1]
-  client = small_models.client('x' * 176, x, y, 3)
-  with pytest.raises(Exception, match='at most 175 bytes.*xxxxx'):
-    process.next(state, [client])
   # Also of a client that has no data.
-  with pytest.raises(Exception, match='at most 175 bytes.*xxxxx'):
-    process.next(state, [small_models.client('x' * 176, x, y, 0)])
+  for num_batches in (3, 0):
+    client = small_models.client('x' * 176, *small_models.DATA[1], num_batches)
+    with pytest.raises(Exception, match='at most 175 bytes.*xxxxx'):
+      process.next(state, [client])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_more_clients_than_the_population_has_are_an_error(tmp_path):
-  process = storage_runs.build(tmp_path)
+def test_more_clients_than_the_population_has_are_an_error(process):
   state = play(process, process.initialize(), [0, 1], [2, 3])
   for participants in ([4, 5], [0, 4, 6]):
     with pytest.raises(Exception, match='num_clients=5 is too small.*6'):
@@ -308,24 +255,21 @@ def test_more_clients_than_the_population_has_are_an_error(tmp_path):
   storage_runs.assert_is_after(state, [0, 1], [2, 3], [4], [0, 3])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_a_round_after_a_write_that_failed_is_exact(tmp_path):
-  process = storage_runs.build(tmp_path)
+def test_a_round_after_a_write_that_failed_is_exact(shared, tmp_path):
+  process, folder = shared
   state = play(process, process.initialize(), [0, 1])
-  (run,) = tmp_path.iterdir()
-  os.rename(run / 'states', tmp_path / 'away')
-  (run / 'states').write_text('in the way')
+  states = folder / str(state.client_work['lineage'].run) / 'states'
+  os.rename(states, tmp_path / 'away')
+  states.write_text('in the way')
   with pytest.raises(Exception, match='states'):
     play(process, state, [1, 2])
-  (run / 'states').unlink()
-  os.rename(tmp_path / 'away', run / 'states')
+  states.unlink()
+  os.rename(tmp_path / 'away', states)
   storage_runs.assert_is_after(play(process, state, [1, 2]), [0, 1], [1, 2])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_a_map_reduce_form_is_exact(tmp_path):
+def test_a_map_reduce_form_is_exact(process):
   """Its parts are called one by one, as a platform would."""
-  process = storage_runs.build(tmp_path)
   form = tff.backends.mapreduce.get_map_reduce_form_for_computation(
     process.next
   )

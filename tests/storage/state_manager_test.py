@@ -1,14 +1,11 @@
 import asyncio
-import os
 import random
 import shutil
 
-import numpy as np
 import programs
 import pytest
 import small_models
 import storage_runs
-import tensorflow as tf
 import tensorflow_federated as tff
 from tensorflow_federated.python.learning.programs import training_program_logic
 
@@ -174,13 +171,18 @@ def test_nothing_is_removed_for_a_version_without_a_note(tmp_path):
 # The manager around TFF's.
 
 
-def make(folder, **options):
-  """A new process and its manager, as a program that starts has them."""
-  storage = storage_lib.ClientStorage(folder / 'clients')
-  manager = storage_lib.StorageStateManager(
-    tff.program.FileProgramStateManager(folder / 'state', **options), storage
-  )
-  return storage_runs.build(None, storage=storage), manager
+@pytest.fixture
+def make(shared, tmp_path):
+  """Makes the manager of a process, of this or another kind and folder."""
+
+  def make_manager(
+    kind=tff.program.FileProgramStateManager, name='state', **options
+  ):
+    return storage_lib.StorageStateManager(
+      kind(tmp_path / name, **options), storage_lib.ClientStorage(shared[1])
+    )
+
+  return make_manager
 
 
 def train(process, manager, num_rounds, rounds_per_saving=1):
@@ -214,64 +216,63 @@ def train_model(process, manager, num_rounds, should_discard_round=None):
   )
 
 
-def num_states(folder):
-  """How many states are on the disk for each client."""
-  return [len(list(path.iterdir())) for path in folder.glob('*/states/*')]
+@pytest.fixture
+def num_states(shared):
+  """Counts the states on the disk for each client of a run."""
+
+  def count(state):
+    run = shared[1] / str(state.client_work['lineage'].run)
+    return [len(list(path.iterdir())) for path in run.glob('states/*')]
+
+  return count
 
 
-@pytest.mark.usefixtures('runtime')
 @pytest.mark.parametrize(
   'options',
   [{}, {'keep_total': 2, 'keep_first': False}, {'keep_total': 1}],
   ids=str,
 )
-def test_a_resumed_run_is_as_never_stopped(tmp_path, options):
-  process, manager = make(tmp_path, **options)
-  state = train(process, manager, 4, rounds_per_saving=2)
+def test_a_resumed_run_is_as_never_stopped(process, make, num_states, options):
+  state = train(process, make(**options), 4, rounds_per_saving=2)
   storage_runs.assert_is_after(state, *ROUNDS[:4])
   # What follows is never saved: two rounds of others, then a kill.
   for participants in ([0, 4], [3, 4, 1]):
     clients = storage_runs.clients(*participants)
     state = process.next(state, clients).state
-  state = train(*make(tmp_path, **options), 7, rounds_per_saving=2)
+  state = train(process, make(**options), 7, rounds_per_saving=2)
   storage_runs.assert_is_after(state, *ROUNDS)
   if not options.get('keep_first', True):
-    assert max(num_states(tmp_path / 'clients')) <= 3
-    assert sum(num_states(tmp_path / 'clients')) < sum(map(len, ROUNDS))
+    assert max(num_states(state)) <= 3
+    assert sum(num_states(state)) < sum(map(len, ROUNDS))
   # The states of clients go on from there.
-  process, manager = make(tmp_path, **options)
   state = process.next(state, storage_runs.clients(0, 1, 2, 3, 4)).state
   state = process.next(state, storage_runs.clients(1, 3)).state
   storage_runs.assert_is_after(state, *ROUNDS, [0, 1, 2, 3, 4], [1, 3])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_train_model_of_tff_resumes_and_discards(tmp_path):
+def test_train_model_of_tff_resumes_and_discards(process, make, num_states):
   seen = []
 
   def discard(output):
     seen.append(int(output.state.client_work['round']))
     return seen.count(seen[-1]) == 1 and seen[-1] in (2, 5)
 
-  train_model(*make(tmp_path, keep_total=2), 3, discard)
+  train_model(process, make(keep_total=2), 3, discard)
   # A round that is not saved, and a kill.
-  process, manager = make(tmp_path, keep_total=2)
   structure = training_program_logic.ProgramState(
     process.initialize(), 0, 0, data_source(process).iterator()
   )
-  loaded, _ = asyncio.run(manager.load_latest(structure))
+  loaded, _ = asyncio.run(make(keep_total=2).load_latest(structure))
   process.next(loaded.state, storage_runs.clients(0, 1, 2, 3, 4))
-  state = train_model(*make(tmp_path, keep_total=2), 7, discard)
+  state = train_model(process, make(keep_total=2), 7, discard)
   assert seen == [1, 2, 2, 3, 4, 5, 5, 6, 7]
   storage_runs.assert_is_after(state, *ROUNDS)
-  assert max(num_states(tmp_path / 'clients')) <= 3
+  assert max(num_states(state)) <= 3
 
 
-@pytest.mark.usefixtures('runtime')
 @pytest.mark.parametrize(
   ('first_version', 'rounds_per_checkpoint', 'options'),
   [
-    (1001, 1, {'keep_total': 3}),
     (1001, 1, {'keep_total': 2, 'keep_first': False}),
     (1, 3, {'keep_total': 2, 'keep_first': False}),
     (1, 1, {'keep_total': 3, 'keep_first': True}),
@@ -279,9 +280,9 @@ def test_train_model_of_tff_resumes_and_discards(tmp_path):
   ids=str,
 )
 def test_a_version_is_no_round(
-  tmp_path, first_version, rounds_per_checkpoint, options
+  process, make, num_states, first_version, rounds_per_checkpoint, options
 ):
-  process, manager = make(tmp_path, **options)
+  manager = make(**options)
   state, plans, plan = process.initialize(), {}, []
   version = first_version
   for round_num, participants in enumerate(ROUNDS * 2, start=1):
@@ -295,24 +296,20 @@ def test_a_version_is_no_round(
   assert len(versions) == options['keep_total']
   # Each version needs five states at most. Of every third round, two rounds
   # come after the last version.
-  assert sum(num_states(tmp_path / 'clients')) <= 5 * len(versions) + 4
+  assert sum(num_states(state)) <= 5 * len(versions) + 4
   for version in versions:
     state = asyncio.run(manager.load(version, process.initialize()))
     state = process.next(state, storage_runs.clients(0, 1, 2, 3, 4)).state
     storage_runs.assert_is_after(state, *plans[version], [0, 1, 2, 3, 4])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_a_kill_between_the_note_and_the_checkpoint(tmp_path):
+def test_a_kill_between_the_note_and_the_checkpoint(process, make, num_states):
   class KilledManager(tff.program.FileProgramStateManager):
     async def save(self, program_state, version):
       raise KeyboardInterrupt
 
-  process, manager = make(tmp_path, keep_total=1, keep_first=False)
-  killed = storage_lib.StorageStateManager(
-    KilledManager(tmp_path / 'state'),
-    storage_lib.ClientStorage(tmp_path / 'clients'),
-  )
+  manager = make(keep_total=1, keep_first=False)
+  killed = make(KilledManager)
   state = process.initialize()
   for version, participants in enumerate(ROUNDS, start=1):
     # The note of another attempt at this round and this version.
@@ -323,77 +320,62 @@ def test_a_kill_between_the_note_and_the_checkpoint(tmp_path):
     asyncio.run(manager.save(state, version))
   state, version = asyncio.run(manager.load_latest(process.initialize()))
   assert version == len(ROUNDS)
-  assert num_states(tmp_path / 'clients') == [1] * 5
+  assert num_states(state) == [1] * 5
   state = process.next(state, storage_runs.clients(0, 1)).state
   storage_runs.assert_is_after(state, *ROUNDS, [0, 1])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_loading_removes_nothing_of_any_run(tmp_path):
-  process, manager = make(tmp_path)
-  own = train(process, manager, 3)
-  own = process.next(own, storage_runs.clients(0, 4)).state
-  # Another run with checkpoints of its own and the same storage.
-  storage = storage_lib.ClientStorage(tmp_path / 'clients')
-  other = storage_lib.StorageStateManager(
-    tff.program.FileProgramStateManager(tmp_path / 'other'), storage
-  )
-  state = process.initialize()
-  for version, participants in enumerate(ROUNDS[:3]):
-    state = process.next(state, storage_runs.clients(*participants)).state
-    asyncio.run(other.save(state, version))
-  before = small_models.snapshot(tmp_path)
-  for each in (manager, other):
-    asyncio.run(each.load(1, process.initialize()))
-    asyncio.run(each.load_latest(process.initialize()))
-  assert small_models.snapshot(tmp_path) == before
-  # Both go on.
-  for old, plan in ((own, [*ROUNDS[:3], [0, 4]]), (state, ROUNDS[:3])):
-    new = process.next(old, storage_runs.clients(0, 1, 2)).state
-    storage_runs.assert_is_after(new, *plan, [0, 1, 2])
+def test_loading_removes_nothing_of_any_run(shared, make, tmp_path):
+  process, folder = shared
+  # Two runs with checkpoints of their own and the same storage.
+  states, managers = [], [make(), make(name='other')]
+  for manager in managers:
+    state = process.initialize()
+    for version, participants in enumerate(ROUNDS[:3]):
+      state = process.next(state, storage_runs.clients(*participants)).state
+      asyncio.run(manager.save(state, version))
+    states.append(state)
+  before = small_models.snapshot(folder), small_models.snapshot(tmp_path)
+  for manager in managers:
+    asyncio.run(manager.load(1, process.initialize()))
+    asyncio.run(manager.load_latest(process.initialize()))
+  after = small_models.snapshot(folder), small_models.snapshot(tmp_path)
+  assert after == before
+  for state in states:
+    state = process.next(state, storage_runs.clients(0, 1, 2)).state
+    storage_runs.assert_is_after(state, *ROUNDS[:3], [0, 1, 2])
 
 
-@pytest.mark.usefixtures('runtime')
-def test_lost_client_states_end_a_resumed_run_before_it_trains(tmp_path):
-  process, manager = make(tmp_path, keep_total=3)
-  train(process, manager, 3)
-  *_, newest = storage_runs.state_files(tmp_path / 'clients', 'client 2')
-  shutil.rmtree(newest.parent)
-  before = small_models.snapshot(tmp_path)
-  message = rf'{tmp_path}/clients/.*round 3 needs .* 4 .* 3 are there'
+def test_lost_client_states_end_a_resumed_run_before_it_trains(
+  shared, make, tmp_path
+):
+  process, folder = shared
+  manager = make(keep_total=3)
+  state = train(process, manager, 3)
+  run = str(state.client_work['lineage'].run)
+  lost = {p.parent for p in storage_runs.state_files(folder, 'client 2')}
+  shutil.rmtree(*(path for path in lost if run in path.parts))
+  before = small_models.snapshot(folder)
+  message = rf'{folder}/{run}.*round 3 needs .* 4 .* 3 are there'
   with pytest.raises(storage_lib.ClientStorageError, match=message):
     train(process, manager, 4)
   with pytest.raises(storage_lib.ClientStorageError, match=message):
     asyncio.run(manager.load(3, process.initialize()))
-  assert small_models.snapshot(tmp_path) == before
+  assert small_models.snapshot(folder) == before
   # The first checkpoint does not need what is lost.
   asyncio.run(manager.load(0, process.initialize()))
 
 
-@pytest.mark.usefixtures('runtime')
-def test_a_method_without_states_is_saved_too(tmp_path):
-  process = tff_debias.build_learning_process(
-    small_models.linear_model(),
-    tff_debias.NoPersonalization(),
-    tff_debias.NoCorrection(),
-  )
-  _, manager = make(tmp_path)
+def test_a_method_without_states_is_saved_too(runtime, make):
+  process = small_models.linear_process(tff_debias.NoCorrection())
   state = process.initialize()
-  for version in (1, 2):
-    clients = small_models.participants(process, storage_runs.clients(0, 1))
-    state = process.next(state, clients).state
-    asyncio.run(manager.save(state, version))
-  _, manager = make(tmp_path)
-  loaded, version = asyncio.run(manager.load_latest(process.initialize()))
+  asyncio.run(make().save(state, 2))
+  loaded, version = asyncio.run(make().load_latest(state))
   assert version == 2
-  for one, other in zip(
-    tf.nest.flatten(loaded), tf.nest.flatten(state), strict=True
-  ):
-    np.testing.assert_array_equal(one, other)
+  small_models.assert_same(loaded, state)
 
 
-@pytest.mark.usefixtures('runtime')
-def test_saves_do_not_overlap_also_in_a_second_loop(tmp_path):
+def test_saves_do_not_overlap_also_in_a_second_loop(process, make):
   steps = []
 
   class SlowManager(tff.program.FileProgramStateManager):
@@ -403,11 +385,7 @@ def test_saves_do_not_overlap_also_in_a_second_loop(tmp_path):
       await super().save(program_state, version)
       steps.append(version)
 
-  process, _ = make(tmp_path)
-  manager = storage_lib.StorageStateManager(
-    SlowManager(tmp_path / 'state', keep_total=1, keep_first=False),
-    storage_lib.ClientStorage(tmp_path / 'clients'),
-  )
+  manager = make(SlowManager, keep_total=1, keep_first=False)
   state = process.initialize()
 
   async def save(*versions):
@@ -419,9 +397,8 @@ def test_saves_do_not_overlap_also_in_a_second_loop(tmp_path):
   assert asyncio.run(manager.get_versions()) == [5]
 
 
-@pytest.mark.usefixtures('runtime')
-def test_the_manager_inside_says_which_versions_there_are(tmp_path):
-  process, manager = make(tmp_path)
+def test_the_manager_inside_says_which_versions_there_are(process, make):
+  manager = make()
   # TFF's manager says None here.
   assert asyncio.run(manager.get_versions()) is None
   assert asyncio.run(manager.load_latest(process.initialize())) == (None, 0)
@@ -433,27 +410,18 @@ def test_the_manager_inside_says_which_versions_there_are(tmp_path):
   state = process.next(state, storage_runs.clients(*ROUNDS[2])).state
   asyncio.run(manager.save(state, 3))
   storage_runs.assert_is_after(state, *ROUNDS[:3])
-  assert len(os.listdir(tmp_path / 'clients')) == 1
 
 
-@pytest.mark.usefixtures('runtime')
-def test_a_manager_that_knows_no_versions_loses_nothing(tmp_path):
+def test_a_manager_that_knows_no_versions_loses_nothing(process, make):
   class NoVersions(tff.program.FileProgramStateManager):
     async def get_versions(self):
       return None
 
-  process, _ = make(tmp_path)
-  manager = storage_lib.StorageStateManager(
-    NoVersions(tmp_path / 'state', keep_total=0),
-    storage_lib.ClientStorage(tmp_path / 'clients'),
-  )
+  manager = make(NoVersions, keep_total=0)
   state = process.initialize()
-  for version, participants in enumerate(ROUNDS, start=1):
+  for version, participants in enumerate(ROUNDS[:4], start=1):
     state = process.next(state, storage_runs.clients(*participants)).state
     asyncio.run(manager.save(state, version))
   state = asyncio.run(manager.load(2, process.initialize()))
-  storage_runs.assert_is_after(
-    process.next(state, storage_runs.clients(0, 1)).state,
-    *ROUNDS[:2],
-    [0, 1],
-  )
+  state = process.next(state, storage_runs.clients(0, 1)).state
+  storage_runs.assert_is_after(state, *ROUNDS[:2], [0, 1])

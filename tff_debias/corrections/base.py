@@ -49,6 +49,11 @@ class KeptState:
   change_is_sent: bool = True
   num_steps: int | None = None
 
+  @property
+  def is_kept(self) -> bool:
+    """Whether a client keeps anything, by an `initial_state` of its own."""
+    return type(self).initial_state is not KeptState.initial_state
+
   def initial_state(self, weights: Weights) -> State:
     """The state of a client that never took part: by default none.
 

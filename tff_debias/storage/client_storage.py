@@ -27,6 +27,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tff_debias import checks
+
 _MAX_ID_BYTES = 175
 _FINGERPRINTS = 2**31
 # `ROUND-TOKEN`, and the end of an entry's path, with its token and its client.
@@ -111,12 +113,12 @@ class ClientStorage:
     Returns:
       The state, like `initial`, and whether the client had none, a bool scalar.
     """
-    is_short = tf.debugging.Assert(
+    client_id = checks.ensure(
       tf.strings.length(client_id) <= _MAX_ID_BYTES,
       [f'A client id must have at most {_MAX_ID_BYTES} bytes, got', client_id],
+      client_id,
     )
-    with _after(is_short):
-      name = _name(client_id)
+    name = _name(client_id)
     files = tf.io.matching_files(self._path(lineage, 'states', name, _STATES))
     rounds = tf.strings.to_number(tf.strings.substr(files, -29, 9), tf.int64)
     tokens = tf.strings.to_number(tf.strings.substr(files, -19, 19), tf.int64)
@@ -204,29 +206,28 @@ class ClientStorage:
     first = tf.range(tf.maximum(tf.size(tokens) - num_written + 1, 0))
     sums = tf.gather(sums, first + num_written) - tf.gather(sums, first)
     matches = tf.boolean_mask(first, tf.equal(sums, fingerprints))
-    is_found = tf.debugging.Assert(
+    matches = checks.ensure(
       tf.size(matches) > 0,
       [
         f'{self.folder} lacks states that clients wrote in this round. All'
         ' workers must see the same folder. If the round ran in parts, another'
         ' attempt at it may have come between: run it again.'
       ],
+      matches,
     )
-    with _after(is_found):
-      first = tf.identity(matches[-1])
+    first = matches[-1]
     entries = entries[first : first + num_written]
     names, _, counts = tf.unique_with_counts(
       tf.strings.regex_replace(entries, _ENTRY, r'\2')
     )
-    is_once = tf.debugging.Assert(
+    tokens = checks.ensure(
       tf.reduce_all(counts < 2),
       [
         'A client must take part once in a round, but this one did more:',
         tf.io.decode_base64(tf.boolean_mask(names, counts > 1)[:1]),
       ],
+      tokens[first : first + num_written],
     )
-    with _after(is_once):
-      tokens = tf.identity(tokens[first : first + num_written])
     # A round of nobody has a token too, or it would not count as a round.
     tokens = tf.cond(
       num_written > 0,
