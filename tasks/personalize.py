@@ -97,12 +97,17 @@ def _arrays(batches: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_examples(path: str) -> tuple[np.ndarray, np.ndarray]:
   try:
+    with open(path, 'rb') as file:
+      if not zipfile.is_zipfile(file):
+        raise ValueError('it is no .npz file')
     with np.load(path) as arrays:
+      if not {'x', 'y'}.issubset(arrays.files):
+        raise ValueError(f'it has {", ".join(arrays.files)}')
       return arrays['x'], arrays['y']
-  # A single array is no context manager: a TypeError.
-  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+  except (OSError, ValueError, zipfile.BadZipFile) as e:
     raise errors.UserError(
-      f'--examples={path} must be a file .npz with the arrays x and y: {e}'
+      f'--examples={path} must be a file .npz with the arrays x and y, as'
+      f' numpy.savez(path, x=x, y=y) writes it: {e}.'
     ) from e
 
 

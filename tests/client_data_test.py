@@ -3,6 +3,8 @@ import collections
 import numpy as np
 import pytest
 import small_models
+import tensorflow as tf
+import tensorflow_federated as tff
 
 import tff_debias
 
@@ -86,3 +88,16 @@ def test_data_of_another_model_are_refused(tmp_path):
   data = client_data().preprocess(lambda d: d.unbatch())
   with pytest.raises(TypeError, match='batches of the model.*preprocess'):
     tff_debias.compose_with_client_data(build(tmp_path, 'x'), data)
+
+
+def test_data_too_large_for_a_graph_are_named(tmp_path):
+  large = np.zeros(2**31, np.uint8)
+
+  def read(client_id):
+    x = large[:3] if isinstance(client_id, str) else large
+    return tf.data.Dataset.from_tensors(tf.convert_to_tensor(x))
+
+  data = tff.simulation.datasets.ClientData.from_clients_and_tf_fn(['a'], read)
+  process = build_without_states(tmp_path, 'states')
+  with pytest.raises(ValueError, match='2 GB. .*create_tf_dataset_for_client'):
+    tff_debias.compose_with_client_data(process, data)

@@ -166,6 +166,38 @@ def test_results_by_step_are_those_of_so_many_steps(runtime):
   assert len({loss for found in by_step for loss in found['loss']}) == 20
 
 
+def test_an_example_without_a_prototype_is_wrong(runtime):
+  keras_model, clients = _keras_model(), _data()
+  # Nobody trains on the last class; the first client has but it in its test.
+  for _, y, *_ in clients:
+    y %= 3
+  clients[0][3][:] = 3
+  assert all((test_y == 3).any() for *_, test_y in clients)
+  model = _model(
+    keras_model,
+    lambda: [
+      tf.keras.metrics.SparseCategoricalAccuracy('acc'),
+      tf.keras.metrics.SparseCategoricalCrossentropy('cross', from_logits=True),
+    ],
+  )
+  results = tff_debias.build_client_evaluation(model, tff_debias.Proto())(
+    model.initial_weights, _client_data(clients)
+  )
+  weights = [w.astype(np.float64) for w in keras_model.get_weights()]
+  for result, (x, y, test_x, test_y) in zip(results, clients, strict=True):
+    scores = reference.proto_scores(weights, (x, y), test_x)
+    right = np.isin(test_y, y) & (scores.argmax(axis=1) == test_y)
+    assert result['is_included']
+    assert result['num_examples'] == len(test_y)
+    np.testing.assert_allclose(result['acc'], right.mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+      result['loss'],
+      reference.proto_loss(weights, (x, y), (test_x, test_y)),
+      rtol=1e-5,
+    )
+  assert results[0]['acc'] == 0
+
+
 @pytest.mark.parametrize('num_steps', [-1, 1.5])
 def test_refuses_a_number_of_steps_that_is_none(num_steps):
   with pytest.raises(

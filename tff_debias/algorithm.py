@@ -398,9 +398,7 @@ def client_step(
     result = algorithm.personalization.meta_loss(
       model, weights, batches, received.weight_decay
     )
-  gradient = tape.gradient(
-    result.loss, weights.trainable, unconnected_gradients='zero'
-  )
+  gradient = personalizations.gradient(tape, result.loss, weights.trainable)
   term = algorithm.correction.gradient_term(
     states[0], received.mean_states[0], weights.trainable, start.trainable
   )

@@ -1,6 +1,8 @@
 """Processes and evaluations that take client ids, and read the data."""
 
 import collections
+from collections.abc import Iterator
+import contextlib
 from typing import TypeAlias
 
 import numpy as np
@@ -9,6 +11,23 @@ import tensorflow_federated as tff
 ClientData: TypeAlias = tff.simulation.datasets.ClientData
 
 
+@contextlib.contextmanager
+def _with_size_named() -> Iterator[None]:
+  """Says what to do if the data are too large for a graph."""
+  try:
+    yield
+  except Exception as e:
+    if '2GB' not in str(e):
+      raise
+    raise ValueError(
+      'The client data are larger than a graph may be, which is 2 GB. In place'
+      ' of ids, give the process the data sets of the participants'
+      ' (client_data.create_tf_dataset_for_client); or let the client data read'
+      ' files.'
+    ) from e
+
+
+@_with_size_named()
 def compose_with_client_data(
   process: tff.learning.templates.LearningProcess, client_data: ClientData
 ) -> tff.learning.templates.LearningProcess:
@@ -34,6 +53,7 @@ def compose_with_client_data(
 
   Raises:
     TypeError: If the data are not those of the model.
+    ValueError: If the data are in the graph, and larger than 2 GB.
   """
   state_type, clients_type = process.next.type_signature.parameter
   takes_ids = isinstance(clients_type.member, tff.StructType)
@@ -63,6 +83,7 @@ def compose_with_client_data(
   )
 
 
+@_with_size_named()
 def compose_evaluation_with_client_data(
   evaluation: tff.Computation, train: ClientData, test: ClientData
 ) -> tff.Computation:
@@ -78,6 +99,7 @@ def compose_evaluation_with_client_data(
 
   Raises:
     TypeError: If the data are not those of the model.
+    ValueError: If the data are in the graph, and larger than 2 GB.
   """
   weights_type, clients_type = evaluation.type_signature.parameter
   read_train, read_test = (

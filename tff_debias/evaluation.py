@@ -49,6 +49,10 @@ def build_personalized_evaluation(
   `num_examples`, int32, are counts. A client without training or test data, or
   without a finite result, is left out.
 
+  The loss is the model's, without regularization, as in TFF's evaluations. With
+  prototypes a test example of a class without one is wrong, and only the loss
+  leaves it out.
+
   Args:
     model: As `build_learning_process` takes it. Its metrics must be scalars.
     personalization: T_i.
@@ -244,19 +248,23 @@ def _client_test(
     )
 
     def add_batch(state: Any, batch: Any) -> Any:
-      loss_sum, num_examples, metrics = state
+      loss_sum, num_losses, num_examples, metrics = state
       result = personalization.evaluate(model, personalized, batch)
+      losses = result.num_losses
+      if losses is None:
+        losses = result.num_examples
       return (
-        loss_sum + result.loss * result.num_examples,
+        loss_sum + result.loss * losses,
+        num_losses + losses,
         num_examples + result.num_examples,
         model.metrics.update(metrics, result.labels, result.batch_output),
       )
 
-    loss_sum, num_examples, metrics = loops.reduce_batches(
-      test, (0.0, 0.0, model.metrics.initialize()), add_batch
+    loss_sum, num_losses, num_examples, metrics = loops.reduce_batches(
+      test, (0.0, 0.0, 0.0, model.metrics.initialize()), add_batch
     )
     values = collections.OrderedDict(
-      loss=tf.math.divide_no_nan(loss_sum, num_examples),
+      loss=tf.math.divide_no_nan(loss_sum, num_losses),
       **model.metrics.finalize(metrics),
     )
     is_included = loops.has_data(train) & (num_examples > 0)

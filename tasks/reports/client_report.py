@@ -22,8 +22,8 @@ at or below q10, the best tenth at or above q90.
   finite.
 * n/a: prototypes replace the last layer, so it is not trained. The meta-model
   has no accuracy of its own then, and there is no gain.
-* With prototypes the accuracy leaves out test examples of a class of which the
-  device has no training example. In the few-shot curve they are wrong.
+* With prototypes a test example is wrong if the device has no training example
+  of its class.
 * A point of the few-shot curve is the mean over the devices with at least that
   number of training examples. Each trains on that many of them, chosen at
   random, and keeps those of the point before.
@@ -104,7 +104,9 @@ def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
   meta = np.array([row['meta_accuracy'] for row in evaluation.clients])
   meta = meta[np.isfinite(meta)]
   # The accuracies of a device are multiples of 1/n: the edges lie between.
-  n = max(1, int(np.median([row['tested'] for row in evaluation.clients])))
+  n = max(
+    1, int(np.median([row['test_examples'] for row in evaluation.clients]))
+  )
   per_bin = 1 + n // _MAX_BINS
   bins = ((np.arange(0, n + 1 + per_bin, per_bin) - 0.5) / n).tolist()
   figure, (axis,) = _panels(evaluation, 1)

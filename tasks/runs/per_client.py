@@ -36,14 +36,12 @@ class Evaluation:
     round_num: The round of the meta-model.
     trained_steps: The number of MAML steps in training; 0 without MAML.
     clients: A row for each device: its id `client`, its `group` (of `GROUPS`),
-      its numbers of `train_examples` and `test_examples`, the number of the
-      latter that were `tested` (with prototypes, those of the classes that the
-      device has), `meta_accuracy` and `meta_loss` (of the meta-model as it is),
-      `accuracy` and `loss` (personalized), and `gain` (of accuracy).
+      its numbers of `train_examples` and `test_examples`, `meta_accuracy` and
+      `meta_loss` (of the meta-model as it is), `accuracy` and `loss`
+      (personalized), and `gain` (of accuracy).
     few_shot: A row for each `group` and number of local `examples` (a number,
       or `all`): the number of `clients` that have as many, and `mean`, `q10`
-      and `q90` of their accuracy, in which a test example of a class without a
-      prototype is wrong.
+      and `q90` of their accuracy.
     steps: A row for each `group` and number of MAML `steps`, likewise.
   """
 
@@ -123,7 +121,7 @@ def evaluate(
     [
       row
       for size, results in shots
-      for row in devices.curve('examples', size, devices.right_share(results))
+      for row in devices.curve('examples', size, results['accuracy'])
     ],
     steps,
   )
@@ -169,8 +167,7 @@ class _Devices:
         for name, value in answer.items():
           if name not in results:
             results[name] = np.full([len(self.ids), *np.shape(value)], np.nan)
-          is_known = name == 'num_examples' or answer['is_included']
-          results[name][i] = np.where(is_known, value, np.nan)
+          results[name][i] = np.where(answer['is_included'], value, np.nan)
       bar.update(len(chunk))
     bar.update(len(self.ids) - len(clients))
     return results
@@ -192,13 +189,6 @@ class _Devices:
       data['train'] = chosen.batch(experiment_lib.EVALUATION_BATCH_SIZE)
     return data
 
-  def right_share(self, results: Results) -> np.ndarray:
-    """The accuracy in which a test example that was not tested is wrong."""
-    tested = results['num_examples']
-    right = np.where(tested == 0, 0.0, results['accuracy'] * tested)
-    with np.errstate(invalid='ignore'):
-      return right / self._test_examples
-
   def curve(self, name: str, place: Any, accuracy: np.ndarray) -> list[Row]:
     """The rows of one place of a curve: over the devices with a value there."""
     rows = []
@@ -218,7 +208,6 @@ class _Devices:
         'group': self._groups[i],
         'train_examples': self.train_examples[i],
         'test_examples': self._test_examples[i],
-        'tested': personalized['num_examples'][i],
         'meta_accuracy': meta['accuracy'][i],
         'meta_loss': meta['loss'][i],
         'accuracy': personalized['accuracy'][i],

@@ -102,23 +102,45 @@ def test_training_reaches_a_functional_model():
     np.testing.assert_array_equal(output.feature, sign * x)
 
 
+def doubled_zeros(x):
+  return tf.where(x == 0.0, 2.0, x)
+
+
+class Share(tf.keras.metrics.Mean):
+  """The share of labels that are 1, by a comparison of tensors."""
+
+  def update_state(self, y_true, y_pred, sample_weight=None):
+    return super().update_state(tf.cast(y_true[:, 0] == 1.0, tf.float32))
+
+
 @pytest.mark.usefixtures('runtime')
 def test_a_functional_model_that_tff_makes_of_keras():
-  keras_model = sequential(dense(4, activation='tanh'), dense(2))
-  x = inputs(VECTOR)
+  keras_model = sequential(
+    layers.Lambda(doubled_zeros), dense(4, activation='tanh'), dense(2)
+  )
+  x, y = inputs(VECTOR), np.array([[1, 2], [0, 1], [1, 0], [1, 1]], np.float32)
+  x[0] = 0
   expected = keras_model(x).numpy()
   model = models.from_functional(
     tff.learning.models.functional_model_from_keras(
-      keras_model, MSE, (VECTOR, Y)
+      keras_model, MSE, (VECTOR, Y), collections.OrderedDict(share=Share)
     )
   )
 
   @models.computation()
   def predict():
     weights = tf.nest.map_structure(tf.constant, model.initial_weights)
-    return model.apply(weights, tf.constant(x), False).predictions
+    predictions = model.apply(weights, tf.constant(x), False).predictions
+    state = model.metrics.update(
+      model.metrics.initialize(),
+      tf.constant(y),
+      tff.learning.models.BatchOutput(tf.constant(0.0), predictions, 4),
+    )
+    return predictions, model.metrics.finalize(state)['share']
 
-  np.testing.assert_allclose(predict(), expected, atol=1e-6)
+  predictions, share = predict()
+  np.testing.assert_allclose(predictions, expected, atol=1e-6)
+  np.testing.assert_allclose(share, 0.75)
 
 
 def keras_tanh_network():
@@ -183,3 +205,33 @@ def test_derivatives_of_any_order_are_in_one_graph(make):
   kinds = {op.type for op in graph.get_operations()}
   assert 'MatMul' in kinds
   assert not {kind for kind in kinds if kind.endswith('PartitionedCall')}
+
+
+def test_what_is_a_model_is_taken_or_converted():
+  model = make(sequential(dense(2)))
+  assert models.as_model(model) is model
+  functional = functional_model()
+  converted = models.as_model(functional)
+  assert isinstance(converted, models.Model)
+  assert converted.input_spec == functional.input_spec
+
+
+def variable_model():
+  return tff.learning.models.from_keras_model(
+    sequential(dense(2)), loss=MSE, input_spec=(VECTOR, Y)
+  )
+
+
+@pytest.mark.parametrize(
+  'value, named',
+  [
+    (lambda: sequential(dense(2)), 'Sequential sequential'),
+    (variable_model, '_KerasModel'),
+    (lambda: variable_model, 'function variable_model.*model_fn'),
+    (lambda: networks.Declared, 'type Declared'),
+    (lambda: None, 'NoneType'),
+  ],
+)
+def test_what_is_no_model_is_told_what_to_call(value, named):
+  with pytest.raises(TypeError, match=f'{named}.*tff_debias.from_keras'):
+    models.as_model(value())

@@ -4,6 +4,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 from models import networks
+import tff_debias
 from tff_debias import models
 from tff_debias import personalizations
 
@@ -54,22 +55,23 @@ def eager_maml(keras_model, kind, x, rate):
 
 
 @pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize('name', networks.KINDS)
-def test_a_kind_of_network(name):
-  kind, rate = networks.KINDS[name], 0.1
-  keras_model, x = kind.build(), inputs(kind.spec)
-  y_spec = tf.TensorSpec([None, *kind.y.shape[1:]], tf.int32)
-  # The model is not called before, and may have no weights yet.
-  model = models.from_keras(keras_model, kind.loss, (kind.spec, y_spec))
-  weights = models.specs_of(model.initial_weights)
+def test_kinds_of_networks():
+  rate, made = 0.1, {}
+  for name, kind in networks.KINDS.items():
+    keras_model, x = kind.build(), inputs(kind.spec)
+    y_spec = tf.TensorSpec([None, *kind.y.shape[1:]], tf.int32)
+    # The model is not called before, and may have no weights yet.
+    model = models.from_keras(keras_model, kind.loss, (kind.spec, y_spec))
+    made[name] = keras_model, model, x
 
-  @models.computation(*map(tff.types.tensorflow_to_type, (weights, kind.spec)))
-  def maml(weights, x):
+  def maml(name, weights, x):
+    _, model, _ = made[name]
+
     def loss(trainable):
       moved = models.ModelWeights(trainable, weights.non_trainable)
       outputs = model.apply(moved, x, True)
-      loss = model.loss(tf.constant(kind.y), outputs.predictions)
-      return loss + outputs.regularization
+      y = tf.constant(networks.KINDS[name].y)
+      return model.loss(y, outputs.predictions) + outputs.regularization
 
     start = tuple(weights.trainable)
     with tf.GradientTape() as outer:
@@ -87,15 +89,30 @@ def test_a_kind_of_network(name):
     meta = outer.gradient(after, start, unconnected_gradients='zero')
     return before, after, tuple(map(tf.convert_to_tensor, meta))
 
-  before, after, meta = maml(model.initial_weights, x)
-  expected = eager_maml(keras_model, kind, x, rate)
-  np.testing.assert_allclose(before, expected[0], rtol=1e-5)
-  np.testing.assert_allclose(after, expected[1], rtol=1e-5)
-  for gradient, e in zip(meta, expected[2], strict=True):
-    # Mixed precision rounds to 1e-3 of the largest.
-    bound = 2e-3 if name == 'mixed precision' else 1e-5
-    np.testing.assert_allclose(gradient, e, rtol=1e-4, atol=bound)
-  assert max(np.abs(gradient).max() for gradient in meta) > 1e-3
+  args = [(model.initial_weights, x) for _, model, x in made.values()]
+  arg_type = tff.types.tensorflow_to_type(
+    [
+      (models.specs_of(model.initial_weights), networks.KINDS[name].spec)
+      for name, (_, model, _) in made.items()
+    ]
+  )
+
+  @models.computation(arg_type)
+  def all_kinds(args):
+    return [maml(name, *arg) for name, arg in zip(made, args, strict=True)]
+
+  for name, (before, after, meta) in zip(made, all_kinds(args), strict=True):
+    keras_model, _, x = made[name]
+    expected = eager_maml(keras_model, networks.KINDS[name], x, rate)
+    np.testing.assert_allclose(before, expected[0], rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(after, expected[1], rtol=1e-5, err_msg=name)
+    for gradient, e in zip(meta, expected[2], strict=True):
+      # Mixed precision rounds to 1e-3 of the largest.
+      bound = 2e-3 if name == 'mixed precision' else 1e-5
+      np.testing.assert_allclose(
+        gradient, e, rtol=1e-4, atol=bound, err_msg=name
+      )
+    assert max(np.abs(gradient).max() for gradient in meta) > 1e-3, name
 
 
 def test_the_weights_are_those_of_keras_when_the_model_was_made():
@@ -163,6 +180,56 @@ def test_dropout_only_in_training():
   first, second = compute().predictions, compute().predictions
   assert set(np.unique(first)) == {0, 2}
   assert np.any(first != second)
+
+
+def resized(x):
+  return tf.image.resize(x, (3, 3))
+
+
+def normalized(x):
+  return tf.nn.local_response_normalization(x)
+
+
+@pytest.mark.usefixtures('runtime')
+@pytest.mark.parametrize(
+  'function, operation',
+  [(resized, 'ResizeBilinearGrad'), (normalized, 'LRNGrad')],
+)
+def test_an_operation_without_a_second_derivative(function, operation):
+  keras_model = sequential(
+    layers.Conv2D(2, 3),
+    layers.Lambda(function),
+    layers.GlobalAveragePooling2D(),
+    dense(2),
+    shape=(6, 6, 2),
+  )
+  spec = (IMAGE, INTEGER_Y)
+  model = models.from_keras(keras_model, networks.CROSS_ENTROPY, spec)
+  exact, first_order = (
+    personalizations.Maml(1, 0.1, first_order) for first_order in (False, True)
+  )
+  with pytest.raises(ValueError, match=f'{operation}.*first_order=True'):
+    tff_debias.build_per_fed_avg(model, exact)
+  tff_debias.build_personalized_evaluation(model, exact)
+  tff_debias.build_per_fed_avg(model, first_order)
+
+
+def test_an_operation_without_a_derivative_is_named():
+  keras_model = sequential(
+    layers.Conv2D(2, 3),
+    layers.Lambda(lambda x: tf.image.resize(x, (2, 2), 'area')),
+    layers.Flatten(),
+    dense(2),
+    shape=(6, 6, 2),
+  )
+  model = models.from_keras(keras_model, MSE, (IMAGE, Y))
+  with pytest.raises(ValueError, match='no gradient of .*ResizeArea'):
+    tff_debias.build_fed_avg(model)
+
+
+def test_the_representation_of_a_model_is_short():
+  model = make(networks.small(), tf.keras.metrics.MeanSquaredError)
+  assert len(repr(model)) < 300 and 'array' not in repr(model)
 
 
 # The feature.

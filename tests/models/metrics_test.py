@@ -108,37 +108,46 @@ def update(model, state, labels, predictions):
 
 
 @pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize('name', KINDS)
-def test_a_kind_of_metric(name):
-  build, (labels, predictions) = KINDS[name]
-  own = build()
+def test_kinds_of_metrics():
   parts = slice(0, 10), slice(10, None)
-  for part in parts:
-    own.update_state(labels[part], predictions[part])
-  width = predictions.shape[1]
-  model = models.from_keras(
-    sequential(dense(width), shape=(width,)),
-    lambda y, p: tf.reduce_sum(p),
-    (spec_of(predictions), spec_of(labels)),
-    build,
-  )
+  groups = []
+  for data in (SPARSE, MANY, BINARY):
+    builders = {n: build for n, (build, d) in KINDS.items() if d is data}
+    width = data[1].shape[1]
+    model = models.from_keras(
+      sequential(dense(width), shape=(width,)),
+      lambda y, p: tf.reduce_sum(p),
+      (spec_of(data[1]), spec_of(data[0])),
+      builders,
+    )
+    groups.append((model, data, builders))
 
   @models.computation(
-    *map(tff.types.tensorflow_to_type, (spec_of(labels), spec_of(predictions)))
+    tff.types.tensorflow_to_type(
+      [tuple(map(spec_of, data)) for _, data, _ in groups]
+    )
   )
-  def compute(labels, predictions):
-    state = model.metrics.initialize()
-    for part in parts:
-      state = update(model, state, labels[part], predictions[part])
-    return model.metrics.finalize(state)
+  def compute(args):
+    values = []
+    for (model, _, _), (labels, predictions) in zip(groups, args, strict=True):
+      state = model.metrics.initialize()
+      for part in parts:
+        state = update(model, state, labels[part], predictions[part])
+      values.append(model.metrics.finalize(state))
+    return values
 
-  ((_, value),) = compute(labels, predictions).items()
-  expected = own.result()
-  assert np.abs(np.concatenate(tf.nest.flatten(expected), axis=None)).max() > 0
-  for v, e in zip(
-    tf.nest.flatten(value), tf.nest.flatten(expected), strict=True
+  found = compute([data for _, data, _ in groups])
+  for (_, (labels, predictions), builders), values in zip(
+    groups, found, strict=True
   ):
-    np.testing.assert_allclose(v, e, rtol=1e-6)
+    for name, build in builders.items():
+      own = build()
+      for part in parts:
+        own.update_state(labels[part], predictions[part])
+      value, expected = map(tf.nest.flatten, (values[name], own.result()))
+      assert np.abs(np.concatenate(expected, axis=None)).max() > 0, name
+      for v, e in zip(value, expected, strict=True):
+        np.testing.assert_allclose(v, e, rtol=1e-6, err_msg=name)
 
 
 def two_metrics():
@@ -180,7 +189,16 @@ def test_the_metrics(given, names):
     np.testing.assert_allclose(value, e, rtol=1e-5)
 
 
-@pytest.mark.parametrize('loss', [networks.CROSS_ENTROPY, networks.each])
+@pytest.mark.parametrize(
+  'loss',
+  [
+    networks.CROSS_ENTROPY,
+    networks.each,
+    tf.keras.losses.SparseCategoricalCrossentropy(True, reduction='none'),
+    # A value for each logit, of which a token has three.
+    lambda y, p: tf.stack(3 * [networks.each(y, p)], -1),
+  ],
+)
 def test_padding_counts_neither_in_the_loss_nor_in_a_metric(loss):
   build, spec, _, y = networks.KINDS['padded']
   keras_model, x = build(), inputs(spec)
@@ -198,10 +216,22 @@ def test_padding_counts_neither_in_the_loss_nor_in_a_metric(loss):
     value = model.loss(tf.constant(y), outputs.predictions)
     return value, model.metrics.finalize(state)['a']
 
-  keras_model.compile('sgd', loss, weighted_metrics=['accuracy'])
+  keras_model.compile('sgd', networks.each, weighted_metrics=['accuracy'])
   expected = keras_model.evaluate(x, y, verbose=0)
   assert 0 < np.sum(x == 0) < x.size
   np.testing.assert_allclose(compute(), expected, rtol=1e-5)
+
+
+def test_a_metric_without_sample_weights_is_refused_where_padding_is():
+  build, spec, _, _ = networks.KINDS['padded']
+  model = models.from_keras(build(), networks.each, (spec, spec), Own)
+
+  def count(x):
+    outputs = model.apply(model.initial_weights, x, False)
+    update(model, model.metrics.initialize(), x, outputs.predictions)
+
+  with pytest.raises(ValueError, match="'own' must take sample_weight"):
+    models.trace(count, spec)
 
 
 class InBranch(Own):

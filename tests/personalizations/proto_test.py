@@ -202,15 +202,15 @@ def test_the_test_takes_the_prototypes_of_all_training_data():
   for test_labels in ([0, 2, 2, 0], [2, 1], [1, 1, 0, 2, 1]):
     batch = small_models.batch(len(test_labels), test_labels, seed=9)
     result = evaluate(model, prototypes, batch)
-    x, counted = reference.proto_counted(whole, batch)
+    _, counted = reference.proto_counted(whole, batch)
     np.testing.assert_allclose(
       result.loss, reference.proto_loss(weights, whole, batch), rtol=1e-5
     )
-    np.testing.assert_array_equal(result.labels, counted)
-    assert result.num_examples == len(counted)
+    assert result.num_losses == len(counted)
+    np.testing.assert_array_equal(result.labels, batch[1])
     np.testing.assert_array_equal(
       np.argmax(result.predictions, axis=1),
-      np.argmax(reference.proto_scores(weights, whole, x), axis=1),
+      np.argmax(reference.proto_scores(weights, whole, batch[0]), axis=1),
     )
 
 
@@ -221,7 +221,7 @@ def test_without_training_data_nothing_counts():
   assert not np.any(prototypes.known)
   result = evaluate(model, prototypes, small_models.batch(3))
   assert result.loss == 0
-  assert result.num_examples == 0
+  assert result.num_losses == 0
 
 
 def test_a_feature_of_several_dimensions():

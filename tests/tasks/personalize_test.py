@@ -1,4 +1,7 @@
 import os
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -65,6 +68,35 @@ def test_the_examples_of_another_device(runs, tmp_path):
   assert set(found) == {2, 5} and np.mean(found == y) > 0.8
 
 
+def test_files_of_other_kinds_are_named(tmp_path):
+  np.savetxt(tmp_path / 'a.csv', np.eye(2))
+  (tmp_path / 'b.pkl').write_bytes(pickle.dumps(([1], [2])))
+  np.save(tmp_path / 'c.npy', np.eye(2))
+  np.savez(tmp_path / 'd.npz', [1], [2])
+  np.savez(tmp_path / 'e.npz', x=np.array([[1], 'a'], object), y=[1, 2])
+  # In a process of its own, for all programs have a flag --output_dir.
+  said = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      'import pathlib, sys\n'
+      'from tasks import personalize\n'
+      'from tasks.runs import errors\n'
+      'for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):\n'
+      '  try: personalize._read_examples(str(path))\n'
+      '  except errors.UserError as e: print(e)\n',
+      tmp_path,
+    ],
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.splitlines()
+  reasons = [*3 * ['no .npz file'], 'has arr_0, arr_1', 'Object arrays cannot']
+  for line, reason in zip(said, reasons, strict=True):
+    assert 'as numpy.savez(path, x=x, y=y) writes it' in line
+    assert reason in line
+
+
 def test_wrong_flags_and_files_are_named(runs, tmp_path):
   def npz(name, **arrays):
     np.savez(tmp_path / name, **arrays)
@@ -81,7 +113,7 @@ def test_wrong_flags_and_files_are_named(runs, tmp_path):
     ((run, f'--examples={tmp_path}/no.npz'), 'must be a file .npz'),
     (
       (run, npz('keys.npz', images=np.zeros(3), y=[1])),
-      "must be a file .npz with the arrays x and y: 'x is not a file",
+      'numpy.savez(path, x=x, y=y) writes it: it has images, y.',
     ),
     (
       (run, npz('shape.npz', x=np.zeros((2, 64)), y=[0, 1])),

@@ -4,12 +4,11 @@ A personalization differentiates through steps of gradient descent. It needs the
 model as a function of its weights, not as an object that owns them.
 """
 
-from tff_debias.models.conversion import as_model
+from tff_debias.models.functional import as_model
 from tff_debias.models.functional import from_functional
+from tff_debias.models.keras import find_feature
 from tff_debias.models.keras import from_keras
 from tff_debias.models.keras import is_subclassed
-from tff_debias.models.keras import leaves
-from tff_debias.models.keras import place_of_feature
 from tff_debias.models.model import Metrics
 from tff_debias.models.model import Model
 from tff_debias.models.model import ModelWeights

@@ -1,4 +1,4 @@
-"""Makes `Model`s of TFF's functional models."""
+"""Makes `Model`s of TFF's functional models, or says what makes one."""
 
 from collections.abc import Callable
 import functools
@@ -11,6 +11,28 @@ import tensorflow_federated as tff
 from tff_debias import internals
 from tff_debias.models import model as model_lib
 from tff_debias.models import tracing
+
+
+def as_model(value: Any) -> model_lib.Model:
+  """Returns a `Model`; converts a `tff.learning.models.FunctionalModel`.
+
+  Args:
+    value: The argument `model` of a function of this package.
+
+  Raises:
+    TypeError: If `value` is neither, with the function to call instead.
+  """
+  if isinstance(value, model_lib.Model):
+    return value
+  if isinstance(value, tff.learning.models.FunctionalModel):
+    return from_functional(value)
+  name = getattr(value, '__name__', getattr(value, 'name', repr(value)))
+  raise TypeError(
+    f'model must be a tff_debias.Model, got {type(value).__name__} {name}. TFF'
+    ' takes a model_fn that makes a model; here the model itself is wanted.'
+    ' Call tff_debias.from_keras(keras_model, loss, input_spec, metrics) with'
+    ' the Keras model, or with a function that builds it.'
+  )
 
 
 def from_functional(
@@ -74,7 +96,8 @@ def from_functional(
 def _in_graph_of_tff(function: Callable[..., Any]) -> Callable[..., Any]:
   """A function that makes Keras objects, and finds itself in a TFF computation.
 
-  Outside of one, TFF's functional models of Keras are errors.
+  Outside of one, TFF's functional models of Keras are errors. Inside of one,
+  `==` of the user's Keras objects would compare the identities of tensors.
   """
 
   @tf.autograph.experimental.do_not_convert
@@ -86,7 +109,7 @@ def _in_graph_of_tff(function: Callable[..., Any]) -> Callable[..., Any]:
     with tf.Graph().as_default():
       # Else Keras makes a placeholder for what the argument `training` says.
       internals.deprecated_internal_set_learning_phase(0)
-      with graph.as_default():
+      with graph.as_default(), tracing.comparing_values():
         return function(*args, **kwargs)
 
   return call

@@ -36,7 +36,8 @@ def from_keras(
       initial ones, or a function without arguments that makes one.
     loss: A `tf.keras.losses.Loss` or a function `(y_true, y_pred) -> tensor`.
       A tensor with a value per example is averaged. As in Keras, the padding of
-      masked sequences does not count.
+      masked sequences counts neither in the loss nor in a metric; TFF's own
+      models count it.
     input_spec: The `tf.TensorSpec`s of a batch: `(x, y)` or `{'x':, 'y':}`.
     metrics: A function that returns a list or a mapping of Keras metrics, or a
       mapping of metric constructors. By default none: only the loss.
@@ -69,11 +70,8 @@ def from_keras(
   with stand_ins.standing_for(model):
     tracing.trace(lambda x: tracing.call(model, x), x_spec)
   variables = _variables(model)
-  layer, is_input = None, False
-  place = place_of_feature(model, feature_layer)
-  if place is not None:
-    layer, is_input = leaves(model)[place[0]], place[1]
-  apply = functools.partial(_apply, model, variables, layer, is_input)
+  feature = find_feature(model, feature_layer)
+  apply = functools.partial(_apply, model, variables, *feature)
   weights = model_lib.ModelWeights(
     *(tuple(v.numpy() for v in group) for group in variables)
   )
@@ -177,9 +175,11 @@ def _mean_loss(loss: Callable[..., Any], labels: Any, predictions: Any) -> Any:
   """The mean over the batch, without the padding that a mask of Keras marks."""
   value = tf.convert_to_tensor(tracing.call(loss, labels, predictions))
   mask = getattr(predictions, '_keras_mask', None)
-  if mask is None or isinstance(loss, tf.keras.losses.Loss):
+  if mask is None or value.shape.rank < mask.shape.rank:
     return tf.reduce_mean(value)
-  counts = tf.cast(mask, value.dtype)
+  for _ in range(value.shape.rank - mask.shape.rank):
+    mask = mask[..., tf.newaxis]
+  counts = tf.cast(mask, value.dtype) * tf.ones_like(value)
   return tf.math.divide_no_nan(
     tf.reduce_sum(counts * value), tf.reduce_sum(counts)
   )
@@ -188,9 +188,9 @@ def _mean_loss(loss: Callable[..., Any], labels: Any, predictions: Any) -> Any:
 # The feature.
 
 
-def place_of_feature(
+def find_feature(
   model: tf.keras.Model, name: str | None
-) -> tuple[int, bool] | None:
+) -> tuple[Layer | None, bool]:
   """Where the feature of the prototypes is.
 
   Args:
@@ -199,30 +199,30 @@ def place_of_feature(
       has weights.
 
   Returns:
-    Its place among the `leaves` of the model, and whether the feature is its
-    input and not its output. `None` if a subclassed model has no name given:
-    there, nothing says which layer is the last.
+    The layer, and whether the feature is its input and not its output. The
+    layer is `None` if a subclassed model has no name given: there, nothing says
+    which layer is the last.
 
   Raises:
     ValueError: If there is no layer of this name.
   """
-  layers = leaves(model)
-  if name is None:
-    if is_subclassed(model):
-      return None
-    weighted = [
-      i
-      for i, leaf in enumerate(layers)
-      if any(isinstance(weight, tf.Variable) for weight in leaf.weights)
-    ]
-    return weighted[-1], True
-  names = [leaf.name for leaf in layers]
-  if name not in names:
+  layers = _leaves(model)
+  if name is not None:
+    for layer in layers:
+      if layer.name == name:
+        return layer, False
     raise ValueError(
       f'There is no layer {name!r} for the feature; the layers are'
-      f' {", ".join(names)}.'
+      f' {", ".join(layer.name for layer in layers)}.'
     )
-  return names.index(name), False
+  if is_subclassed(model):
+    return None, True
+  # A vocabulary is a weight to Keras, but no variable.
+  return [
+    layer
+    for layer in layers
+    if any(isinstance(weight, tf.Variable) for weight in layer.weights)
+  ][-1], True
 
 
 def is_subclassed(model: tf.keras.Model) -> bool:
@@ -231,12 +231,10 @@ def is_subclassed(model: tf.keras.Model) -> bool:
   return not is_sequential and not model._is_graph_network
 
 
-def leaves(model: tf.keras.Model) -> list[Layer]:
-  """The layers that hold no layers, in the order of the model."""
-  found = []
-  for layer in model.layers:
-    found += leaves(layer) if getattr(layer, 'layers', None) else [layer]
-  return found
+def _leaves(layer: Layer) -> list[Layer]:
+  """The layers that are no models, in the order of the model."""
+  layers = getattr(layer, 'layers', None)
+  return sum(map(_leaves, layers), []) if layers else [layer]
 
 
 @contextlib.contextmanager

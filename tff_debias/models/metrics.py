@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Mapping
+import inspect
 from typing import Any
 
 import tensorflow as tf
@@ -70,33 +71,47 @@ def _update(
   metric: tf.keras.metrics.Metric, labels: Any, predictions: Any
 ) -> None:
   mask = getattr(predictions, '_keras_mask', None)
-  weight = {} if mask is None else {'sample_weight': tf.cast(mask, tf.float32)}
-  tracing.call(metric.update_state, labels, predictions, **weight)
+  if mask is None:
+    tracing.call(metric.update_state, labels, predictions)
+    return
+  if not _takes_weights(metric):
+    raise ValueError(
+      f'The metric {metric.name!r} must take sample_weight in its update_state:'
+      ' the predictions have a mask, which keeps padding out.'
+    )
+  weight = tf.cast(mask, tf.float32)
+  tracing.call(metric.update_state, labels, predictions, sample_weight=weight)
+
+
+def _takes_weights(metric: tf.keras.metrics.Metric) -> bool:
+  # Keras wraps the method of the object.
+  update = type(metric).update_state
+  parameters = inspect.signature(update).parameters.values()
+  return any(
+    p.name == 'sample_weight' or p.kind == p.VAR_KEYWORD for p in parameters
+  )
 
 
 def _make(given: Any) -> Mapping[str, tf.keras.metrics.Metric]:
   """The metrics by name, made anew, so that they begin without an example."""
+  kind = tf.keras.metrics.Metric
   if given is None:
     return {}
   if isinstance(given, Mapping):
     made = {name: make() for name, make in given.items()}
-  elif callable(given) and not isinstance(given, tf.keras.metrics.Metric):
+  elif callable(given) and not isinstance(given, kind):
     made = given()
   else:
     raise TypeError(
       'metrics must be a function that makes the metrics, or their class, and'
       f' no metric, got {given!r}.'
     )
-  if not isinstance(made, Mapping):
-    metrics = (
-      [made] if isinstance(made, tf.keras.metrics.Metric) else list(made)
-    )
+  metrics = [made] if isinstance(made, kind) else made
+  if not isinstance(metrics, Mapping):
     names = [getattr(metric, 'name', None) for metric in metrics]
     if len(set(names)) < len(names):
       raise ValueError(f'The metrics need different names, got {names}.')
-    made = dict(zip(names, metrics, strict=True))
-  if not all(
-    isinstance(metric, tf.keras.metrics.Metric) for metric in made.values()
-  ):
+    metrics = dict(zip(names, metrics, strict=True))
+  if not all(isinstance(metric, kind) for metric in metrics.values()):
     raise TypeError(f'metrics must make Keras metrics, got {made!r}.')
-  return made
+  return metrics

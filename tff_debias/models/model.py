@@ -66,9 +66,9 @@ class Model:
 
   initial_weights: ModelWeights = dataclasses.field(repr=False)
   input_spec: Any
-  apply: Callable[..., Outputs]
-  loss: Callable[[Any, Any], tf.Tensor]
-  metrics: Metrics
+  apply: Callable[..., Outputs] = dataclasses.field(repr=False)
+  loss: Callable[[Any, Any], tf.Tensor] = dataclasses.field(repr=False)
+  metrics: Metrics = dataclasses.field(repr=False)
 
   def __post_init__(self):
     for weight in tf.nest.flatten(self.initial_weights.trainable):
@@ -83,7 +83,7 @@ class Model:
     if reserved:
       raise ValueError(
         f'A metric must not be named {", ".join(sorted(reserved))}: that is'
-        ' reported for every model.'
+        ' reported for every model. Leave it out, or give it another name.'
       )
 
   @functools.cached_property

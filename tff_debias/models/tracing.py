@@ -8,6 +8,8 @@ metric or a learning rate of the user.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterator
+import contextlib
 import functools
 import gc
 import inspect
@@ -115,6 +117,29 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
       return convert(function)(*args, **kwargs)
     finally:
       _Function.__call__ = call_function
+
+
+@contextlib.contextmanager
+def comparing_values() -> Iterator[None]:
+  """Lets `==` and `!=` between tensors compare values in a graph of TFF too."""
+
+  def equal(tensor, other):
+    return other is not None and tf.raw_ops.Equal(
+      x=tensor, y=other, incompatible_shape_error=False
+    )
+
+  def not_equal(tensor, other):
+    return other is None or tf.raw_ops.NotEqual(
+      x=tensor, y=other, incompatible_shape_error=False
+    )
+
+  with lock:
+    operators = tf.Tensor.__eq__, tf.Tensor.__ne__
+    tf.Tensor.__eq__, tf.Tensor.__ne__ = equal, not_equal
+    try:
+      yield
+    finally:
+      tf.Tensor.__eq__, tf.Tensor.__ne__ = operators
 
 
 def _constants(captured: list[tf.Tensor]) -> list[tf.Tensor]:

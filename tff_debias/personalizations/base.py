@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow_federated as tff
 
+from tff_debias import checks
 from tff_debias import models
 
 
@@ -18,11 +19,14 @@ class Result(NamedTuple):
       In training the model's own regularization is added.
     labels: The labels of the examples that count.
     predictions: Their predictions, as the metrics take them.
+    num_losses: The number of examples that the loss is the mean of, a float32
+      scalar; `None` for all that count.
   """
 
   loss: tf.Tensor
   labels: Any
   predictions: Any
+  num_losses: tf.Tensor | None = None
 
   @property
   def num_examples(self) -> tf.Tensor:
@@ -131,6 +135,22 @@ def supervised_result(
   if training:
     loss += outputs.regularization
   return Result(loss, labels, outputs.predictions)
+
+
+def gradient(tape: tf.GradientTape, loss: tf.Tensor, weights: Any) -> Any:
+  """The gradient of a loss, 0 for a weight that it does not depend on.
+
+  Raises:
+    ValueError: If an operation has no gradient; it names the operation.
+  """
+  try:
+    return tape.gradient(loss, weights, unconnected_gradients='zero')
+  except LookupError as e:
+    raise ValueError(
+      'TensorFlow has no gradient of an operation of the model'
+      f' ({checks.first_line(e)}). If it is a second derivative, as exact MAML'
+      ' needs it, use Maml(first_order=True).'
+    ) from e
 
 
 def clip(gradient: Any, max_norm: float | tf.Tensor) -> list[tf.Tensor]:

@@ -48,7 +48,7 @@ class Maml(base.Personalization):
           support,
           training=True,
         ).loss
-      gradients = tape.gradient(loss, adapted, unconnected_gradients='zero')
+      gradients = base.gradient(tape, loss, adapted)
       if self.first_order:
         gradients = tf.nest.map_structure(tf.stop_gradient, gradients)
       adapted = tuple(
@@ -101,9 +101,7 @@ def _full_batch_gradient(
       tape.watch(weights.trainable)
       result = base.supervised_result(model, weights, batch, training=True)
       loss = result.loss * result.num_examples
-    gradients = tape.gradient(
-      loss, weights.trainable, unconnected_gradients='zero'
-    )
+    gradients = base.gradient(tape, loss, weights.trainable)
     total = tuple(t + g for t, g in zip(total, gradients, strict=True))
     return total, num_examples + result.num_examples
 

@@ -31,7 +31,9 @@ class Proto(base.Personalization):
   """logit_c(x) = -‖feature(x) - p_c‖², p_c the mean feature of class c in A.
 
   The loss is the cross-entropy over B. A query example whose class A lacks has
-  no prototype and does not count.
+  no prototype and does not count. In the personalized test, A is all of the
+  device's training data: there such an example is wrong, as every metric sees
+  it, and only the loss leaves it out.
 
   Attributes:
     num_classes: The number of classes; by default the width of the model's
@@ -54,6 +56,7 @@ class Proto(base.Personalization):
       raise ValueError(
         'Prototypes need one integer label for each example,'
         f' tf.TensorSpec([None], tf.int32), but input_spec has {label_spec}.'
+        ' Of labels [None, 1], a data set gives y[:, 0].'
       )
     if model.output_spec.feature is None:
       raise ValueError(
@@ -167,7 +170,8 @@ def _nearest(model, prototypes, batch, training) -> base.Result:
   features, regularization = _features(model, prototypes.weights, x, training)
   offsets = features[:, tf.newaxis] - prototypes.centers
   distances = tf.reduce_sum(tf.square(offsets), axis=-1)
-  logits = tf.where(prototypes.known, -distances, distances.dtype.min)
+  # Finite, so that a metric of several examples without a prototype is, too.
+  logits = tf.where(prototypes.known, -distances, -1e30)
   classes = tf.cast(labels, tf.int64)
   losses = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)
   has_prototype = tf.gather(prototypes.known, classes)
@@ -175,10 +179,12 @@ def _nearest(model, prototypes, batch, training) -> base.Result:
   loss = tf.math.divide_no_nan(
     tf.reduce_sum(losses), tf.cast(tf.size(losses), losses.dtype)
   )
-  if training:
-    loss += regularization
+  if not training:
+    return base.Result(
+      loss, labels, logits, tf.cast(tf.size(losses), tf.float32)
+    )
   return base.Result(
-    loss,
+    loss + regularization,
     tf.boolean_mask(labels, has_prototype),
     tf.boolean_mask(logits, has_prototype),
   )
