@@ -6,8 +6,6 @@ import math
 import statistics
 from typing import Any
 
-import numpy as np
-
 from tasks.reports import savings
 from tasks.reports import tables
 from tasks.runs import methods
@@ -16,9 +14,8 @@ _OF_TARGET = ('reached', 'rounds', 'models', 'saving', 'saving_bound')
 _PLAIN = [row.title for row in methods.METHODS.values() if not row.personalizes]
 _NOTES = (
   'Accuracy: personalized, the mean over devices. ±: the standard deviation'
-  ' over seeds. Gap: the final accuracy less that of the uncorrected method, for the'
-  ' same seed. [ ]: the 95 % bootstrap interval of the mean; with two or three'
-  ' seeds it is their whole range.',
+  ' over seeds. Gap: the final accuracy less that of the uncorrected method,'
+  ' for the same seed. [ ]: the range over seeds.',
   f'{", ".join(_PLAIN)} train without personalization, and are tested with it.',
   'Rounds to a target: the first of enough tests in a row at or above it.'
   ' Saving: the models that the uncorrected method transmits until then over'
@@ -129,8 +126,14 @@ def _gap(runs: Sequence[Mapping[str, Any]]) -> str:
   gaps = [run['gap'] for run in runs if run['gap'] is not None]
   if not gaps:
     return ''
-  mean, ends = f'{statistics.mean(gaps):+.3f}', savings.interval(gaps)
-  return f'{mean} [{ends[0]:+.3f}, {ends[1]:+.3f}]' if ends else mean
+  mean = f'{statistics.mean(gaps):+.3f}'
+  return mean + _range(gaps, '+.3f')
+
+
+def _range(values: Sequence[float], form: str) -> str:
+  if len(values) < 2:
+    return ''
+  return f' [{min(values):{form}}, {max(values):{form}}]'
 
 
 def _cost(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -148,7 +151,7 @@ def _cost(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _saving(runs: Sequence[Mapping[str, Any]]) -> str:
-  """The mean saving, with its interval or as a bound."""
+  """The mean saving, with its range or as a bound."""
   pairs = [(run['saving'], run['saving_bound']) for run in runs]
   saved = [savings.Saving(*pair) for pair in pairs if pair[1] is not None]
   if not saved:
@@ -159,8 +162,7 @@ def _saving(runs: Sequence[Mapping[str, Any]]) -> str:
   factor = f'{mean.ratio:.2f} ×'
   if mean.bound:
     return f'{mean.bound} {factor}'
-  ends = savings.interval([np.log(s.ratio) for s in saved])
-  return factor + (' [{:.2f}, {:.2f}]'.format(*np.exp(ends)) if ends else '')
+  return factor + _range([s.ratio for s in saved], '.2f')
 
 
 def curve_rows(curves: Sequence[savings.Curve]) -> list[dict[str, Any]]:

@@ -136,13 +136,3 @@ def mean_saving(savings: Sequence[Saving]) -> Saving:
   bounds = {s.bound for s in savings} - {''}
   ratio = float(np.exp(np.mean([np.log(s.ratio) for s in savings])))
   return Saving(ratio, '?' if len(bounds) > 1 else ''.join(bounds))
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-  """The 95 % bootstrap interval of a mean over seeds, the same each time."""
-  if len(values) < 2:
-    return None
-  rng = np.random.default_rng(0)
-  means = rng.choice(values, (10_000, len(values))).mean(axis=1)
-  low, high = np.quantile(means, (0.025, 0.975))
-  return float(low), float(high)

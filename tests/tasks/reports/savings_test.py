@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 
@@ -75,18 +73,6 @@ def test_the_mean_of_bounds_is_a_bound_to_the_same_side(bounds, expected):
   assert found.bound == expected
   # So that to save a half and to spend the double is to save nothing.
   assert found.ratio == pytest.approx(2)
-
-
-def test_the_interval_is_that_of_the_mean_of_resampled_seeds():
-  values = [0.0, 1.0, 2.0, 3.0, 4.0]
-  low, high = savings.interval(values)
-  assert (low, high) == savings.interval(values)
-  # The normal approximation of the same.
-  error = np.std(values) / math.sqrt(5)
-  assert low == pytest.approx(2 - 1.96 * error, abs=0.1)
-  assert high == pytest.approx(2 + 1.96 * error, abs=0.1)
-  assert savings.interval([0.3, 0.3]) == pytest.approx((0.3, 0.3))
-  assert savings.interval([0.3]) is None
 
 
 def test_smoothing_is_the_mean_of_the_last_tests():
