@@ -11,7 +11,6 @@ The defaults of the settings depend on the task and the method;
 from collections.abc import Sequence
 import dataclasses
 import os
-import statistics
 from typing import Any
 
 from absl import flags
@@ -115,7 +114,6 @@ def main() -> None:
       f'A target takes {tests} tests in a row; there is one every'
       f' {s.rounds_per_evaluation} rounds.'
     ]
-    local = None
     if num_steps:
       accuracy = comparison.train_locally(num_steps)
       notes.append(
@@ -124,7 +122,6 @@ def main() -> None:
         f' size {s.learning_rate:g} on all training examples of a device, from'
         ' the initial model.'
       )
-      local = statistics.mean(accuracy)
     names = {curve.personalization for curve in curves}
     targets: dict[str, Sequence[float]] = dict.fromkeys(names, _given_targets())
     if _TARGETS.value is None:
@@ -138,7 +135,7 @@ def main() -> None:
     curve_rows = method_report.curve_rows(curves)
     tables.write_csv(curve_rows, os.path.join(comparison.path, 'curves.csv'))
     picture = os.path.join(comparison.path, 'comparison.png')
-    figures.save_comparison(curves, targets, comparison.title, picture, local)
+    figures.save_comparison(curves, targets, comparison.title, picture)
 
 
 if __name__ == '__main__':

@@ -89,7 +89,7 @@ def save_convergence(
   title: str,
   path: str,
   baselines: Mapping[str, Rows] | None = None,
-  levels: Mapping[str, float] | None = None,
+  alone: float | None = None,
 ) -> None:
   """Draws the personalized accuracy of a run against its rounds.
 
@@ -98,7 +98,7 @@ def save_convergence(
     title: It begins with the name of the method and a comma.
     path: The PNG, beside which is a PDF.
     baselines: The metrics of other runs by method, whose accuracy is drawn too.
-    levels: Accuracies that are no run's, by name: horizontal lines.
+    alone: The accuracy of devices that train alone, drawn as a level.
   """
   tests = _tests(rows)
   figure, axis = plt.subplots(figsize=(7, 4.5))
@@ -119,8 +119,7 @@ def save_convergence(
   for name, other in others.items():
     points = _tests(other)
     axis.plot(points['round'], points['accuracy'], label=name, **lines[name])
-  for name, level in (levels or {}).items():
-    _add_level(axis, level, name)
+  _add_alone(axis, alone)
   axis.set(ylabel='personalized test accuracy')
   axis.set_xlabel(_rounds_label(tests['models'][-1], tests['round'][-1]))
   axis.set_xlim(0, max(rows[-1]['round'], 1))
@@ -143,8 +142,9 @@ def _rounds_label(models: float, rounds: float) -> str:
   return f'rounds ({models / rounds:g} models each, down and up)'
 
 
-def _add_level(axis: plt.Axes, level: float, name: str) -> None:
-  axis.axhline(level, color='0.3', linestyle=':', zorder=1, label=name)
+def _add_alone(axis: plt.Axes, alone: float | None) -> None:
+  if alone is not None:
+    axis.axhline(alone, color='0.3', linestyle=':', label='each device alone')
 
 
 def save_comparison(
@@ -152,7 +152,7 @@ def save_comparison(
   targets: Mapping[str, Sequence[float]],
   title: str,
   path: str,
-  local: float | None = None,
+  alone: float | None = None,
 ) -> None:
   """Draws personalized accuracy by method against rounds and models.
 
@@ -164,7 +164,7 @@ def save_comparison(
     targets: Accuracies by personalization, drawn as thin lines.
     title: What the runs share; the number of seeds is put after it.
     path: The PNG, beside which is a PDF.
-    local: The accuracy of local training alone, drawn as a line.
+    alone: The accuracy of devices that train alone, drawn as a level.
   """
   personalizations = dict.fromkeys(curve.personalization for curve in curves)
   lines = lines_of(curve.method for curve in curves)
@@ -187,8 +187,7 @@ def save_comparison(
         axis.axhline(
           target, color='0.4', linewidth=0.6, zorder=1, label='target'
         )
-      if local is not None:
-        _add_level(axis, local, 'local training alone')
+      _add_alone(axis, alone)
       axis.set_xlim(left=0)
       axis.set_title(methods.title(personalization))
     row[0].set_ylabel('personalized test accuracy')

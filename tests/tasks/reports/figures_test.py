@@ -43,7 +43,7 @@ def test_the_convergence_shows_the_run_its_baselines_and_levels(
     'PFLDyn, a title',
     str(tmp_path / 'a.png'),
     {'Per-FedAvg': others},
-    {'local training alone': 0.25},
+    0.25,
   )
   (axis,) = drawn[0].axes
   own, other, level = axis.lines
@@ -52,7 +52,7 @@ def test_the_convergence_shows_the_run_its_baselines_and_levels(
   assert list(other.get_xdata()) == [0, 1, 2, 3]
   assert list(level.get_ydata()) == [0.25, 0.25]
   assert [line.get_label() for line in axis.lines] == [
-    *('PFLDyn', 'Per-FedAvg', 'local training alone')
+    *('PFLDyn', 'Per-FedAvg', 'each device alone')
   ]
   for line, (color, style) in (own, ('C0', '-')), (other, ('C1', '--')):
     assert (line.get_color(), line.get_linestyle()) == (color, style)
@@ -97,7 +97,7 @@ def test_the_comparison_shows_starts_targets_and_both_axes(tmp_path, drawn):
     assert fed_avg.get_linestyle() != scaf.get_linestyle()
   (legend,) = drawn[0].legends
   assert [text.get_text() for text in legend.get_texts()] == [
-    *('Per-FedAvg', 'PFLScaf', 'target', 'local training alone')
+    *('Per-FedAvg', 'PFLScaf', 'target', 'each device alone')
   ]
   assert legend.get_title().get_text() == 'mean and range over seeds'
   assert drawn[0].get_suptitle() == 'A title, 2 seeds'
