@@ -1,10 +1,11 @@
 """Draws the accuracy on digits against ε, of PFLDyn and Per-FedAvg.
 
-uv run python -m colab.dp_figure
+    uv run python -m colab.dp_figure
+
+trains 30 times.
 """
 
 import collections
-import itertools
 import tempfile
 
 import matplotlib.figure
@@ -12,6 +13,7 @@ import numpy as np
 from sklearn import datasets
 import tensorflow as tf
 
+from tasks.reports import figures
 import tff_debias
 from tff_debias import partitions
 
@@ -21,7 +23,7 @@ CLIP_NORM, DELTA = 0.5, 1e-3
 
 def accuracy_against_epsilon(
   noise_multipliers: tuple[float, ...] = (0.3, 1.0, 3.0),
-  seeds: tuple[int, ...] = (0, 1),
+  seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
 ) -> dict[str, list[tuple[float, float]]]:
   """Trains with prototypes, under several strengths of noise.
 
@@ -33,7 +35,7 @@ def accuracy_against_epsilon(
 
   Returns:
     For each method: ε and the accuracy of each run. `untrained` is the model
-    before the first round, at the same ε.
+    before the first round.
   """
   results = collections.defaultdict(list)
   for noise in noise_multipliers:
@@ -59,25 +61,29 @@ def draw(results: dict[str, list[tuple[float, float]]], path: str) -> None:
     results: What `accuracy_against_epsilon` returned.
     path: The file.
   """
-  figure = matplotlib.figure.Figure((6, 4), layout='constrained')
+  num_seeds = len(results['PFLDyn']) // len({e for e, _ in results['PFLDyn']})
+  figure = matplotlib.figure.Figure((7, 4.2), layout='constrained')
   axes = figure.add_subplot()
-  styles = itertools.cycle(('o-', 's--', 'k:'))
-  for (name, runs), style in zip(results.items(), styles, strict=False):
+  for name, line in figures.lines_of(()).items():
     by_epsilon = collections.defaultdict(list)
-    for epsilon, accuracy in runs:
+    for epsilon, accuracy in results.get(name, ()):
       by_epsilon[epsilon].append(accuracy)
-    epsilons = sorted(by_epsilon)
-    values = np.array([by_epsilon[epsilon] for epsilon in epsilons])
-    mean = values.mean(axis=1)
-    spread = np.abs([values.min(axis=1) - mean, values.max(axis=1) - mean])
-    axes.errorbar(epsilons, mean, spread, fmt=style, capsize=3, label=name)
+    if by_epsilon:
+      epsilons = sorted(by_epsilon)
+      values = np.array([by_epsilon[epsilon] for epsilon in epsilons])
+      mean = values.mean(axis=1)
+      spread = np.abs([values.min(axis=1) - mean, values.max(axis=1) - mean])
+      axes.errorbar(epsilons, mean, spread, capsize=3, label=name, **line)
+  untrained = np.mean([accuracy for _, accuracy in results['untrained']])
+  axes.axhline(untrained, color='0.3', linestyle=':', label='untrained, mean')
   axes.set_xscale('log')
   axes.set_xlabel(
     f'ε at δ = {DELTA:g}, after {NUM_ROUNDS} rounds (add or remove a client)'
   )
   axes.set_ylabel('personalized accuracy')
   axes.grid(alpha=0.3)
-  axes.legend()
+  axes.set_title(f'Digits, prototypes: mean and range of {num_seeds} seeds')
+  figure.legend(loc='outside lower center', ncols=3)
   figure.savefig(path, dpi=100)
 
 
@@ -161,4 +167,6 @@ def _train(
 
 if __name__ == '__main__':
   with tff_debias.runtime.local_context():
-    draw(accuracy_against_epsilon(), 'colab/accuracy_against_epsilon.png')
+    draw(
+      accuracy_against_epsilon(), 'colab/results/accuracy_against_epsilon.png'
+    )

@@ -12,7 +12,7 @@ from tasks.runs import per_client
 _LINES: dict[str, dict[str, Any]] = dict(
   zip(per_client.GROUPS, figures.LINES, strict=False)
 )
-_MAX_BINS = 25
+_BINS = np.linspace(0, 1, 21).tolist()
 _NOTES = """\
 The personalized test accuracy over the devices that took part in training, that
 can but did not yet, and that are held out of it. The worst tenth of devices is
@@ -97,42 +97,40 @@ def _column(
 
 
 def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
-  accuracies = {}
-  for group in _groups(evaluation):
-    values = _column(evaluation, 'accuracy', group)
-    accuracies[group] = values[np.isfinite(values)]
+  groups = _groups(evaluation)
+  accuracies = [_column(evaluation, 'accuracy', group) for group in groups]
   meta = np.array([row['meta_accuracy'] for row in evaluation.clients])
-  meta = meta[np.isfinite(meta)]
-  # The accuracies of a device are multiples of 1/n: the edges lie between.
-  n = max(
-    1, int(np.median([row['test_examples'] for row in evaluation.clients]))
-  )
-  per_bin = 1 + n // _MAX_BINS
-  bins = ((np.arange(0, n + 1 + per_bin, per_bin) - 0.5) / n).tolist()
   figure, (axis,) = _panels(evaluation, 1)
   axis.hist(
-    list(accuracies.values()),
-    bins,
+    [_within_bins(values) for values in accuracies],
+    _BINS,
     stacked=True,
-    label=[f'{group} ({len(v)})' for group, v in accuracies.items()],
-    color=[_LINES[group]['color'] for group in accuracies],
+    label=[
+      f'{group} ({np.isfinite(values).sum()})'
+      for group, values in zip(groups, accuracies, strict=True)
+    ],
+    color=[_LINES[group]['color'] for group in groups],
     edgecolor='white',
     linewidth=0.5,
   )
-  if len(meta):
+  if np.isfinite(meta).any():
     axis.hist(
-      meta,
-      bins,
+      _within_bins(meta),
+      _BINS,
       histtype='step',
       color='black',
       linestyle='--',
       label='all, not personalized',
     )
-  axis.set(xlabel='test accuracy of a device', ylabel='devices')
-  axis.locator_params('x', steps=(1, 2, 5, 10))
+  axis.set(xlabel='test accuracy of a device', ylabel='devices', xlim=(0, 1))
   axis.locator_params('y', integer=True)
   figures.add_legend(figure)
   figures.save(figure, path)
+
+
+def _within_bins(values: np.ndarray) -> np.ndarray:
+  """The finite values; one on an edge, but for rounding, is above it."""
+  return np.minimum(values[np.isfinite(values)] + 1e-6, 1)
 
 
 def _draw_curves(
@@ -159,7 +157,7 @@ def _draw_curves(
         axis.plot(x, mean, '0.7', linewidth=1, zorder=1, label='other groups')
         continue
       line = _LINES[group]
-      axis.plot(x, mean, marker='.', label=f'mean, {group}', **line)
+      axis.plot(x, mean, label=f'mean, {group}', **line)
       axis.fill_between(
         x,
         low,

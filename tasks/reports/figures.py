@@ -1,15 +1,14 @@
 """The figures of runs, as PNG for a screen and PDF for a paper."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import functools
 import os
 from typing import Any
 
 import matplotlib
 
 matplotlib.use('Agg')
-from matplotlib import ticker  # noqa: E402
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -20,14 +19,13 @@ from tasks.runs import methods  # noqa: E402
 #: The metrics of every round.
 Rows = Sequence[Mapping[str, float]]
 
-MODELS_LABEL = 'models transmitted (down and up)'
-
-#: Lines that can also be told apart without colours.
+#: Lines that can also be told apart without colours; a marker is a test.
 LINES: list[dict[str, Any]] = [
-  {'color': f'C{i}', 'linestyle': style}
-  for i, style in enumerate(
-    ['-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1))]
-    + [(0, (8, 2)), (0, (3, 1, 1, 1)), (0, (1, 3))]
+  {'color': f'C{i}', 'linestyle': style, 'marker': marker, 'markersize': 3}
+  for i, (style, marker) in enumerate(
+    [('-', 'o'), ('--', 's'), ('-.', '^'), (':', 'D')]
+    + [((0, (5, 1, 1, 1, 1, 1)), 'v'), ((0, (8, 2)), 'P')]
+    + [((0, (3, 1, 1, 1)), 'X'), ((0, (1, 3)), '*')]
   )
 ]
 
@@ -49,12 +47,16 @@ plt.rcParams.update(
   }
 )
 
-# The metrics that are norms, and their names in the figure.
-_NORMS = {
-  'finalizer/update_norm': 'update of the model',
-  'finalizer/server_correction_norm': "server's correction",
-}
-_LOSS = 'client_work/train/loss'
+
+def lines_of(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+  """The lines of methods, by name or title: the same in every figure."""
+  rows = methods.METHODS.items()
+  known = {key: LINES[row.line] for name, row in rows for key in (name, row[0])}
+  own = [name for name in dict.fromkeys(names) if name not in known]
+  places = range(len(rows), len(rows) + len(own))
+  return known | {
+    name: LINES[i % len(LINES)] for name, i in zip(own, places, strict=True)
+  }
 
 
 def save(figure: plt.Figure, path: str) -> None:
@@ -87,51 +89,43 @@ def save_convergence(
   title: str,
   path: str,
   baselines: Mapping[str, Rows] | None = None,
+  alone: float | None = None,
 ) -> None:
-  """Draws a run: accuracy, and beside it the training loss and the norms.
+  """Draws the personalized accuracy of a run against its rounds.
 
   Args:
     rows: The metrics of every round.
     title: It begins with the name of the method and a comma.
     path: The PNG, beside which is a PDF.
-    baselines: The metrics of other runs by name, whose accuracy is drawn too.
+    baselines: The metrics of other runs by method, whose accuracy is drawn too.
+    alone: The accuracy of devices that train alone, drawn as a level.
   """
   tests = _tests(rows)
-  figure, axes = plt.subplot_mosaic(
-    [['accuracy', 'loss'], ['accuracy', 'norm']],
-    figsize=(9, 4),
-    width_ratios=(3, 2),
-  )
-  axis = axes['accuracy']
-  label = f'{title.partition(",")[0]}, mean over devices'
-  axis.plot(tests['round'], tests['accuracy'], label=label)
+  figure, axis = plt.subplots(figsize=(7, 4.5))
+  method = title.partition(',')[0]
+  # A name may say more than the method, in brackets.
+  others = {k.partition(' (')[0]: v for k, v in (baselines or {}).items()}
+  lines = lines_of([method, *others])
+  axis.plot(tests['round'], tests['accuracy'], label=method, **lines[method])
   axis.fill_between(
     tests['round'],
     tests['low'],
     tests['high'],
-    alpha=0.2,
+    color=lines[method]['color'],
+    alpha=0.15,
     linewidth=0,
-    label='10 % to 90 % of devices',
+    label=f'{method}, 10 % to 90 % of devices',
   )
-  others = (baselines or {}).items()
-  for (name, other), line in zip(others, LINES[1:], strict=False):
+  for name, other in others.items():
     points = _tests(other)
-    axis.plot(points['round'], points['accuracy'], label=name, **line)
-  axis.set(xlabel='round', ylabel='personalized test accuracy')
-  axis.set_ylim(tests['low'].min() - 0.03, 1.01)
-  axis.legend(loc='lower right')
-  _add_models_axis(axis, tests)
-  axes['loss'].set(ylabel='training loss', yscale='log')
-  axes['norm'].set(ylabel='norm', yscale='log', xlabel='round')
-  _draw_metric(axes['loss'], rows, _LOSS, None, LINES[0])
-  for (metric, label), line in zip(_NORMS.items(), LINES, strict=False):
-    _draw_metric(axes['norm'], rows, metric, label, line)
-  if axes['norm'].lines:
-    axes['norm'].legend()
-  for axis in axes.values():
-    axis.set_xlim(0, max(rows[-1]['round'], 1))
-    axis.locator_params('x', integer=True)
+    axis.plot(points['round'], points['accuracy'], label=name, **lines[name])
+  _add_alone(axis, alone)
+  axis.set(ylabel='personalized test accuracy')
+  axis.set_xlabel(_rounds_label(tests['models'][-1], tests['round'][-1]))
+  axis.set_xlim(0, max(rows[-1]['round'], 1))
+  axis.locator_params('x', integer=True)
   figure.suptitle(title)
+  add_legend(figure)
   save(figure, path)
 
 
@@ -141,38 +135,16 @@ def _tests(rows: Rows) -> dict[str, np.ndarray]:
   return {name: np.array([test[name] for test in tests]) for name in tests[0]}
 
 
-def _add_models_axis(axis: plt.Axes, tests: Mapping[str, np.ndarray]) -> None:
-  """An axis of the models transmitted above that of the rounds."""
-  # The line goes on after the last test, so that no tick is set back to it.
-  rounds = np.append(tests['round'], 2 * tests['round'][-1])
-  models = np.append(tests['models'], 2 * tests['models'][-1])
-  if models[-1] > 0:
-    top = axis.secondary_xaxis(
-      'top',
-      functions=(
-        functools.partial(np.interp, xp=rounds, fp=models),
-        functools.partial(np.interp, xp=models, fp=rounds),
-      ),
-    )
-    top.set_xlabel(MODELS_LABEL)
+def _rounds_label(models: float, rounds: float) -> str:
+  """Says the models as well, so that they need no axis of their own."""
+  if not models:
+    return 'rounds'
+  return f'rounds ({models / rounds:g} models each, down and up)'
 
 
-def _draw_metric(
-  axis: plt.Axes,
-  rows: Rows,
-  metric: str,
-  label: str | None,
-  line: Mapping[str, Any],
-) -> None:
-  """Draws a metric over the rounds where it is positive, for a log axis."""
-  points = [(row['round'], row[metric]) for row in rows if row.get(metric)]
-  if points:
-    axis.plot(*zip(*points, strict=True), label=label, linewidth=1, **line)
-    low, high = axis.get_ylim()
-    subs = (1,) if high > 100 * low else (1, 2, 5)
-    axis.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
-    axis.yaxis.set_major_formatter('{x:g}')
-    axis.yaxis.set_minor_locator(ticker.NullLocator())
+def _add_alone(axis: plt.Axes, alone: float | None) -> None:
+  if alone is not None:
+    axis.axhline(alone, color='0.3', linestyle=':', label='each device alone')
 
 
 def save_comparison(
@@ -180,50 +152,74 @@ def save_comparison(
   targets: Mapping[str, Sequence[float]],
   title: str,
   path: str,
+  alone: float | None = None,
 ) -> None:
   """Draws personalized accuracy by method against rounds and models.
 
-  A line is the mean over the seeds of a method, its band their range. Targets,
-  by personalization, are thin lines.
+  A line is the mean over the seeds of a method, its band their range. There is
+  no panel for the models where all methods transmit as many in a round.
+
+  Args:
+    curves: The curves of all runs.
+    targets: Accuracies by personalization, drawn as thin lines.
+    title: What the runs share; the number of seeds is put after it.
+    path: The PNG, beside which is a PDF.
+    alone: The accuracy of devices that train alone, drawn as a level.
   """
-  lines = {name: LINES[row.line] for name, row in methods.METHODS.items()}
-  for curve in curves:
-    lines.setdefault(curve.method, LINES[len(lines) % len(LINES)])
   personalizations = dict.fromkeys(curve.personalization for curve in curves)
+  lines = lines_of(curve.method for curve in curves)
+  costs = {round(c.models[-1] / c.rounds[-1], 2) for c in curves}
+  names = ['rounds', 'models'] if len(costs) > 1 else ['rounds']
   figure, axes = plt.subplots(
     len(personalizations),
-    2,
-    figsize=(9, 0.8 + 3.1 * len(personalizations)),
+    len(names),
+    figsize=(2.5 + 3.3 * len(names), 0.8 + 3.1 * len(personalizations)),
     sharey='row',
     squeeze=False,
   )
   for row, personalization in zip(axes, personalizations, strict=True):
     group = [c for c in curves if c.personalization == personalization]
-    for axis, x_name in zip(row, ('rounds', 'models'), strict=True):
+    for axis, x_name in zip(row, names, strict=True):
       for method in dict.fromkeys(curve.method for curve in group):
         runs = [curve for curve in group if curve.method == method]
-        x = np.mean([getattr(run, x_name) for run in runs], axis=0)
-        y = np.array([run.accuracy for run in runs])
-        line, label = lines[method], methods.title(method)
-        axis.plot(x, y.mean(axis=0), label=label, **line)
-        axis.fill_between(
-          x,
-          y.min(axis=0),
-          y.max(axis=0),
-          color=line['color'],
-          alpha=0.15,
-          linewidth=0,
-        )
+        _draw_runs(axis, runs, x_name, lines[method])
       for target in targets[personalization]:
         axis.axhline(
           target, color='0.4', linewidth=0.6, zorder=1, label='target'
         )
+      _add_alone(axis, alone)
       axis.set_xlim(left=0)
       axis.set_title(methods.title(personalization))
     row[0].set_ylabel('personalized test accuracy')
-  axes[-1, 0].set_xlabel('rounds')
-  axes[-1, 1].set_xlabel(MODELS_LABEL)
-  figure.suptitle(title)
-  num_seeds = len({curve.seed for curve in curves})
-  add_legend(figure, 'mean and range over seeds' if num_seeds > 1 else None)
+  last = curves[-1]
+  axes[-1, -1].set_xlabel('models transmitted (down and up)')
+  if len(costs) == 1:
+    label = _rounds_label(last.models[-1], last.rounds[-1])
+    axes[-1, 0].set_xlabel(label)
+  else:
+    axes[-1, 0].set_xlabel('rounds')
+  seeds = len({curve.seed for curve in curves})
+  figure.suptitle(f'{title}, {seeds} seeds' if seeds > 1 else title)
+  add_legend(figure, 'mean and range over seeds' if seeds > 1 else None)
   save(figure, path)
+
+
+def _draw_runs(
+  axis: plt.Axes,
+  runs: Sequence[savings.Curve],
+  x_name: str,
+  line: Mapping[str, Any],
+) -> None:
+  """Draws the runs of a method, one for each seed."""
+  x = np.mean([getattr(run, x_name) for run in runs], axis=0)
+  y = np.array([run.accuracy for run in runs])
+  label = methods.title(runs[0].method)
+  axis.plot(x, y.mean(axis=0), label=label, **line)
+  axis.fill_between(
+    x,
+    y.min(axis=0),
+    y.max(axis=0),
+    color=line['color'],
+    alpha=0.15,
+    linewidth=0,
+  )

@@ -6,27 +6,22 @@ import math
 import statistics
 from typing import Any
 
-import numpy as np
-
 from tasks.reports import savings
 from tasks.reports import tables
 from tasks.runs import methods
 
-_COLUMNS = ('rounds', 'models', 'saving')
+_OF_TARGET = ('reached', 'rounds', 'models', 'saving', 'saving_bound')
 _PLAIN = [row.title for row in methods.METHODS.values() if not row.personalizes]
 _NOTES = (
-  '± is the standard deviation over seeds, [ ] the 95 % bootstrap interval of'
-  ' the mean. With two or three seeds the interval is their whole range, with'
-  ' fewer than ten it is narrower than the truth.',
-  'Accuracy: personalized, the mean over devices. Gap: the final accuracy less'
-  ' that of the uncorrected method, in pairs of the same seed.',
+  'Accuracy: personalized, the mean over devices. ±: the standard deviation'
+  ' over seeds. Gap: the final accuracy less that of the uncorrected method,'
+  ' for the same seed. [ ]: the range over seeds.',
   f'{", ".join(_PLAIN)} train without personalization, and are tested with it.',
-  'A target is reached in the first round from which enough tests in a row are'
-  ' at or above it. Saving: the models that the uncorrected method transmits'
-  ' until then over those of the method, the geometric mean of pairs of the'
-  ' same seed. A seed that does not reach the target counts with its whole run,'
-  ' which makes the figure a bound (> or <). It is open where seeds bound it'
-  ' from both sides, or where in a pair neither reaches the target.',
+  'Rounds to a target: the first of enough tests in a row at or above it.'
+  ' Saving: the models that the uncorrected method transmits until then over'
+  ' those of the method, the geometric mean over seeds. A seed that does not'
+  ' reach the target counts with its whole run, so the figure is a bound (> or'
+  ' <), or open where the seeds do not bound it from one side.',
   f'† A test is more than {100 * savings.MAX_LOSS:.0f} points below the best'
   ' before it: the settings are not stable.',
 )
@@ -44,10 +39,14 @@ def to_rows(
     targets: Accuracies by personalization.
     num_tests: The number of tests in a row that reach a target.
   """
-  uncorrected = savings.uncorrected_of(curves)
+  references = {
+    (curve.personalization, curve.seed): curve
+    for curve in curves
+    if savings.is_uncorrected(curve.method, curve.personalization)
+  }
   rows = []
   for curve in curves:
-    other = uncorrected.get((curve.personalization, curve.seed))
+    other = references.get((curve.personalization, curve.seed))
     loss, loss_round = curve.largest_loss()
     chosen: list[Any] = [*targets[curve.personalization]] or [None]
     for target in chosen:
@@ -63,8 +62,7 @@ def to_rows(
         'largest_loss_round': loss_round,
         'num_tests': num_tests,
         'target': target,
-        **dict.fromkeys(('reached', 'rounds', 'models')),
-        **dict.fromkeys(('saving', 'saving_bound')),
+        **dict.fromkeys(_OF_TARGET),
       }
       if target is not None:
         own = savings.need(curve, target, num_tests)
@@ -107,7 +105,8 @@ def to_markdown(
       for target, runs in by_target.items():
         if target is not None:
           cells = (*_cost(runs), _saving(runs) if is_compared else '')
-          for name, cell in zip(_COLUMNS, cells, strict=True):
+          names = ('rounds', 'models', 'saving')
+          for name, cell in zip(names, cells, strict=True):
             line[f'{name} to {target:g}'] = cell
       lines.append(line)
     parts.append(tables.to_markdown(lines))
@@ -127,8 +126,14 @@ def _gap(runs: Sequence[Mapping[str, Any]]) -> str:
   gaps = [run['gap'] for run in runs if run['gap'] is not None]
   if not gaps:
     return ''
-  mean, ends = f'{statistics.mean(gaps):+.3f}', savings.interval(gaps)
-  return f'{mean} [{ends[0]:+.3f}, {ends[1]:+.3f}]' if ends else mean
+  mean = f'{statistics.mean(gaps):+.3f}'
+  return mean + _range(gaps, '+.3f')
+
+
+def _range(values: Sequence[float], form: str) -> str:
+  if len(values) < 2:
+    return ''
+  return f' [{min(values):{form}}, {max(values):{form}}]'
 
 
 def _cost(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -146,12 +151,9 @@ def _cost(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def _saving(runs: Sequence[Mapping[str, Any]]) -> str:
-  """The mean saving, with its interval or as a bound."""
-  saved = [
-    savings.Saving(run['saving'], run['saving_bound'])
-    for run in runs
-    if run['saving_bound'] is not None
-  ]
+  """The mean saving, with its range or as a bound."""
+  pairs = [(run['saving'], run['saving_bound']) for run in runs]
+  saved = [savings.Saving(*pair) for pair in pairs if pair[1] is not None]
   if not saved:
     return ''
   mean = savings.mean_saving(saved)
@@ -160,8 +162,7 @@ def _saving(runs: Sequence[Mapping[str, Any]]) -> str:
   factor = f'{mean.ratio:.2f} ×'
   if mean.bound:
     return f'{mean.bound} {factor}'
-  ends = savings.interval([np.log(s.ratio) for s in saved])
-  return factor + (' [{:.2f}, {:.2f}]'.format(*np.exp(ends)) if ends else '')
+  return factor + _range([s.ratio for s in saved], '.2f')
 
 
 def curve_rows(curves: Sequence[savings.Curve]) -> list[dict[str, Any]]:
@@ -171,12 +172,10 @@ def curve_rows(curves: Sequence[savings.Curve]) -> list[dict[str, Any]]:
       'personalization': curve.personalization,
       'method': curve.method,
       'seed': curve.seed,
-      'round': int(round_num),
-      'models': float(models),
-      'accuracy': float(accuracy),
+      'round': int(curve.rounds[i]),
+      'models': float(curve.models[i]),
+      'accuracy': float(curve.tests[i]),
     }
     for curve in curves
-    for round_num, models, accuracy in zip(
-      curve.rounds, curve.models, curve.tests, strict=True
-    )
+    for i in range(len(curve.tests))
   ]

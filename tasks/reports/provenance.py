@@ -2,27 +2,20 @@
 
 import datetime
 import os
-import pathlib
 import subprocess
-import tomllib
-
-_PROJECT = pathlib.Path(__file__).parents[2] / 'pyproject.toml'
 
 
 def version() -> str:
-  """The version of the package and, in a checkout, the commit."""
-  # In Colab the package is not installed: Python finds it in the checkout.
-  project = tomllib.loads(_PROJECT.read_text())['project']
-  number = f'{project["name"]} {project["version"]}'
-  # A commit followed by `-dirty` has changes that are not committed.
-  command = 'git describe --always --dirty --abbrev=10 --exclude=*'
-  try:
-    commit = subprocess.check_output(
-      command.split(), cwd=os.path.dirname(__file__), stderr=subprocess.DEVNULL
-    )
-  except (OSError, subprocess.CalledProcessError):
-    return number
-  return f'{number}, commit {commit.decode().strip()}'
+  """The commit of the checkout; `-dirty` marks changes after it."""
+  command = 'git describe --always --dirty --abbrev=10 --exclude="*"'
+  done = subprocess.run(
+    f'{command} 2>/dev/null || echo unknown',
+    cwd=os.path.dirname(__file__),
+    shell=True,
+    capture_output=True,
+    text=True,
+  )
+  return f'tff_debias, commit {done.stdout.strip()}'
 
 
 def today() -> str:

@@ -1,7 +1,8 @@
 """The models that a method transmits to reach an accuracy, and its saving.
 
-A method is compared with the uncorrected one that personalizes as it is tested,
-seed by seed: both start from the same model, with the same devices each round.
+A method is compared, seed by seed, with the uncorrected method that has the
+same personalization. Both start from the same model, with the same devices in
+each round.
 """
 
 from collections.abc import Mapping
@@ -41,9 +42,9 @@ class Curve:
   @functools.cached_property
   def accuracy(self) -> np.ndarray:
     """The mean of each test and of the `smoothing` - 1 before it, `[tests]`."""
-    starts = np.maximum(np.arange(len(self.tests)) - self.smoothing + 1, 0)
+    ends = range(1, len(self.tests) + 1)
     return np.array(
-      [self.tests[start : end + 1].mean() for end, start in enumerate(starts)]
+      [self.tests[max(0, end - self.smoothing) : end].mean() for end in ends]
     )
 
   def largest_loss(self) -> tuple[float, int]:
@@ -60,23 +61,27 @@ def curve(
 ) -> Curve:
   """The curve of a run; `tests` are from `tasks.runs.folder.evaluations`."""
   method, personalization = settings.method_names
+  rounds, models, accuracy = (
+    np.array([test[name] for test in tests])
+    for name in ('round', 'models', 'accuracy')
+  )
   return Curve(
     method,
     personalization,
     settings.seed,
-    rounds=np.array([test['round'] for test in tests]),
-    models=np.array([test['models'] for test in tests]),
-    tests=np.array([test['accuracy'] for test in tests]),
-    smoothing=smoothing,
+    rounds,
+    models,
+    accuracy,
+    smoothing,
     # The folder of the data is a place on this machine.
-    settings={k: v for k, v in vars(settings).items() if k != 'data_dir'},
+    {k: v for k, v in vars(settings).items() if k != 'data_dir'},
   )
 
 
 def is_uncorrected(method: str, personalization: str) -> bool:
-  """Whether others are compared with it.
+  """Whether a method is the one that others are compared with.
 
-  It has no correction, and personalizes in training as it does in tests.
+  It has no correction, and personalizes in training as in tests.
   """
   row = methods.METHODS.get(method)
   if row is None or row.correction != 'none':
@@ -93,27 +98,20 @@ class Need(NamedTuple):
 
 
 def need(curve: Curve, target: float, num_tests: int) -> Need:
-  """The cost of reaching a target and staying there.
+  """The cost of the first of `num_tests` tests in a row at or above a target.
 
-  `num_tests` tests in a row must be at or above the target, of which the first
-  counts. So a target is not reached in the last `num_tests - 1` tests.
+  So no target is reached in the last `num_tests - 1` tests.
   """
   is_above = curve.accuracy >= target
-  starts = [
-    i
-    for i in range(len(is_above) - num_tests + 1)
-    if is_above[i : i + num_tests].all()
-  ]
-  place = starts[0] if starts else -1
-  return Need(
-    bool(starts), int(curve.rounds[place]), float(curve.models[place])
-  )
+  for i in range(len(is_above) - num_tests + 1):
+    if is_above[i : i + num_tests].all():
+      return Need(True, int(curve.rounds[i]), float(curve.models[i]))
+  return Need(False, int(curve.rounds[-1]), float(curve.models[-1]))
 
 
 class Saving(NamedTuple):
-  """By which factor fewer models suffice than without a correction.
+  """The models of the uncorrected method over those of a method.
 
-  The ratio is the models of the uncorrected method over those of the method.
   The bound is `''` where the ratio is exact, `>` or `<` where the true one is
   above or below it, and `?` where neither method reaches the target.
   """
@@ -124,12 +122,8 @@ class Saving(NamedTuple):
 
 def saving(own: Need, uncorrected: Need) -> Saving:
   """The saving in a pair of runs of the same seed."""
-  bound = {
-    (True, True): '',
-    (True, False): '>',
-    (False, True): '<',
-    (False, False): '?',
-  }[own.is_reached, uncorrected.is_reached]
+  bounds = {(True, True): '', (True, False): '>', (False, True): '<'}
+  bound = bounds.get((own.is_reached, uncorrected.is_reached), '?')
   return Saving(uncorrected.models / own.models, bound)
 
 
@@ -142,22 +136,3 @@ def mean_saving(savings: Sequence[Saving]) -> Saving:
   bounds = {s.bound for s in savings} - {''}
   ratio = float(np.exp(np.mean([np.log(s.ratio) for s in savings])))
   return Saving(ratio, '?' if len(bounds) > 1 else ''.join(bounds))
-
-
-def interval(values: Sequence[float]) -> tuple[float, float] | None:
-  """The 95 % bootstrap interval of a mean over seeds, the same each time."""
-  if len(values) < 2:
-    return None
-  rng = np.random.default_rng(0)
-  means = rng.choice(values, (10_000, len(values))).mean(axis=1)
-  low, high = np.quantile(means, (0.025, 0.975))
-  return float(low), float(high)
-
-
-def uncorrected_of(curves: Sequence[Curve]) -> dict[tuple[str, int], Curve]:
-  """The runs of uncorrected methods by personalization and seed."""
-  return {
-    (curve.personalization, curve.seed): curve
-    for curve in curves
-    if is_uncorrected(curve.method, curve.personalization)
-  }

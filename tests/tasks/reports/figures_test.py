@@ -27,43 +27,41 @@ def metrics(round_num, accuracy):
     'round': round_num,
     'distributor/models': 10.0 * round_num,
     'aggregator/models': 20.0 * round_num,
-    'client_work/train/loss': 2.0 / (round_num or 1),
-    'finalizer/update_norm': 0.5,
     f'{prefix}/mean': accuracy,
     f'{prefix}/q10': accuracy - 0.1,
     f'{prefix}/q90': 1.0,
   }
 
 
-def test_the_convergence_has_an_axis_of_models_and_the_loss(tmp_path, drawn):
+def test_the_convergence_shows_the_run_its_baselines_and_levels(
+  tmp_path, drawn
+):
   rows = [metrics(r, 0.2 + 0.1 * r) for r in range(5)]
-  figures.save_convergence(rows, 'A title', str(tmp_path / 'a.png'))
-  accuracy, loss, norm = drawn[0].axes
-  (line,) = accuracy.lines
-  np.testing.assert_allclose(line.get_ydata(), [0.2, 0.3, 0.4, 0.5, 0.6])
-  assert accuracy.get_ylim()[0] < 0.1
-  (models,) = accuracy.child_axes
-  assert models.get_xlim() == pytest.approx((0, 120))
-  np.testing.assert_allclose(loss.lines[0].get_ydata()[-1], 0.5)
-  # The server of FedAvg has no correction.
-  assert [line.get_label() for line in norm.lines] == ['update of the model']
+  others = [metrics(r, 0.3 + 0.1 * r) for r in range(4)]
+  figures.save_convergence(
+    rows,
+    'PFLDyn, a title',
+    str(tmp_path / 'a.png'),
+    {'Per-FedAvg': others},
+    0.25,
+  )
+  (axis,) = drawn[0].axes
+  own, other, level = axis.lines
+  np.testing.assert_allclose(own.get_ydata(), [0.2, 0.3, 0.4, 0.5, 0.6])
+  np.testing.assert_allclose(other.get_ydata(), [0.3, 0.4, 0.5, 0.6])
+  assert list(other.get_xdata()) == [0, 1, 2, 3]
+  assert list(level.get_ydata()) == [0.25, 0.25]
+  assert [line.get_label() for line in axis.lines] == [
+    *('PFLDyn', 'Per-FedAvg', 'each device alone')
+  ]
+  for line, (color, style) in (own, ('C0', '-')), (other, ('C1', '--')):
+    assert (line.get_color(), line.get_linestyle()) == (color, style)
+  # The models need no axis of their own.
+  assert axis.get_xlabel() == 'rounds (30 models each, down and up)'
   for name in ('a.png', 'a.pdf'):
     assert (tmp_path / name).stat().st_size > 5000
   with Image.open(tmp_path / 'a.png') as image:
     assert image.size[0] > 1000
-
-
-def test_the_convergence_shows_baselines_beside_the_run(tmp_path, drawn):
-  rows = [metrics(r, 0.2 + 0.1 * r) for r in range(5)]
-  others = [metrics(r, 0.3 + 0.1 * r) for r in range(4)]
-  path = str(tmp_path / 'a.png')
-  figures.save_convergence(rows, 'Own, a title', path, {'Other': others})
-  own, other = drawn[0].axes[0].lines
-  assert own.get_label() == 'Own, mean over devices'
-  assert other.get_label() == 'Other'
-  np.testing.assert_allclose(other.get_ydata(), [0.3, 0.4, 0.5, 0.6])
-  assert list(other.get_xdata()) == [0, 1, 2, 3]
-  assert other.get_linestyle() != own.get_linestyle()
 
 
 def test_the_comparison_shows_starts_targets_and_both_axes(tmp_path, drawn):
@@ -86,20 +84,23 @@ def test_the_comparison_shows_starts_targets_and_both_axes(tmp_path, drawn):
     {'maml': [0.85], 'proto': [0.85]},
     'A title',
     str(tmp_path / 'a.png'),
+    0.3,
   )
   assert len(drawn[0].axes) == 4
   for axis, place in zip(drawn[0].axes, (4, 160) * 2, strict=True):
-    fed_avg, scaf, target = axis.lines
+    fed_avg, scaf, target, local = axis.lines
     assert scaf.get_xdata()[-1] == place
     np.testing.assert_allclose(fed_avg.get_ydata(), [0.11, 0.51, 0.81, 0.91])
     assert axis.get_ylim()[0] < 0.1
     assert list(target.get_ydata()) == [0.85, 0.85]
+    assert list(local.get_ydata()) == [0.3, 0.3]
     assert fed_avg.get_linestyle() != scaf.get_linestyle()
   (legend,) = drawn[0].legends
   assert [text.get_text() for text in legend.get_texts()] == [
-    *('Per-FedAvg', 'PFLScaf', 'target')
+    *('Per-FedAvg', 'PFLScaf', 'target', 'each device alone')
   ]
   assert legend.get_title().get_text() == 'mean and range over seeds'
+  assert drawn[0].get_suptitle() == 'A title, 2 seeds'
 
 
 def test_a_method_has_the_same_line_in_every_figure(tmp_path, drawn):
@@ -116,6 +117,8 @@ def test_a_method_has_the_same_line_in_every_figure(tmp_path, drawn):
       'A title',
       str(tmp_path / 'a.png'),
     )
+  # All methods cost the same, so there is no panel of models.
+  assert [len(figure.axes) for figure in drawn] == [1, 1]
   every, some = (
     {line.get_label(): line for line in figure.axes[0].lines}
     for figure in drawn

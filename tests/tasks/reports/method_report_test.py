@@ -77,7 +77,7 @@ def test_notes_stand_below_those_that_explain_the_table():
     rows, ['a note']
   ).split('\n')
   assert plain.startswith('* FedAvg, FedProx, FedDyn, SCAFFOLD train without')
-  assert targets.startswith('* A target is reached') and note == '* a note'
+  assert targets.startswith('* Rounds to a target') and note == '* a note'
   assert 'more than 5 points below' in marked
 
 
