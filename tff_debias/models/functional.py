@@ -20,7 +20,8 @@ def from_functional(
   """Makes a `Model` of a `tff.learning.models.FunctionalModel`.
 
   Args:
-    functional_model: The model; its loss, metrics and input spec are used.
+    functional_model: The model; its loss, metrics and input spec are used. Its
+      weights are in the order of `tf.nest.flatten`.
     feature_fn: A function `((trainable, non_trainable), x, training) ->
       feature`, needed for prototypes. A network that is an embedding can give
       its own prediction function.
@@ -48,15 +49,16 @@ def from_functional(
   def apply(
     weights: model_lib.ModelWeights, x: Any, training: bool
   ) -> model_lib.Outputs:
-    pair = (tuple(weights.trainable), tuple(weights.non_trainable))
+    flat = [*weights.trainable, *weights.non_trainable]
+    pair = tf.nest.pack_sequence_as(functional_model.initial_weights, flat)
     feature = feature_fn and tracing.call(feature_fn, pair, x, training)
     return model_lib.Outputs(tracing.call(predict, pair, x, training), feature)
 
   trainable, non_trainable = functional_model.initial_weights
   return model_lib.Model(
     model_lib.ModelWeights(
-      tuple(np.asarray(w) for w in trainable),
-      tuple(np.asarray(w) for w in non_trainable),
+      tuple(np.asarray(w) for w in tf.nest.flatten(trainable)),
+      tuple(np.asarray(w) for w in tf.nest.flatten(non_trainable)),
     ),
     functional_model.input_spec,
     apply,
