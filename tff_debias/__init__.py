@@ -4,6 +4,7 @@ from tff_debias import partitions
 from tff_debias import runtime
 from tff_debias.client_data import compose_evaluation_with_client_data
 from tff_debias.client_data import compose_with_client_data
+from tff_debias.client_data import compose_with_dataset_computation
 from tff_debias.corrections import Correction
 from tff_debias.corrections import Dyn
 from tff_debias.corrections import NoCorrection
@@ -64,6 +65,7 @@ __all__ = [
   'from_functional',
   'partitions',
   'compose_with_client_data',
+  'compose_with_dataset_computation',
   'compose_evaluation_with_client_data',
   'build_personalized_evaluation',
   'build_client_evaluation',

@@ -33,9 +33,8 @@ def compose_with_client_data(
 ) -> tff.learning.templates.LearningProcess:
   """Makes `next` take the ids of the participants instead of their data.
 
-  Only ids are sent to a worker, which reads the data. This does for our
-  processes what TFF's `compose_dataset_computation_with_learning_process` does
-  for others. `tff.simulation.build_uniform_sampling_fn` chooses ids for
+  Only ids are sent to a worker, which reads the data.
+  `tff.simulation.build_uniform_sampling_fn` chooses ids for
   `run_training_process`, `tff.program.ClientIdDataSource` for `train_model`.
 
   >>> data = client_data.preprocess(lambda d: d.shuffle(99).batch(20).repeat(2))
@@ -55,23 +54,67 @@ def compose_with_client_data(
     TypeError: If the data are not those of the model.
     ValueError: If the data are in the graph, and larger than 2 GB.
   """
-  state_type, clients_type = process.next.type_signature.parameter
-  takes_ids = isinstance(clients_type.member, tff.StructType)
-  read = _dataset_computation(
-    client_data, clients_type.member.data if takes_ids else clients_type.member
+  return compose_with_dataset_computation(
+    process, client_data.dataset_computation
   )
 
-  @tff.tensorflow.computation(np.str_)
-  def read_client(client_id):
+
+def compose_with_dataset_computation(
+  process: tff.learning.templates.LearningProcess,
+  dataset_computation: tff.Computation,
+  id_computation: tff.Computation | None = None,
+) -> tff.learning.templates.LearningProcess:
+  """Makes `next` take clients of any type, from which their data are read.
+
+  This does for all our processes what TFF's
+  `compose_dataset_computation_with_learning_process` does for processes whose
+  clients have no ids.
+
+  >>> @tff.tensorflow.computation(np.str_)
+  ... def read(path):
+  ...   return tf.data.Dataset.load(path).batch(20)
+  >>> process = tff_debias.compose_with_dataset_computation(process, read)
+
+  Args:
+    process: A process of `build_learning_process`.
+    dataset_computation: From a client to its batches.
+    id_computation: From a client to its id, a string; by default, a client that
+      is a string is its own id. Not used where clients keep no state.
+
+  Returns:
+    A `tff.learning.templates.LearningProcess` with the same state and metrics.
+
+  Raises:
+    TypeError: If the data are not those of the model, or a client has no id.
+  """
+  state_type, clients_type = process.next.type_signature.parameter
+  client_type = dataset_computation.type_signature.parameter
+  takes_ids = isinstance(clients_type.member, tff.StructType)
+  _check_data(
+    dataset_computation,
+    clients_type.member.data if takes_ids else clients_type.member,
+  )
+  if (
+    takes_ids and id_computation is None and client_type != tff.to_type(np.str_)
+  ):
+    raise TypeError(
+      'Clients keep a state here, so each needs an id: give id_computation,'
+      f' from a client, {client_type}, to a string.'
+    )
+
+  @tff.tensorflow.computation(client_type)
+  def read_client(client):
+    data = dataset_computation(client)
     if not takes_ids:
-      return read(client_id)
-    return collections.OrderedDict(client_id=client_id, data=read(client_id))
+      return data
+    client_id = client if id_computation is None else id_computation(client)
+    return collections.OrderedDict(client_id=client_id, data=data)
 
   @tff.federated_computation(
-    state_type, tff.FederatedType(np.str_, tff.CLIENTS)
+    state_type, tff.FederatedType(client_type, tff.CLIENTS)
   )
-  def next_fn(state, client_ids):
-    return process.next(state, tff.federated_map(read_client, client_ids))
+  def next_fn(state, clients):
+    return process.next(state, tff.federated_map(read_client, clients))
 
   return tff.learning.templates.LearningProcess(
     process.initialize,
@@ -102,10 +145,11 @@ def compose_evaluation_with_client_data(
     ValueError: If the data are in the graph, and larger than 2 GB.
   """
   weights_type, clients_type = evaluation.type_signature.parameter
-  read_train, read_test = (
-    _dataset_computation(data, data_type)
-    for data, data_type in zip((train, test), clients_type.member, strict=True)
-  )
+  read_train, read_test = train.dataset_computation, test.dataset_computation
+  for read, data_type in zip(
+    (read_train, read_test), clients_type.member, strict=True
+  ):
+    _check_data(read, data_type)
 
   @tff.tensorflow.computation(np.str_)
   def read_client(client_id):
@@ -122,14 +166,10 @@ def compose_evaluation_with_client_data(
   return evaluate
 
 
-def _dataset_computation(
-  client_data: ClientData, wanted: tff.SequenceType
-) -> tff.Computation:
-  computation = client_data.dataset_computation
-  found = computation.type_signature.result
+def _check_data(read: tff.Computation, wanted: tff.SequenceType) -> None:
+  found = read.type_signature.result
   if not wanted.is_assignable_from(found):
     raise TypeError(
       f'The client data must be {wanted}, batches of the model, got {found}.'
       ' Use client_data.preprocess to shuffle, batch and repeat them.'
     )
-  return computation

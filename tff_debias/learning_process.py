@@ -45,8 +45,8 @@ def build_learning_process(
   `next` takes the state and `client_data`, the data sets of the participants:
   batches that the caller has shuffled and repeated. Without personalization a
   batch makes a local step; with one, every two batches are the support and the
-  query of a step, or each second example of a client's only batch. Where clients
-  keep a state (with Dyn, Scaf or `track_all`), a participant is an
+  query of a step, or every second example of a client's only batch. Where
+  clients keep a state (with Dyn, Scaf or `track_all`), a participant is an
   `OrderedDict` of its `client_id` and its `data`, and takes part once a round.
   An id is text or bytes of 175 bytes at most; outside of our `runtime`, TFF
   takes text in ASCII only. A round fails, and its state before is still good,

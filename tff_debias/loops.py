@@ -124,7 +124,11 @@ def _fold_stack(
       first = tf.where(is_alone, i, 0)
       stride = tf.where(is_alone, batches_per_step, 1)
       batch = whole_at(stack, i - first)
-      return tf.nest.map_structure(lambda t: t[first::stride], batch)
+      return tf.nest.map_structure(
+        lambda t, spec: tf.ensure_shape(t[first::stride], spec.shape),
+        batch,
+        dataset.element_spec,
+      )
 
   def fold(num_steps: tf.Tensor, stack: Any, state: Any) -> Any:
     def turn(i: tf.Tensor, state: Any) -> tuple[tf.Tensor, Any]:

@@ -4,7 +4,7 @@ A personalization differentiates through steps of gradient descent. It needs the
 model as a function of its weights, not as an object that owns them.
 """
 
-from tff_debias.models.functional import as_model
+from tff_debias.models.from_tff import as_model
 from tff_debias.models.functional import from_functional
 from tff_debias.models.keras import find_feature
 from tff_debias.models.keras import from_keras

@@ -1,4 +1,4 @@
-"""Makes `Model`s of TFF's functional models, or says what makes one."""
+"""Makes `Model`s of TFF's functional models."""
 
 from collections.abc import Callable
 import functools
@@ -13,28 +13,6 @@ from tff_debias.models import model as model_lib
 from tff_debias.models import tracing
 
 
-def as_model(value: Any) -> model_lib.Model:
-  """Returns a `Model`; converts a `tff.learning.models.FunctionalModel`.
-
-  Args:
-    value: The argument `model` of a function of this package.
-
-  Raises:
-    TypeError: If `value` is neither, with the function to call instead.
-  """
-  if isinstance(value, model_lib.Model):
-    return value
-  if isinstance(value, tff.learning.models.FunctionalModel):
-    return from_functional(value)
-  name = getattr(value, '__name__', getattr(value, 'name', repr(value)))
-  raise TypeError(
-    f'model must be a tff_debias.Model, got {type(value).__name__} {name}. TFF'
-    ' takes a model_fn that makes a model; here the model itself is wanted.'
-    ' Call tff_debias.from_keras(keras_model, loss, input_spec, metrics) with'
-    ' the Keras model, or with a function that builds it.'
-  )
-
-
 def from_functional(
   functional_model: tff.learning.models.FunctionalModel,
   feature_fn: Callable[[Any, Any, bool], tf.Tensor] | None = None,
@@ -42,7 +20,8 @@ def from_functional(
   """Makes a `Model` of a `tff.learning.models.FunctionalModel`.
 
   Args:
-    functional_model: The model; its loss, metrics and input spec are used.
+    functional_model: The model; its loss, metrics and input spec are used. Its
+      weights are in the order of `tf.nest.flatten`.
     feature_fn: A function `((trainable, non_trainable), x, training) ->
       feature`, needed for prototypes. A network that is an embedding can give
       its own prediction function.
@@ -70,15 +49,16 @@ def from_functional(
   def apply(
     weights: model_lib.ModelWeights, x: Any, training: bool
   ) -> model_lib.Outputs:
-    pair = (tuple(weights.trainable), tuple(weights.non_trainable))
+    flat = [*weights.trainable, *weights.non_trainable]
+    pair = tf.nest.pack_sequence_as(functional_model.initial_weights, flat)
     feature = feature_fn and tracing.call(feature_fn, pair, x, training)
     return model_lib.Outputs(tracing.call(predict, pair, x, training), feature)
 
   trainable, non_trainable = functional_model.initial_weights
   return model_lib.Model(
     model_lib.ModelWeights(
-      tuple(np.asarray(w) for w in trainable),
-      tuple(np.asarray(w) for w in non_trainable),
+      tuple(np.asarray(w) for w in tf.nest.flatten(trainable)),
+      tuple(np.asarray(w) for w in tf.nest.flatten(non_trainable)),
     ),
     functional_model.input_spec,
     apply,

@@ -62,6 +62,9 @@ class Model:
       for Dropout and the like in training.
     loss: A function `(labels, predictions) -> scalar`, the mean over a batch.
     metrics: The functional metrics.
+    forward: Of a model that hides its network, in place of `apply` and `loss`:
+      a function `(weights, batch, training) -> (loss, predictions)`, where the
+      predictions are what the metrics take.
   """
 
   initial_weights: ModelWeights = dataclasses.field(repr=False)
@@ -69,6 +72,9 @@ class Model:
   apply: Callable[..., Outputs] = dataclasses.field(repr=False)
   loss: Callable[[Any, Any], tf.Tensor] = dataclasses.field(repr=False)
   metrics: Metrics = dataclasses.field(repr=False)
+  forward: Callable[..., tuple[tf.Tensor, Any]] | None = dataclasses.field(
+    default=None, repr=False
+  )
 
   def __post_init__(self):
     for weight in tf.nest.flatten(self.initial_weights.trainable):

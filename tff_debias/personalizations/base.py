@@ -130,6 +130,9 @@ def supervised_result(
 ) -> Result:
   """The result L(w; batch) of the model's own loss and predictions."""
   x, labels = models.split_batch(batch)
+  if model.forward is not None:
+    loss, predictions = model.forward(weights, batch, training)
+    return Result(loss, labels, predictions)
   outputs = model.apply(weights, x, training)
   loss = model.loss(labels, outputs.predictions)
   if training:

@@ -35,6 +35,11 @@ class Maml(base.Personalization):
       'learning_rate of MAML', self.learning_rate, positive=True
     )
 
+  def check_model(self, model):
+    """See base class: a network that is hidden is refused."""
+    if model.forward is not None:
+      model.apply()
+
   def meta_loss(self, model, weights, batches, weight_decay):
     """See base class."""
     support, query = batches
