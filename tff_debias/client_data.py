@@ -8,6 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import tensorflow_federated as tff
 
+from tff_debias import models
+
 ClientData: TypeAlias = tff.simulation.datasets.ClientData
 
 
@@ -125,7 +127,9 @@ def compose_evaluation_with_client_data(
 def _dataset_computation(
   client_data: ClientData, wanted: tff.SequenceType
 ) -> tff.Computation:
-  computation = client_data.dataset_computation
+  # Not its `dataset_computation`: in TFF's graph, `==` in the user's `map` or
+  # `filter` would compare the identities of tensors.
+  computation = models.computation(np.str_)(client_data.serializable_dataset_fn)
   found = computation.type_signature.result
   if not wanted.is_assignable_from(found):
     raise TypeError(
