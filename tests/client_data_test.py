@@ -101,3 +101,17 @@ def test_data_too_large_for_a_graph_are_named(tmp_path):
   process = build_without_states(tmp_path, 'states')
   with pytest.raises(ValueError, match='2 GB. .*create_tf_dataset_for_client'):
     tff_debias.compose_with_client_data(process, data)
+
+
+def test_comparisons_in_the_users_pipeline_are_of_values(tmp_path):
+  def change(x, y):
+    return x, tf.where(x[:1] == 1.0, 100.0, y)
+
+  x = np.ones((4, 3), np.float32)
+  data = tff.simulation.datasets.TestClientData({'a': (x, x[:, :1])})
+  data = data.preprocess(lambda d: d.map(change).batch(4))
+  process = build_without_states(tmp_path, 'states')
+  composed = tff_debias.compose_with_client_data(process, data)
+  _, metrics = composed.next(composed.initialize(), ['a'])
+  # The weights are zeros.
+  np.testing.assert_allclose(metrics['client_work']['train']['loss'], 100.0**2)

@@ -8,6 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import tensorflow_federated as tff
 
+from tff_debias import models
+
 ClientData: TypeAlias = tff.simulation.datasets.ClientData
 
 
@@ -55,7 +57,7 @@ def compose_with_client_data(
     ValueError: If the data are in the graph, and larger than 2 GB.
   """
   return compose_with_dataset_computation(
-    process, client_data.dataset_computation
+    process, _dataset_computation(client_data)
   )
 
 
@@ -145,7 +147,7 @@ def compose_evaluation_with_client_data(
     ValueError: If the data are in the graph, and larger than 2 GB.
   """
   weights_type, clients_type = evaluation.type_signature.parameter
-  read_train, read_test = train.dataset_computation, test.dataset_computation
+  read_train, read_test = map(_dataset_computation, (train, test))
   for read, data_type in zip(
     (read_train, read_test), clients_type.member, strict=True
   ):
@@ -164,6 +166,12 @@ def compose_evaluation_with_client_data(
     return evaluation(weights, tff.federated_map(read_client, client_ids))
 
   return evaluate
+
+
+def _dataset_computation(client_data: ClientData) -> tff.Computation:
+  # Not its `dataset_computation`: in TFF's graph, `==` in the user's `map` or
+  # `filter` would compare the identities of tensors.
+  return models.computation(np.str_)(client_data.serializable_dataset_fn)
 
 
 def _check_data(read: tff.Computation, wanted: tff.SequenceType) -> None:

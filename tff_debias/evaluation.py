@@ -269,10 +269,10 @@ def _client_test(
     )
     is_included = loops.has_data(train) & (num_examples > 0)
     for name, value in values.items():
-      if value.shape.rank != 0:
+      if not tf.is_tensor(value) or value.shape.rank != 0:
         raise ValueError(
-          'The personalized test needs metrics that are scalars, but'
-          f' {name!r} is of shape {value.shape}.'
+          f'The personalized test needs metrics that are scalars, but {name!r}'
+          f' is {models.specs_of(value)}.'
         )
       is_included &= tf.math.is_finite(tf.cast(value, tf.float32))
     return collections.OrderedDict(

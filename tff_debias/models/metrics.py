@@ -61,7 +61,9 @@ def from_metrics(given: Any, y_spec: Any, predictions_spec: Any):
     values = collections.OrderedDict()
     for name, metric in metrics.items():
       with stand_ins.standing_for(metric, metric.variables, state[name]):
-        values[name] = tracing.call(metric.result)
+        values[name] = tf.nest.map_structure(
+          tf.convert_to_tensor, tracing.call(metric.result)
+        )
     return values
 
   return model_lib.Metrics(initialize, update, finalize)
