@@ -1,3 +1,4 @@
+import os
 import pathlib
 import re
 import subprocess
@@ -12,23 +13,22 @@ PAGES = [
 ]
 
 
-def test_the_library_example_shows_what_a_local_step_gains(tmp_path):
-  examples = re.findall(
-    r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S
-  )
+def test_the_library_example_shows_what_personalization_gains(tmp_path):
+  text = (ROOT / 'README.md').read_text()
+  example = re.findall(r'```python\n(.*?)```', text, re.S)[0]
   path = tmp_path / 'example.py'
-  path.write_text(examples[0])
+  path.write_text(example)
   done = subprocess.run(
-    [sys.executable, path], cwd=ROOT, capture_output=True, text=True
+    [sys.executable, path],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
   )
-  assert not done.returncode, done.stderr
-  numbers = re.findall(
-    r'round .*: (.*), after one local step (.*)', done.stdout
-  )
-  before, after = map(float, numbers[-1])
-  # Devices number their classes otherwise, so no single model is right for all.
-  assert before < 0.35 and after > 0.7
-  assert 'tensorflow' not in done.stderr.lower()
+  before, after = map(float, re.findall(r': (.*)', done.stdout))
+  # Devices disagree, so one model for all is right half the time.
+  assert before < 0.65 and after > 0.8, done.stderr
+  assert not done.stderr  # TensorFlow's log.
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -27,10 +27,7 @@ def mean_and_deviation(values: Sequence[float], digits: int) -> str:
   mean = f'{statistics.mean(values):.{digits}f}'
   if len(values) < 2:
     return mean
-  deviation = statistics.stdev(values)
-  if deviation < 0.5 * 10**-digits:
-    digits += 1
-  return f'{mean} ± {deviation:.{digits}f}'
+  return f'{mean} ± {statistics.stdev(values):.{digits}f}'
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str) -> None:

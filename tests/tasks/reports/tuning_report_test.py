@@ -22,5 +22,5 @@ def test_the_table_has_each_value_its_accuracy_and_the_choice():
   ]
   assert lines[2] == ['Per-FedAvg, MAML', '', '0.6000 ± 0.1414', '←']
   assert lines[3] == ['PFLDyn, MAML', '0.01', '0.7000 ± 0.2828', '']
-  assert lines[4] == ['PFLDyn, MAML', '0.1', '0.8000 ± 0.00000', '←']
+  assert lines[4] == ['PFLDyn, MAML', '0.1', '0.8000 ± 0.0000', '←']
   assert text.endswith('* seeds: 3 4')
