@@ -71,6 +71,15 @@ def golden_method(name, num_steps):
   }[name]
 
 
+@functools.cache
+def golden_evaluation(personalization):
+  return evaluation.build_personalized_evaluation(
+    golden_model(),
+    personalization,
+    max_grad_norm=golden()[1]['max_grad_norm'],
+  )
+
+
 def golden_dataset(arrays, part, i):
   """The test batches are no divisor of the data: the last one is smaller."""
   return tf.data.Dataset.from_tensor_slices(
@@ -116,11 +125,7 @@ def test_every_round_is_that_of_the_authors(tmp_path, name):
   # has no gradient there.
   num_compared = 4 if name == 'per_fed_avg_proto' else 6
   num_batches = config['local_steps'] * personalization.batches_per_step
-  evaluate = evaluation.build_personalized_evaluation(
-    golden_model(),
-    personalization,
-    max_grad_norm=config['max_grad_norm'],
-  )
+  evaluate = golden_evaluation(personalization)
   clients = [
     collections.OrderedDict(
       (part, golden_dataset(arrays, part, i)) for part in ('train', 'test')
