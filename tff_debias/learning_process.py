@@ -422,7 +422,8 @@ def _server_broadcast(
   if algorithm.learning_rate_fn is None:
     learning_rate = hparams['learning_rate']
   else:
-    learning_rate = algorithm.learning_rate_fn(state.client_work['round'])
+    round_num = state.client_work['round']
+    learning_rate = models.call(algorithm.learning_rate_fn, round_num)
   broadcast = algorithm_lib.broadcast(
     algorithm,
     _server_state(state),
