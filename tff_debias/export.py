@@ -361,7 +361,7 @@ def _meta_weights(
   if not all(isinstance(w, tf.Variable) for w in keras_model.weights):
     raise ExportError(
       'A network with a vocabulary that was adapted (TextVectorization) cannot'
-      ' be exported. Let it take the numbers that this layer gives, and call the'
+      ' be exported. Let it take the numbers that this layer gives: call the'
       ' layer before the network.'
     )
   weights = models.ModelWeights(

@@ -55,7 +55,9 @@ def build_learning_process(
   loss and metrics, the numbers of `participants` and of clients `left_out`
   (without data, or without a finite result), and the mean `correction_norm` of
   the participants' states; `finalizer` with the `update_norm` and the
-  `server_correction_norm`.
+  `server_correction_norm`. As in Keras' `fit`, the `train` loss contains the
+  network's own losses (regularizers). TFF's FedAvg trains on them, too, but
+  leaves them out of the loss that it reports.
 
   `get_model_weights` gives the model *selected*, mean_S w_i, as
   `tff.learning.models.ModelWeights`; `get_all_model_weights` gives the model
