@@ -459,7 +459,11 @@ def test_what_cannot_be_exported_is_refused():
   class Subclassed(tf.keras.Model):
     pass
 
+  words = L.StringLookup(output_mode='multi_hot')
+  words.adapt(['a', 'b'])
+  text = tf.keras.Sequential([L.Input((2,), dtype='string'), words, L.Dense(4)])
   for error, message, arguments in (
+    (export.ExportError, 'with a vocabulary', (text, model)),
     (TypeError, 'model must be .*from_keras', (keras_model, keras_model)),
     (export.ExportError, 'that the Model was made of', (other, model)),
     (export.ExportError, 'Only a classifier', (keras_model, regression)),

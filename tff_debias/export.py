@@ -358,6 +358,12 @@ def _meta_weights(
       'Only a functional or sequential Keras model can be exported, got'
       f' {type(keras_model).__name__}.'
     )
+  if not all(isinstance(w, tf.Variable) for w in keras_model.weights):
+    raise ExportError(
+      'A network with a vocabulary that was adapted (TextVectorization) cannot'
+      ' be exported. Let it take the numbers that this layer gives: call the'
+      ' layer before the network.'
+    )
   weights = models.ModelWeights(
     tuple(v.numpy() for v in keras_model.trainable_variables),
     tuple(v.numpy() for v in keras_model.non_trainable_variables),

@@ -58,7 +58,9 @@ def build_learning_process(
   loss and metrics, the numbers of `participants` and of clients `left_out`
   (without data for a step, or without a finite result), and the mean
   `correction_norm` of the participants' states; `finalizer` with the
-  `update_norm` and the `server_correction_norm`.
+  `update_norm` and the `server_correction_norm`. As in Keras' `fit`, the
+  `train` loss contains the network's own losses (regularizers). TFF's FedAvg
+  trains on them, too, but leaves them out of the loss that it reports.
 
   `get_model_weights` gives the model *selected*, mean_S w_i, as
   `tff.learning.models.ModelWeights`; `get_all_model_weights` gives the model
@@ -436,7 +438,8 @@ def _server_broadcast(
   if algorithm.learning_rate_fn is None:
     learning_rate = hparams['learning_rate']
   else:
-    learning_rate = algorithm.learning_rate_fn(state.client_work['round'])
+    round_num = state.client_work['round']
+    learning_rate = models.call(algorithm.learning_rate_fn, round_num)
   broadcast = algorithm_lib.broadcast(
     algorithm,
     _server_state(state),

@@ -169,19 +169,6 @@ def test_inputs_by_name_and_in_a_tuple():
     )
 
 
-def test_dropout_only_in_training():
-  keras_model = sequential(
-    layers.Dropout(0.5), layers.Dense(3, kernel_initializer='identity')
-  )
-  model = models.from_keras(keras_model, MSE, (VECTOR, VECTOR))
-  x = np.ones((20, 3), np.float32)
-  np.testing.assert_array_equal(run(model, x).predictions, x)
-  compute = tf.function(lambda: model.apply(model.initial_weights, x, True))
-  first, second = compute().predictions, compute().predictions
-  assert set(np.unique(first)) == {0, 2}
-  assert np.any(first != second)
-
-
 def resized(x):
   return tf.image.resize(x, (3, 3))
 
@@ -297,14 +284,6 @@ def test_a_layer_that_is_called_twice_gives_its_last_output():
   model = make(keras_model, None, 'twice')
   x = inputs(VECTOR)
   np.testing.assert_allclose(run(model, x).feature, twice(twice(x)), atol=1e-6)
-
-
-def test_dropout_as_the_feature():
-  keras_model = sequential(layers.Dropout(0.5, name='drop'), dense(2))
-  model = make(keras_model, None, 'drop')
-  x = np.ones((20, 3), np.float32)
-  assert set(np.unique(run(model, x, training=True).feature)) == {0, 2}
-  np.testing.assert_array_equal(run(model, x).feature, x)
 
 
 def test_a_layer_that_is_not_there():

@@ -300,6 +300,36 @@ def test_regularization_is_that_of_keras(build):
   assert_weights(weights, keras_model)
 
 
+_RATES = tf.constant([0.5, 0.25])
+_TABLE = tf.lookup.StaticHashTable(
+  tf.lookup.KeyValueTensorInitializer([1], [0.125], tf.int32), 9.0
+)
+
+
+def branching_rate(round_num):
+  if round_num == 0:
+    rate = _RATES[1]
+  else:
+    rate = _TABLE.lookup(round_num)
+  return tf.where(round_num != 5, rate, 9.0)
+
+
+def test_a_learning_rate_function_is_called_as_tensorflow_2_calls_it():
+  model = models.from_keras(
+    sequential(layers.Dense(1, use_bias=False)),
+    lambda y, p: tf.reduce_mean(p),
+    (VECTOR, LABELS),
+  )
+  process = tff_debias.build_fed_avg(model, learning_rate_fn=branching_rate)
+  client = dataset([(np.ones((4, 3), np.float32), np.zeros(4, np.int32))])
+  (start,) = model.initial_weights.trainable
+  state, _ = process.next(process.initialize(), [client])
+  (first,) = process.get_model_weights(state).trainable
+  (second,) = process.get_model_weights(process.next(state, [client])[0])[0]
+  np.testing.assert_allclose(start - first, 0.25, rtol=1e-5)
+  np.testing.assert_allclose(first - second, 0.125, rtol=1e-5)
+
+
 def test_padding_counts_nowhere():
   build, spec, _, y = networks.KINDS['padded']
   keras_model, x = build(), networks.inputs(spec)

@@ -14,6 +14,7 @@ from tff_debias.models.model import Model
 from tff_debias.models.model import ModelWeights
 from tff_debias.models.model import Outputs
 from tff_debias.models.model import split_batch
+from tff_debias.models.tracing import call
 from tff_debias.models.tracing import computation
 from tff_debias.models.tracing import outside
 from tff_debias.models.tracing import specs_of

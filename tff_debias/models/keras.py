@@ -68,7 +68,7 @@ def from_keras(
     )
   # A model that makes its weights when it is called has them from here on.
   with stand_ins.standing_for(model):
-    tracing.trace(lambda x: tracing.call(model, x), x_spec)
+    tracing.trace(lambda x: tracing.call(model, x, training=False), x_spec)
   variables = _variables(model)
   feature = find_feature(model, feature_layer)
   apply = functools.partial(_apply, model, variables, *feature)
