@@ -5,11 +5,18 @@ All train on the same participants, and end as `process.next` in a loop does.
 
 import asyncio
 import collections
+import csv
+import datetime
+import os
+import subprocess
+import sys
+import types
 
 import numpy as np
 import programs
 import pytest
 import small_models
+import tensorflow as tf
 import tensorflow_federated as tff
 
 import tff_debias
@@ -28,21 +35,36 @@ def client(client_id):
   )
 
 
-def build(folder):
+@pytest.fixture(scope='module')
+def processes(runtime, tmp_path_factory):
+  """A process, the same of ids, and the folder in which all runs keep states.
+
+  Every test begins a run of its own.
+  """
+  folder = tmp_path_factory.mktemp('clients')
   process = tff_debias.build_pfl_dyn(
     small_models.linear_model(),
     tff_debias.Maml(num_steps=1, learning_rate=0.1),
     alpha=0.5,
     num_clients=4,
-    storage=tff_debias.ClientStorage(folder / 'clients'),
+    storage=tff_debias.ClientStorage(folder),
     learning_rate=0.05,
   )
-  return process, tff_debias.compose_with_client_data(process, CLIENT_DATA)
+  composed = tff_debias.compose_with_client_data(process, CLIENT_DATA)
+  return process, composed, folder
 
 
-@pytest.fixture
-def expected(runtime, tmp_path):
-  process, _ = build(tmp_path / 'expected')
+@pytest.fixture(scope='module')
+def fed_avg(runtime):
+  """A process whose clients are data sets."""
+  return tff_debias.build_fed_avg(
+    small_models.linear_model(), learning_rate=0.05
+  )
+
+
+@pytest.fixture(scope='module')
+def expected(processes):
+  process, *_ = processes
   state = process.initialize()
   for ids in ROUNDS:
     state = process.next(state, [client(i) for i in ids]).state
@@ -55,49 +77,180 @@ def assert_same(weights, expected, atol=0):
     assert np.abs(other).max() > 0.1
 
 
-def test_run_training_process(expected, tmp_path):
-  _, process = build(tmp_path)
+@pytest.fixture
+def manager(processes, tmp_path):
+  return tff_debias.StorageStateManager(
+    tff.program.FileProgramStateManager(tmp_path / 'state'),
+    tff_debias.ClientStorage(processes[2]),
+  )
+
+
+SOURCE = programs.data_source(ROUNDS, tff.FederatedType(np.str_, tff.CLIENTS))
+
+
+def test_a_trainer_with_evaluation_and_csv(processes, expected, tmp_path):
+  _, process, _ = processes
+  model = small_models.linear_model()
+  evaluate = tff_debias.compose_evaluation_with_client_data(
+    tff_debias.build_personalized_evaluation(model, tff_debias.Maml(1, 0.1)),
+    *[small_models.linear_client_data(IDS).preprocess(lambda d: d.batch(4))]
+    * 2,
+  )
   asyncio.set_event_loop(asyncio.new_event_loop())
   state = tff.simulation.run_training_process(
     process,
     training_selection_fn=lambda round_num: ROUNDS[round_num - 1],
     total_rounds=len(ROUNDS),
+    evaluation_fn=lambda state, ids: evaluate(
+      process.get_model_weights(state), ids
+    ),
+    evaluation_selection_fn=lambda round_num: IDS,
+    rounds_per_evaluation=5,
+    metrics_managers=[
+      tff.program.CSVFileReleaseManager(
+        tmp_path / 'metrics.csv', key_fieldname='round'
+      )
+    ],
   )
   assert_same(process.get_model_weights(state), expected)
-
-
-def state_manager(folder):
-  return tff_debias.StorageStateManager(
-    tff.program.FileProgramStateManager(folder / 'state'),
-    tff_debias.ClientStorage(folder / 'clients'),
+  rows = list(csv.DictReader((tmp_path / 'metrics.csv').open()))
+  assert [row['round'] for row in rows][-5:] == ['1', '2', '3', '4', '5']
+  last = evaluate(process.get_model_weights(state), IDS)
+  assert float(rows[-1]['evaluation/by_client/loss/mean']) == pytest.approx(
+    last['by_client']['loss']['mean']
   )
 
 
-def test_train_model_goes_on_from_a_checkpoint(expected, tmp_path):
-  source = programs.data_source(ROUNDS, tff.FederatedType(np.str_, tff.CLIENTS))
+@pytest.mark.parametrize('is_own', [False, True])
+def test_train_model_goes_on_from_a_checkpoint(
+  processes, expected, manager, is_own
+):
+  _, process, _ = processes
+  context = tff.program.NativeFederatedContext(
+    tff_debias.runtime.AsyncLocalContext()
+  )
   for num_rounds in 3, len(ROUNDS):
-    _, process = build(tmp_path)
     state = programs.train_model(
-      process, source, state_manager(tmp_path), num_rounds
+      process, SOURCE, manager, num_rounds, None if is_own else context
     )
   assert_same(process.get_model_weights(state), expected)
 
 
-def test_train_model_in_tffs_own_program_context(expected, tmp_path):
-  source = programs.data_source(ROUNDS, tff.FederatedType(np.str_, tff.CLIENTS))
-  _, process = build(tmp_path)
+def test_train_model_with_data_sets_in_tffs_own_program_context(
+  fed_avg, tmp_path
+):
+  rounds = [[client(i)['data'] for i in ids] for ids in ROUNDS]
   state = programs.train_model(
-    process,
-    source,
-    state_manager(tmp_path),
+    fed_avg,
+    programs.data_source(rounds, fed_avg.next.type_signature.parameter[1]),
+    tff.program.FileProgramStateManager(tmp_path),
     len(ROUNDS),
     tff.program.NativeFederatedContext(tff_debias.runtime.AsyncLocalContext()),
   )
-  assert_same(process.get_model_weights(state), expected)
+  own = fed_avg.initialize()
+  for client_data in rounds:
+    own = fed_avg.next(own, client_data).state
+  assert_same(fed_avg.get_model_weights(state), fed_avg.get_model_weights(own))
+
+
+def test_train_model_with_vizier(processes, expected, tmp_path):
+  """A study of two trials; TFF sets the rate of each in the first state."""
+  process, composed, folder = processes
+
+  class Trial:
+    def __init__(self, rate):
+      self.parameters, self.measurements = {'learning_rate': rate}, []
+
+    def materialize(self):
+      return types.SimpleNamespace(
+        creation_time=datetime.datetime.now().astimezone()
+      )
+
+    def check_early_stopping(self):
+      return False
+
+    def add_measurement(self, measurement):
+      self.measurements.append(measurement)
+
+  class Study:
+    left, done = [Trial(0.05), Trial(0.025)], []
+
+    def trials(self):
+      return types.SimpleNamespace(get=lambda: self.done)
+
+    def suggest(self, count, client_id):
+      self.done.append(self.left.pop(0))
+      return self.done[-1:]
+
+  @tff.tensorflow.computation(
+    composed.get_hparams.type_signature.result,
+    collections.OrderedDict(learning_rate=np.float64),
+  )
+  def update_hparams(hparams, parameters):
+    rate = tf.cast(parameters['learning_rate'], tf.float32)
+    return collections.OrderedDict(hparams, learning_rate=rate)
+
+  async def train_without_evaluation(evaluation_manager, **arguments):
+    await tff.learning.programs.train_model(
+      evaluation_manager=None, **arguments
+    )
+
+  study, released = Study(), {}
+
+  def output_manager(trial):
+    rate = trial.parameters['learning_rate']
+    return released.setdefault(rate, tff.program.MemoryReleaseManager())
+
+  with (
+    tff.framework.get_context_stack().install(
+      tff_debias.runtime.ProgramContext()
+    ),
+    asyncio.Runner() as runner,
+  ):
+    runner.run(
+      tff.learning.programs.train_model_with_vizier(
+        study=study,
+        total_trials=2,
+        update_hparams=update_hparams,
+        train_model_program_logic=train_without_evaluation,
+        train_process_factory=lambda trial: composed,
+        train_data_source=SOURCE,
+        total_rounds=len(ROUNDS),
+        num_clients=2,
+        program_state_manager_factory=lambda trial: (
+          tff_debias.StorageStateManager(
+            tff.program.FileProgramStateManager(
+              tmp_path / str(trial.parameters['learning_rate'])
+            ),
+            tff_debias.ClientStorage(folder),
+          )
+        ),
+        model_output_manager_factory=output_manager,
+        evaluation_manager_factory=lambda trial: (
+          tff.learning.programs.EvaluationManager(
+            None,
+            None,
+            lambda name: tff.program.FileProgramStateManager(tmp_path / name),
+            None,
+            1,
+          )
+        ),
+        evaluation_periodicity=100,
+      )
+    )
+  weights = [
+    process.get_model_weights(
+      manager.values()[f'training_checkpoint_round_{len(ROUNDS)}']
+    )
+    for manager in released.values()
+  ]
+  assert_same(weights[0], expected)
+  assert np.abs(weights[1].trainable[0] - expected.trainable[0]).max() > 0.01
+  assert [len(trial.measurements) for trial in study.done] == [5, 5]
 
 
 def test_checkpoints_of_train_model_are_one_round_behind_at_most(
-  runtime, tmp_path
+  processes, tmp_path
 ):
   class Manager(tff_debias.StorageStateManager):
     async def save(self, program_state, version):
@@ -111,7 +264,7 @@ def test_checkpoints_of_train_model_are_one_round_behind_at_most(
       return super().__getitem__(i)
 
   saved, behind = [], []
-  process, _ = build(tmp_path)
+  process, _, folder = processes
   long = CLIENT_DATA.preprocess(lambda data: data.repeat(1000))
   process = tff_debias.compose_with_client_data(process, long)
   source = programs.data_source(
@@ -119,22 +272,22 @@ def test_checkpoints_of_train_model_are_one_round_behind_at_most(
   )
   manager = Manager(
     tff.program.FileProgramStateManager(tmp_path / 'state'),
-    tff_debias.ClientStorage(tmp_path / 'clients'),
+    tff_debias.ClientStorage(folder),
   )
   programs.train_model(process, source, manager, len(ROUNDS))
   assert len(behind) == len(ROUNDS) and max(behind) <= 1, (behind, saved)
 
 
-def test_train_model_with_ids_chosen_at_random(runtime, tmp_path):
-  _, process = build(tmp_path)
+def test_train_model_with_ids_chosen_at_random(processes, manager):
+  _, process, _ = processes
   state = programs.train_model(
-    process, tff.program.ClientIdDataSource(IDS), state_manager(tmp_path), 3
+    process, tff.program.ClientIdDataSource(IDS), manager, 3
   )
   assert np.abs(process.get_model_weights(state).trainable[0]).max() > 0.1
 
 
-def test_the_steps_of_a_map_reduce_form(expected, tmp_path):
-  process, _ = build(tmp_path)
+def test_the_steps_of_a_map_reduce_form(processes, expected):
+  process, *_ = processes
   form = tff.backends.mapreduce.get_map_reduce_form_for_computation(
     process.next
   )
@@ -151,9 +304,183 @@ def test_the_steps_of_a_map_reduce_form(expected, tmp_path):
   assert_same(process.get_model_weights(state), expected, atol=1e-7)
 
 
-def test_the_distribute_aggregate_form_exists(tmp_path):
-  process, _ = build(tmp_path)
+def test_the_distribute_aggregate_form_exists(processes):
+  process, *_ = processes
   form = tff.backends.mapreduce.get_distribute_aggregate_form_for_computation(
     process.next
   )
   assert isinstance(form, tff.backends.mapreduce.DistributeAggregateForm)
+
+
+def test_clients_of_any_type(processes, expected):
+  """A client is its id, or a number of which its data and its id are made."""
+  process, *_ = processes
+
+  @tff.tensorflow.computation(np.int32)
+  def read(place):
+    return CLIENT_DATA.serializable_dataset_fn(tf.gather(IDS, place))
+
+  @tff.tensorflow.computation(np.int32)
+  def name(place):
+    return tf.gather(IDS, place)
+
+  composed = tff_debias.compose_with_dataset_computation(process, read, name)
+  state = composed.initialize()
+  for ids in ROUNDS:
+    state = composed.next(state, [IDS.index(i) for i in ids]).state
+  assert_same(process.get_model_weights(state), expected)
+  with pytest.raises(TypeError, match='needs an id: give id_computation'):
+    tff_debias.compose_with_dataset_computation(process, read)
+
+
+def test_plain_data_and_cohorts_of_any_size(fed_avg):
+  """In TFF's compositions, another `LearningProcess`, and by the thousand."""
+  compositions = tff.simulation
+  dataset_computation = CLIENT_DATA.dataset_computation
+  wrapped = tff.learning.templates.LearningProcess(
+    fed_avg.initialize,
+    fed_avg.next,
+    fed_avg.get_model_weights,
+    fed_avg.set_model_weights,
+    get_hparams_fn=fed_avg.get_hparams,
+    set_hparams_fn=fed_avg.set_hparams,
+  )
+  by_id = compositions.compose_dataset_computation_with_learning_process(
+    dataset_computation, wrapped
+  )
+  iterative = compositions.compose_dataset_computation_with_iterative_process(
+    dataset_computation, fed_avg
+  )
+  states = [process.initialize() for process in (fed_avg, by_id, iterative)]
+  for ids in (['a', 'b'], [], ['c'], IDS * 250):
+    data = [client(i)['data'] for i in IDS]
+    data = [data[IDS.index(i)] for i in ids]
+    outputs = [
+      fed_avg.next(states[0], data),
+      by_id.next(states[1], ids),
+      iterative.next(states[2], ids),
+    ]
+    states = [output.state for output in outputs]
+    work = outputs[0].metrics['client_work']
+    assert (work['participants'], work['left_out']) == (len(ids), 0)
+  for state in states[1:]:
+    assert_same(
+      fed_avg.get_model_weights(state), fed_avg.get_model_weights(states[0])
+    )
+
+
+def convolution():
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.Input([4, 4, 1]),
+      tf.keras.layers.Conv2D(2, 3),
+      tf.keras.layers.Flatten(),
+      tf.keras.layers.Dense(2),
+    ]
+  )
+
+
+def test_personalize_fns_beside_each_other_in_any_order(runtime):
+  spec = (tf.TensorSpec([None, 4, 4, 1]), tf.TensorSpec([None], tf.int32))
+  loss = tf.keras.losses.SparseCategoricalCrossentropy(True)
+
+  def model_fn():
+    return tff.learning.models.from_keras_model(convolution(), loss, spec)
+
+  def build_another():
+    """Fine-tunes as TFF's example does."""
+    optimizer = tf.keras.optimizers.SGD(0.1)
+
+    @tf.function
+    def personalize(model, train, test, context=None):
+      for batch in train.batch(2):
+        with tf.GradientTape() as tape:
+          output = model.forward_pass(batch)
+        variables = model.trainable_variables
+        gradient = tape.gradient(output.loss, variables)
+        optimizer.apply_gradients(zip(gradient, variables, strict=True))
+      loss = 0.0
+      for batch in test.batch(4):
+        loss = model.forward_pass(batch).loss
+      return collections.OrderedDict(loss=loss)
+
+    return personalize
+
+  @tf.function
+  def baseline(model, dataset):
+    for batch in dataset.batch(4):
+      model.forward_pass(batch)
+    return collections.OrderedDict(size=dataset.reduce(0, lambda n, _: n + 1))
+
+  random = np.random.RandomState(0)
+  x = random.normal(size=(4, 4, 4, 1)).astype(np.float32)
+  data = tf.data.Dataset.from_tensor_slices((x, np.int32([0, 1, 0, 1])))
+  clients = [collections.OrderedDict(train_data=data, test_data=data)]
+  ours = tff_debias.build_personalize_fn(
+    tff_debias.from_keras(convolution, loss, spec), tff_debias.Maml(1, 0.1), 2
+  )
+  weights = tff.learning.models.ModelWeights.from_model(model_fn())
+  found = []
+  for order in (['ours', 'other'], ['other', 'ours']):
+    fns = {'ours': ours, 'other': build_another}
+    evaluate = tff.learning.algorithms.build_personalization_eval_computation(
+      model_fn, collections.OrderedDict((n, fns[n]) for n in order), baseline
+    )
+    found.append(evaluate(weights, clients)['ours'])
+  assert found[0]['is_included'].all() and found[0]['loss'] > 0
+  small_models.assert_same(*found)
+
+
+# TFF's context leaves its worker behind, so it has a process of its own.
+_NINE_METHODS = """
+import itertools
+import sys
+
+import numpy as np
+import tensorflow_federated as tff
+
+import small_models
+import tff_debias
+
+context = tff.backends.native.create_sync_local_cpp_execution_context()
+model, _ = small_models.network()
+clients = [
+  small_models.client(f'client {i}', *small_models.batch(6, seed=i), 4, 3)
+  for i in range(2)
+]
+pairs = itertools.product(
+  (tff_debias.NoPersonalization(), tff_debias.Maml(1), tff_debias.Proto()),
+  (tff_debias.NoCorrection(), tff_debias.Dyn(0.5), tff_debias.Scaf()),
+)
+for pair in pairs:
+  process = tff_debias.build_learning_process(
+    model, *pair, num_clients=2, storage=tff_debias.ClientStorage(sys.argv[1])
+  )
+  data, found = small_models.participants(process, clients), []
+  for each in (context, tff_debias.runtime.LocalContext()):
+    with tff.framework.get_context_stack().install(each):
+      state = process.initialize()
+      for _ in range(2):
+        state = process.next(state, data).state
+      found.append(process.get_model_weights(state).trainable)
+  for value, expected in zip(*found, strict=True):
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-6)
+  print(pair, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_nine_methods_in_tffs_own_context(tmp_path):
+  output = tmp_path / 'output'
+  with output.open('w') as file:
+    process = subprocess.Popen(
+      [sys.executable, '-c', _NINE_METHODS, str(tmp_path / 'clients')],
+      cwd=os.path.dirname(__file__),
+      stdout=file,
+      stderr=subprocess.STDOUT,
+      start_new_session=True,
+    )
+  try:
+    assert process.wait(timeout=600) == 0, output.read_text()[-2000:]
+  finally:
+    small_models.end_session(process)

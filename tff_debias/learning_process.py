@@ -675,39 +675,34 @@ def _check_progress(
   counts: _Counts,
 ) -> _Counts:
   """The counts; fails if clients have data, but none of them participates."""
-  round_name = tf.strings.join(
-    ['Round ', tf.strings.as_string(state.client_work['round'] + 1), ': ']
-  )
-  counts = checks.ensure(
-    (counts.participants > 0) | (counts.stepped == 0),
-    [
-      tf.strings.join(
-        [
-          round_name,
-          'no client has a finite update after local steps with the learning'
-          ' rate ',
-          tf.strings.as_string(sent.learning_rate, shortest=True),
-          '. Take a smaller one, or look for data that are not finite.',
-        ]
-      )
-    ],
-    counts,
-  )
+  round_num = tf.strings.as_string(state.client_work['round'] + 1)
+  rate = tf.strings.as_string(sent.learning_rate, shortest=True)
   size = algorithm.personalization.batches_per_step
-  return checks.ensure(
-    (counts.participants > 0) | (counts.with_data == 0),
-    [
-      tf.strings.join(
-        [
-          round_name,
-          f'no client took a local step. A step takes {size} batches, or one'
-          f' batch of at least {size} examples whose size input_spec leaves'
-          ' open: make smaller batches, or repeat the data.',
-        ]
-      )
-    ],
-    counts,
-  )
+  for number, reason in (
+    (
+      counts.stepped,
+      [
+        ': no client has a finite update after local steps with the learning'
+        ' rate ',
+        rate,
+        '. Take a smaller one, or look for data that are not finite.',
+      ],
+    ),
+    (
+      counts.with_data,
+      [
+        f': no client took a local step. A step takes {size} batches, or one'
+        f' batch of at least {size} examples whose size input_spec leaves open:'
+        ' make smaller batches, or repeat the data.'
+      ],
+    ),
+  ):
+    counts = checks.ensure(
+      (counts.participants > 0) | (number == 0),
+      [tf.strings.join(['Round ', round_num, *reason])],
+      counts,
+    )
+  return counts
 
 
 def _next_lineage(

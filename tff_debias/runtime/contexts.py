@@ -135,13 +135,21 @@ class AsyncLocalContext(tff.framework.AsyncContext):
   async def invoke(self, comp: Any, arg: Any) -> Any:
     """Calls a computation as `LocalContext.invoke`; a cancellation ends it."""
     if isinstance(comp, _Bound):
-      comp, arg = comp.comp, await tff.program.materialize_value(comp.arg)
+      comp, arg = comp.comp, await _materialize(comp.arg)
     call, future = self._context.start(comp, arg)
     try:
       return await asyncio.wrap_future(future)
     except BaseException:
       call.cancel()
       raise
+
+
+async def _materialize(value: Any) -> Any:
+  """Awaits all references in a value; TFF does not look into a `Struct`."""
+  if not isinstance(value, tff.structure.Struct):
+    return await tff.program.materialize_value(value)
+  elements = tff.structure.iter_elements(value)
+  return tff.structure.Struct([(n, await _materialize(v)) for n, v in elements])
 
 
 class _Bound:
