@@ -87,6 +87,7 @@ def save_convergence(
   title: str,
   path: str,
   baselines: Mapping[str, Rows] | None = None,
+  alone: float | None = None,
 ) -> None:
   """Draws a run: accuracy, and beside it the training loss and the norms.
 
@@ -95,6 +96,7 @@ def save_convergence(
     title: It begins with the name of the method and a comma.
     path: The PNG, beside which is a PDF.
     baselines: The metrics of other runs by name, whose accuracy is drawn too.
+    alone: The accuracy of devices that train alone, drawn as a level.
   """
   tests = _tests(rows)
   figure, axes = plt.subplot_mosaic(
@@ -117,6 +119,8 @@ def save_convergence(
   for (name, other), line in zip(others, LINES[1:], strict=False):
     points = _tests(other)
     axis.plot(points['round'], points['accuracy'], label=name, **line)
+  if alone is not None:
+    axis.axhline(alone, color='0.4', lw=1, label='each device alone')
   axis.set(xlabel='round', ylabel='personalized test accuracy')
   axis.set_ylim(tests['low'].min() - 0.03, 1.01)
   axis.legend(loc='lower right')
