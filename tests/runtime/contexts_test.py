@@ -245,11 +245,12 @@ def test_a_wrong_argument_is_a_type_error(argument):
     process.next(argument, participants(2))
 
 
-_INTERRUPTED = """
+_PROGRAM = """
 import os, signal, sys, threading, time
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 sys.path[:0] = {path!r}
 import numpy as np
+import psutil
 from contexts_test import fed_avg, participants, weights
 from tff_debias import runtime
 
@@ -262,34 +263,34 @@ def interrupted(function):
   except KeyboardInterrupt:
     return time.monotonic() - start - 1
 
-with runtime.local_context():
-  process = fed_avg()
-  state = process.initialize()
-  before = weights(process.next(state, participants(3)).state)
-  forever = participants(3, 10**7)
-  # Of an unknown length: the batches are not counted.
-  forever = [d.unbatch().batch(1).filter(lambda *_: True) for d in forever]
-  print(interrupted(lambda: process.next(state, forever)))
-  np.testing.assert_array_equal(
-    weights(process.next(state, participants(3)).state), before
-  )
-  print('whole')
+runtime.start_local_context()
+runtime.start_local_context()
+process = fed_avg()
+state = process.initialize()
+before = weights(process.next(state, participants(3)).state)
+# Of an unknown length: the batches are not counted.
+forever = [
+  d.unbatch().batch(1).filter(lambda *_: True)
+  for d in participants(3, 10**7)
+]
+print(interrupted(lambda: process.next(state, forever)))
+np.testing.assert_array_equal(
+  weights(process.next(state, participants(3)).state), before
+)
+me = psutil.Process()
+print(me.children(recursive=True), me.connections('inet'))
 """
 
 
-def run_program(text):
-  """The ended process of a program that imports this file."""
+def test_a_program_is_interrupted_goes_on_and_opens_no_process_or_port():
   folder = os.path.dirname(__file__)
-  text = text.format(path=[folder, os.path.dirname(folder)])
-  return subprocess.run(
+  text = _PROGRAM.format(path=[folder, os.path.dirname(folder)])
+  program = subprocess.run(
     [sys.executable, '-c', text], capture_output=True, text=True, timeout=300
   )
-
-
-def test_an_interrupt_ends_a_call_and_leaves_the_state():
-  program = run_program(_INTERRUPTED)
-  seconds, whole = program.stdout.splitlines()
-  assert float(seconds) < 20 and whole == 'whole', program.stderr
+  seconds, opened = program.stdout.splitlines()
+  assert float(seconds) < 20 and opened == '[] []', program.stderr
+  assert 'Traceback' not in program.stderr
 
 
 def test_a_call_can_be_awaited_and_canceled():
@@ -338,26 +339,3 @@ def test_secure_sums_are_the_sums():
   ]
   np.testing.assert_allclose(*results, atol=1e-5)
   assert np.abs(results[0]).max() > 0.1
-
-
-_NOTHING_LEFT = """
-import os, sys
-os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-sys.path[:0] = {path!r}
-import psutil
-from contexts_test import fed_avg, participants
-from tff_debias import runtime
-
-runtime.start_local_context()
-runtime.start_local_context()
-process = fed_avg()
-process.next(process.initialize(), participants(2))
-me = psutil.Process()
-print(me.children(recursive=True), me.connections('inet'))
-"""
-
-
-def test_no_process_and_no_port_is_opened():
-  program = run_program(_NOTHING_LEFT)
-  assert program.stdout == '[] []\n', program.stdout + program.stderr
-  assert 'Traceback' not in program.stderr

@@ -71,21 +71,19 @@ class LocalContext(tff.framework.SyncContext):
     self, comp: _Computation, arg: Any
   ) -> tuple[programs.Call, concurrent.futures.Future[Any]]:
     """Begins a call; returns the call and its future result."""
-    call = programs.Call(
-      self._clients,
-      self._max_concurrency,
-      lambda i: values.name_client(arg, comp.type_signature.parameter, i),
-    )
+    call = programs.Call(self._clients, self._max_concurrency)
     return call, self._calls.submit(self._run, call, comp, arg)
 
   def _run(self, call: programs.Call, comp: _Computation, arg: Any) -> Any:
     # First, because a compilation takes long.
-    arguments = values.flatten_argument(arg, comp.type_signature.parameter)
+    server, clients = values.flatten_argument(
+      arg, comp.type_signature.parameter
+    )
     program = self._programs.get(id(comp))
     if program is None:
       program = self._programs.setdefault(id(comp), programs.Program())
       weakref.finalize(comp, self._programs.pop, id(comp), None).atexit = False
-    return program.run(comp, call, *arguments)
+    return program.run(comp, call, server, clients)
 
   def close(self) -> None:
     """Ends the threads, once the calls have ended."""

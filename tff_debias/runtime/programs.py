@@ -30,26 +30,19 @@ _mapreduce = tff.backends.mapreduce
 # TFF's Grappler inlines functions and forgets marks such as `_noinline`.
 _GRAPPLER = tf.compat.v1.ConfigProto()
 _GRAPPLER.graph_options.rewrite_options.function_optimization = 2  # OFF
-# How often a function runs again that TensorFlow says was cancelled.
-_MAX_TRIES = 5
 
 
 class Call:
   """A call in progress: runs functions until it is canceled."""
 
-  def __init__(
-    self,
-    pool: concurrent.futures.Executor,
-    max_concurrency: int,
-    name_client: Callable[[int], str],
-  ):
-    """Begins a call; `name_client` names the client at a place in errors."""
+  def __init__(self, pool: concurrent.futures.Executor, max_concurrency: int):
+    """Begins a call that runs its clients in `pool`."""
     self._pool = pool
     self._max_concurrency = max_concurrency
-    self._name_client = name_client
     self._lock = threading.Lock()
     self._is_canceled = False
-    # One for each function that runs: TensorFlow cancels it if one fails.
+    # One for each function that runs. TensorFlow cancels it if the function
+    # fails, and others that had it would end without a reason.
     self._running: set[internals.CancellationManager] = set()
 
   def cancel(self) -> None:
@@ -63,29 +56,14 @@ class Call:
     self,
     function: functions.Function,
     inputs: Tensors,
-    place: int | None = None,
+    who: str = 'The server',
   ) -> Tensors:
-    """Runs a function, of the client at `place` or of the server.
+    """Runs a function of `who`.
 
     Raises:
       concurrent.futures.CancelledError: If the call was canceled.
       ComputationError: If the function failed.
     """
-    for _ in range(_MAX_TRIES):
-      try:
-        return self._run(function, inputs)
-      except tf.errors.OpError as e:
-        error = e
-        # TensorFlow sometimes reports the cancellation of another operation in
-        # the place of the error. Another try shows the error.
-        if not isinstance(e, tf.errors.CancelledError):
-          break
-    who = 'The server' if place is None else self._name_client(place)
-    raise errors.ComputationError(
-      f'{who} failed: {errors.reason(error.message)}'
-    ) from error
-
-  def _run(self, function: functions.Function, inputs: Tensors) -> Tensors:
     cancellation = internals.CancellationManager()
     with self._lock:
       if self._is_canceled:
@@ -93,24 +71,28 @@ class Call:
       self._running.add(cancellation)
     try:
       return function(inputs, cancellation)
+    except tf.errors.OpError as e:
+      raise errors.ComputationError(
+        f'{who} failed: {errors.reason(e.message)}'
+      ) from e
     finally:
       with self._lock:
         self._running.remove(cancellation)
 
   def map(
-    self, function: functions.Function, clients: Iterable[Tensors]
+    self, function: functions.Function, clients: Iterable[tuple[str, Tensors]]
   ) -> Iterator[Tensors]:
     """Yields the outputs of each client, in their order, few at a time."""
     running: collections.deque = collections.deque()
-    for place, inputs in enumerate(clients):
-      running.append(self._pool.submit(self.run, function, inputs, place))
+    for name, inputs in clients:
+      running.append(self._pool.submit(self.run, function, inputs, name))
       if len(running) > self._max_concurrency:
         yield running.popleft().result()
     while running:
       yield running.popleft().result()
 
 
-_Run: TypeAlias = Callable[[Call, Tensors, list[Tensors]], Tensors]
+_Run: TypeAlias = Callable[[Call, Tensors, dict[str, Tensors]], Tensors]
 
 
 class Program:
@@ -127,7 +109,7 @@ class Program:
     comp: _Computation,
     call: Call,
     server: Tensors,
-    clients: list[Tensors],
+    clients: dict[str, Tensors],
   ) -> Any:
     """The result for the tensors at the server and those of each client."""
     result = comp.type_signature.result
@@ -186,10 +168,11 @@ def _compile_aggregation(comp: _Computation) -> _Run:
     functions.Function(getattr(form, name)) for name in names
   )
 
-  def run(call: Call, server: Tensors, clients: list[Tensors]) -> Tensors:
+  def run(call: Call, server: Tensors, clients: dict[str, Tensors]) -> Tensors:
     sent = call.run(prepare, server)
     total = call.run(zero, [])
-    for upload in call.map(work, ([*client, *sent] for client in clients)):
+    inputs = ((name, [*own, *sent]) for name, own in clients.items())
+    for upload in call.map(work, inputs):
       total = call.run(accumulate, [*total, *upload])
     return call.run(update, [*server, *call.run(report, total)])[len(server) :]
 
@@ -203,10 +186,10 @@ def _compile_broadcast(comp: _Computation) -> _Run:
   prepare = functions.Function(form.compute_server_context)
   work = functions.Function(form.client_processing)
 
-  def run(call: Call, server: Tensors, clients: list[Tensors]) -> Tensors:
+  def run(call: Call, server: Tensors, clients: dict[str, Tensors]) -> Tensors:
     sent = call.run(prepare, server)
-    results = call.map(work, ([*sent, *client] for client in clients))
-    return list(itertools.chain(*results))
+    inputs = ((name, [*sent, *own]) for name, own in clients.items())
+    return list(itertools.chain(*call.map(work, inputs)))
 
   return run
 

@@ -18,17 +18,17 @@ Tensors = functions.Tensors
 
 def flatten_argument(
   arg: Any, parameter: tff.Type | None
-) -> tuple[Tensors, list[Tensors]]:
-  """The tensors of an argument at the server, and those of each client.
+) -> tuple[Tensors, dict[str, Tensors]]:
+  """The tensors of an argument at the server, and those of each client by name.
 
   Raises:
     TypeError: If the argument is not of the type.
     ValueError: If a data set has no end, or numbers of clients differ.
   """
   if parameter is None:
-    return [], []
+    return [], {}
   if not has_clients(parameter):
-    return flatten(arg, parameter), []
+    return flatten(arg, parameter), {}
   is_tuple = isinstance(parameter, tff.StructType)
   parts = _parts(arg, parameter) if is_tuple else [arg]
   server: Tensors = []
@@ -43,9 +43,9 @@ def flatten_argument(
       'Each argument at clients must have as many clients, got'
       f' {", ".join(str(len(column)) for column in columns)}.'
     )
-  return server, [
-    list(itertools.chain(*client)) for client in zip(*columns, strict=True)
-  ]
+  own = zip(*(column.values() for column in columns), strict=True)
+  clients = (list(itertools.chain(*tensors)) for tensors in own)
+  return server, dict(zip(columns[0], clients, strict=True))
 
 
 def placed_types(parameter: tff.Type) -> list[tff.FederatedType]:
@@ -65,39 +65,28 @@ def is_at_clients(type_spec: tff.Type) -> bool:
   return getattr(type_spec, 'placement', None) is tff.CLIENTS
 
 
-def name_client(arg: Any, parameter: tff.Type, place: int) -> str:
-  """The place of a client from 0, and its id if its value has one."""
-  parts = arg if isinstance(arg, tff.structure.Struct) else [arg]
-  clients = next(
-    part
-    for part, type_spec in zip(parts, placed_types(parameter), strict=True)
-    if is_at_clients(type_spec)
-  )
-  return _name(clients[place], place)
-
-
 def _name(client: Any, place: int) -> str:
+  """The place of a client from 0, and its id if its value has one."""
   client_id = client.get('client_id') if isinstance(client, Mapping) else client
   if isinstance(client_id, (str, bytes)):
     return f'Client {place} ({client_id!r})'
   return f'Client {place}'
 
 
-def _flatten_clients(values: Any, type_spec: tff.Type) -> list[Tensors]:
+def _flatten_clients(values: Any, type_spec: tff.Type) -> dict[str, Tensors]:
   if not isinstance(values, (list, tuple)):
     raise TypeError(
       f'Clients must be a list with a value of type {type_spec} for each, got'
       f' {values!r:.200}.'
     )
-  columns = []
+  clients = {}
   for place, value in enumerate(values):
+    name = _name(value, place)
     try:
-      columns.append(flatten(value, type_spec))
+      clients[name] = flatten(value, type_spec)
     except (TypeError, ValueError) as e:
-      raise type(e)(
-        f'{_name(value, place)}: {e} Each client gives {type_spec}.'
-      ) from e
-  return columns
+      raise type(e)(f'{name}: {e} Each client gives {type_spec}.') from e
+  return clients
 
 
 def flatten(value: Any, type_spec: tff.Type) -> Tensors:
