@@ -9,17 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
-import tqdm
 
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
-from tasks.runs import progress
 import tff_debias
 
 GROUPS = ('took part', 'not yet', 'held out')
-
-# The data of so many devices are in memory at a time.
-_CLIENTS_PER_CALL = 20
 
 Row = dict[str, Any]
 # The values of all devices, float64 [clients] or [clients, steps]; NaN where a
@@ -38,7 +33,8 @@ class Evaluation:
     clients: A row for each device: its id `client`, its `group` (of `GROUPS`),
       its numbers of `train_examples` and `test_examples`, `meta_accuracy` and
       `meta_loss` (of the meta-model as it is), `accuracy` and `loss`
-      (personalized), and `gain` (of accuracy).
+      (personalized), `gain` (of accuracy), and `alone` (the accuracy after
+      local training from the initial model).
     few_shot: A row for each `group` and number of local `examples` (a number,
       or `all`): the number of `clients` that have as many, and `mean`, `q10`
       and `q90` of their accuracy.
@@ -61,12 +57,14 @@ def evaluate(
   max_clients: int | None = None,
   few_shot: Sequence[int] | None = None,
   num_steps: int | None = None,
+  local_steps: int = 0,
 ) -> Evaluation:
   """Evaluates a meta-model, that of the given round, device by device.
 
   At most `max_clients` devices are evaluated, chosen at random. `few_shot` are
   numbers of local examples, by default 1, 2, 5, 10, 20, 50, … The curve against
   MAML steps ends at `num_steps`, by default twice those of the experiment.
+  With `local_steps`, each device also trains alone for that number of steps.
   """
   personalization = experiment.personalization_in_tests
   # The steps of a class that is derived from it can be others.
@@ -88,28 +86,29 @@ def evaluate(
   build = tff_debias.build_client_evaluation
   test = build(model, personalization, max_grad_norm=norm)
   steps, trained = [], 0
-  num_calls = 1 + len(few_shot) + (not is_maml and not is_proto)
-  with progress.progress(len(devices.ids) * num_calls, 'device') as bar:
-    run = functools.partial(devices.run, weights, bar)
-    if is_maml:
-      trained = personalization.num_steps
-      last = num_steps or 2 * trained
-      by_step = tff_debias.build_step_evaluation(
-        model, personalization, max(last, trained), max_grad_norm=norm
-      )
-      table = run(by_step)
-      meta, personalized = (
-        {name: values[:, step] for name, values in table.items()}
-        for step in (0, trained)
-      )
-      for step in range(last + 1):
-        steps += devices.curve('steps', step, table['accuracy'][:, step])
-    else:
-      personalized = run(test)
-      meta = {name: values * np.nan for name, values in personalized.items()}
-      if not is_proto:
-        meta = run(build(model, tff_debias.NoPersonalization()))
-    shots: list[tuple[Any, Results]] = [(n, run(test, n)) for n in few_shot]
+  run = functools.partial(devices.run, weights)
+  if is_maml:
+    trained = personalization.num_steps
+    last = num_steps or 2 * trained
+    by_step = tff_debias.build_step_evaluation(
+      model, personalization, max(last, trained), max_grad_norm=norm
+    )
+    table = run('steps', by_step)
+    meta, personalized = (
+      {name: values[:, step] for name, values in table.items()}
+      for step in (0, trained)
+    )
+    for step in range(last + 1):
+      steps += devices.curve('steps', step, table['accuracy'][:, step])
+  else:
+    personalized = run('personalized', test)
+    meta = {name: values * np.nan for name, values in personalized.items()}
+    if not is_proto:
+      meta = run('meta-model', build(model, tff_debias.NoPersonalization()))
+  shots: list[tuple[Any, Results]] = [
+    (n, run(f'{n} examples', test, n)) for n in few_shot
+  ]
+  alone = devices.alone(local_steps)
   if few_shot:
     shots = [(0, meta), *shots, ('all', personalized)]
   return Evaluation(
@@ -117,7 +116,7 @@ def evaluate(
     f' {experiment.settings.evaluated_model!r} after round {round_num}',
     round_num,
     trained,
-    devices.rows(meta, personalized),
+    devices.rows(meta, personalized, alone),
     [
       row
       for size, results in shots
@@ -153,23 +152,36 @@ class _Devices:
   def run(
     self,
     weights: Any,
-    bar: tqdm.tqdm,
+    name: str,
     evaluation: tff.Computation,
     size: int | None = None,
   ) -> Results:
     """The results of the devices with at least `size` training examples."""
+    places = np.flatnonzero(self.train_examples >= (size or 0))
+    data = (self._data(i, size) for i in places)
+    answers = experiment_lib.run_in_parts(
+      evaluation, weights, data, len(places), name
+    )
+    return self._results(places, answers)
+
+  def alone(self, num_steps: int) -> np.ndarray:
+    """The accuracy of each device that trains alone, NaN without steps."""
+    if not num_steps:
+      return np.full(len(self.ids), np.nan)
+    places = np.arange(len(self.ids))
+    data = [self._data(i, None) for i in places]
+    answers = self._experiment.test_alone(num_steps, data)
+    return self._results(places, answers)['accuracy']
+
+  def _results(
+    self, places: np.ndarray, answers: Sequence[Mapping[str, Any]]
+  ) -> Results:
     results: Results = {}
-    clients = np.flatnonzero(self.train_examples >= (size or 0))
-    for start in range(0, len(clients), _CLIENTS_PER_CALL):
-      chunk = clients[start : start + _CLIENTS_PER_CALL]
-      answers = evaluation(weights, [self._data(i, size) for i in chunk])
-      for i, answer in zip(chunk, answers, strict=True):
-        for name, value in answer.items():
-          if name not in results:
-            results[name] = np.full([len(self.ids), *np.shape(value)], np.nan)
-          results[name][i] = np.where(answer['is_included'], value, np.nan)
-      bar.update(len(chunk))
-    bar.update(len(self.ids) - len(clients))
+    for i, answer in zip(places, answers, strict=True):
+      for name, value in answer.items():
+        if name not in results:
+          results[name] = np.full([len(self.ids), *np.shape(value)], np.nan)
+        results[name][i] = np.where(answer['is_included'], value, np.nan)
     return results
 
   def _data(self, client: int, size: int | None) -> Mapping[str, Any]:
@@ -200,7 +212,9 @@ class _Devices:
         rows.append(row | {'mean': values.mean(), 'q10': low, 'q90': high})
     return rows
 
-  def rows(self, meta: Results, personalized: Results) -> list[Row]:
+  def rows(
+    self, meta: Results, personalized: Results, alone: np.ndarray
+  ) -> list[Row]:
     """The rows of the devices."""
     return [
       {
@@ -213,6 +227,7 @@ class _Devices:
         'accuracy': personalized['accuracy'][i],
         'loss': personalized['loss'][i],
         'gain': personalized['accuracy'][i] - meta['accuracy'][i],
+        'alone': alone[i],
       }
       for i in range(len(self.ids))
     ]
