@@ -1,9 +1,11 @@
 """Measures rounds against a bare loop and TFF: `python -m tasks.benchmark`.
 
 All is measured in one run on one machine, the methods of a case in turn. A
-ratio below 1 says that a method is faster than the one it is divided by.
+ratio below 1 says that a method is faster than the one it is divided by. Only
+methods without personalization have such ratios.
 """
 
+import argparse
 import collections
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -19,9 +21,8 @@ import time
 from typing import Any
 from typing import TypeAlias
 
-from absl import flags
-
 from tasks import cli
+from tasks.runs import errors
 
 # Names of this module, as AutoGraph finds no others in annotations.
 Tensor: TypeAlias = Any  # tf.Tensor
@@ -33,44 +34,59 @@ _BARE, _TFF = 'bare TensorFlow loop', "TFF's FedAvg in TFF's context"
 _LEARNING_RATE, _MAML_RATE = 0.1, 0.01
 _WEIGHT_DECAY, _MAX_GRAD_NORM = 1e-3, 10.0
 
-_CASES = flags.DEFINE_multi_enum(
-  'case',
-  [*_KINDS, 'tiny'],
-  [*_KINDS, 'tiny'],
-  "What to measure; can be given several times. The paper's network without"
-  ' personalization, with prototypes, with MAML; a tiny network with all.',
-)
-for _name, _default, _help in (
-  ('repetitions', 5, 'The times that each method is measured.'),
-  ('clients_per_round', 10, 'The devices in a round (not tiny).'),
-  ('local_steps', 50, 'The steps of a device (plain, proto).'),
-  ('maml_local_steps', 5, 'The steps (maml): one takes as long as 20 others.'),
-  ('maml_steps', 5, 'The steps s of MAML.'),
-  ('batch_size', 50, 'The batch size (not tiny).'),
-):
-  flags.DEFINE_integer(_name, _default, _help, lower_bound=1)
-_OUTPUT_DIR = flags.DEFINE_string(
-  'output_dir', 'runs/benchmark', 'The folder for benchmark.md.'
-)
+
+def prepare(argv: Sequence[str]) -> cli.Job:
+  """Checks the flags; gives what measures and writes the tables."""
+  parser = cli.Parser(
+    'benchmark',
+    'Measures rounds against a bare TensorFlow loop and TFF, all in one run.',
+    ['', '--case=tiny', '--case=plain,maml --repetitions=10'],
+  )
+  parser.add(
+    'what',
+    'case',
+    "What to measure: the paper's network without personalization (plain), with"
+    ' prototypes (proto), with MAML (maml); a tiny network with all (tiny).',
+    [*_KINDS, 'tiny'],
+    list,
+  )
+  for group, name, default, help_text in (
+    ('what', 'repetitions', 5, 'The times that each method is measured.'),
+    ('training', 'clients_per_round', 10, 'The devices (not tiny).'),
+    ('training', 'local_steps', 50, 'The steps of a device (plain, proto).'),
+    ('training', 'maml_local_steps', 5, 'The same (maml): a step is longer.'),
+    ('training', 'maml_steps', 5, 'The steps s of MAML.'),
+    ('training', 'batch_size', 50, 'The batch size (not tiny).'),
+  ):
+    parser.add(group, name, help_text, default, int, 1)
+  parser.add(
+    'output', 'output_dir', 'The folder for benchmark.md.', 'runs/benchmark'
+  )
+  args = parser.parse(argv)
+  for case in args.case:
+    if case not in (*_KINDS, 'tiny'):
+      raise errors.UserError(
+        f'--case={case} is not one of {", ".join(_KINDS)}, tiny.'
+      )
+  return lambda: _measure_all(args)
 
 
-def main() -> None:
-  """Measures the chosen cases, and writes the tables after each."""
+def _measure_all(args: argparse.Namespace) -> None:
   from tasks.reports import tables
   from tff_debias import runtime
 
   # TFF ends its worker by an interrupt, which the worker of a program in the
   # background would ignore, as that program does.
   signal.signal(signal.SIGINT, signal.default_int_handler)
-  os.makedirs(_OUTPUT_DIR.value, exist_ok=True)
-  path = os.path.join(_OUTPUT_DIR.value, 'benchmark.md')
+  os.makedirs(args.output_dir, exist_ok=True)
+  path = os.path.join(args.output_dir, 'benchmark.md')
   report = [_machine()]
-  for case in dict.fromkeys(_CASES.value):
+  for case in args.case:
     with runtime.local_context(), tempfile.TemporaryDirectory() as scratch:
-      title, rounds = build_rounds(case, scratch)
+      title, rounds = build_rounds(case, args, scratch)
       # A small round is slower after those of other methods.
       in_a_row = 10 if case == 'tiny' else 1
-      seconds = measure(rounds, flags.FLAGS.repetitions, in_a_row)
+      seconds = measure(rounds, args.repetitions, in_a_row)
     del rounds
     gc.collect()  # TFF's worker ends when its context is freed.
     report.append(f'### {title}\n\n{tables.to_markdown(to_rows(seconds))}')
@@ -123,7 +139,7 @@ def to_rows(seconds: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
 
 
 def build_rounds(
-  case: str, folder: str
+  case: str, args: argparse.Namespace, folder: str
 ) -> tuple[str, dict[str, Callable[[], None]]]:
   """A title, and for each method a function that runs its next round.
 
@@ -140,10 +156,10 @@ def build_rounds(
   title, build = "The paper's network (797,962 weights)", networks.cnn
   shape: tuple[int, ...] = (32, 32, 3)
   examples = 500
-  devices, batch_size = flags.FLAGS.clients_per_round, flags.FLAGS.batch_size
-  steps = flags.FLAGS.local_steps
+  devices, batch_size = args.clients_per_round, args.batch_size
+  steps = args.local_steps
   if case == 'maml':
-    steps = flags.FLAGS.maml_local_steps
+    steps = args.maml_local_steps
   elif case == 'tiny':
     title, shape, examples = 'A tiny network (64-32-16-10)', (8, 8), 30
     build = functools.partial(networks.mlp, hidden_sizes=(32, 16))
@@ -163,7 +179,7 @@ def build_rounds(
   personalizations = {
     'plain': tff_debias.NoPersonalization(),
     'proto': tff_debias.Proto(),
-    'maml': tff_debias.Maml(flags.FLAGS.maml_steps, _MAML_RATE),
+    'maml': tff_debias.Maml(args.maml_steps, _MAML_RATE),
   }
   rounds: dict[str, Callable[[], None]] = {}
   for kind in _KINDS if case == 'tiny' else (case,):
@@ -197,10 +213,10 @@ def build_rounds(
       rounds[f'{kind}: {name}'] = _rounds(
         process, participants if has_states else batches
       )
-    rounds[f'{kind}: {_BARE}'] = _bare_rounds(
-      kind, model.initial_weights.trainable, batches
-    )
     if kind == 'plain':
+      rounds[f'{kind}: {_BARE}'] = _bare_rounds(
+        model.initial_weights.trainable, batches
+      )
       rounds[f'{kind}: {_TFF}'] = _tff_rounds(build_keras_model, batches)
   sizes = f'{devices} devices × {steps} steps × batch {batch_size}'
   return f'{title}, a round of {sizes} ({case})', rounds
@@ -250,11 +266,11 @@ def _tff_rounds(
 
 
 def _bare_rounds(
-  kind: str, weights: Weights, batches: Sequence[Any]
+  weights: Weights, batches: Sequence[Any]
 ) -> Callable[[], None]:
   import tensorflow as tf
 
-  train = build_bare_training(kind, flags.FLAGS.maml_steps)
+  train = build_bare_training()
   start = tuple(map(tf.constant, weights))
 
   def run() -> None:
@@ -265,83 +281,40 @@ def _bare_rounds(
   return run
 
 
-def build_bare_training(
-  kind: str, maml_steps: int
-) -> Callable[[Weights, Any], Weights]:
-  """The local work of a device in plain TensorFlow: the floor for every method.
+def build_bare_training() -> Callable[[Weights, Any], Weights]:
+  """The local work of a device in plain TensorFlow, without personalization.
 
   The network is written out, and there is neither a correction nor a metric.
   The function takes weights and batches, and gives the new weights.
   """
   import tensorflow as tf
 
-  def forward(weights: Weights, x: Tensor) -> tuple[Tensor, Tensor]:
-    x = tf.cast(x, tf.float32) / 255
+  def loss(weights: Weights, batch: Batch) -> Tensor:
+    x = tf.cast(batch['x'], tf.float32) / 255
     for kernel, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
       if kernel.shape.rank == 4:
         x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, 'VALID') + bias)
         x = tf.nn.max_pool2d(x, 2, 2, 'VALID')
       else:
         x = tf.nn.relu(tf.reshape(x, [-1, kernel.shape[0]]) @ kernel + bias)
-    return x, x @ weights[-2] + weights[-1]
-
-  def losses(batch: Batch, logits: Tensor) -> Tensor:
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(batch['y'], logits)
-
-  def plain_loss(weights: Weights, batch: Batch) -> Tensor:
-    return tf.reduce_mean(losses(batch, forward(weights, batch['x'])[1]))
-
-  def maml_loss(weights: Weights, support: Batch, query: Batch) -> Tensor:
-    for _ in range(maml_steps):
-      weights = descend(plain_loss, weights, [support], _MAML_RATE, clips=False)
-    return plain_loss(weights, query)
-
-  def proto_loss(weights: Weights, support: Batch, query: Batch) -> Tensor:
-    members = tf.one_hot(support['y'], weights[-1].shape[0])
-    counts = tf.reduce_sum(members, axis=0)
-    features, _ = forward(weights, support['x'])
-    sums = tf.matmul(members, features, transpose_a=True)
-    prototypes = sums / tf.maximum(counts, 1.0)[:, tf.newaxis]
-    features, _ = forward(weights, query['x'])
-    distances = tf.reduce_sum((features[:, tf.newaxis] - prototypes) ** 2, -1)
-    logits = tf.where(counts > 0, -distances, -1e9)
-    # A query whose class the support lacks does not count.
-    counted = tf.cast(tf.gather(counts, query['y']) > 0, tf.float32)
-    return tf.reduce_sum(counted * losses(query, logits)) / tf.reduce_sum(
-      counted
+    logits = x @ weights[-2] + weights[-1]
+    return tf.reduce_mean(
+      tf.nn.sparse_softmax_cross_entropy_with_logits(batch['y'], logits)
     )
-
-  def descend(
-    loss: Callable[..., Tensor],
-    weights: Weights,
-    batches: Sequence[Batch],
-    rate: float,
-    clips: bool,
-  ) -> Weights:
-    with tf.GradientTape() as tape:
-      tape.watch(weights)
-      value = loss(weights, *batches)
-    gradient = tape.gradient(value, weights, unconnected_gradients='zero')
-    if clips:
-      gradient, _ = tf.clip_by_global_norm(gradient, _MAX_GRAD_NORM)
-    return tuple(
-      w - rate * (g + _WEIGHT_DECAY * w)
-      for w, g in zip(weights, gradient, strict=True)
-    )
-
-  losses_by_kind: dict[str, Callable[..., Tensor]] = {
-    'plain': plain_loss,
-    'proto': proto_loss,
-    'maml': maml_loss,
-  }
-  loss, size = losses_by_kind[kind], 1 if kind == 'plain' else 2
 
   @tf.function
   def train(weights: Weights, batches: Any) -> Weights:
     weights = tuple(weights)
-    for pair in batches.batch(size):
-      parts = [{name: pair[name][i] for name in pair} for i in range(size)]
-      weights = descend(loss, weights, parts, _LEARNING_RATE, clips=True)
+    for batch in batches:
+      with tf.GradientTape() as tape:
+        tape.watch(weights)
+        value = loss(weights, batch)
+      gradient = tape.gradient(value, weights)
+      gradient, _ = tf.clip_by_global_norm(gradient, _MAX_GRAD_NORM)
+      weights = tuple(
+        w - _LEARNING_RATE * (g + _WEIGHT_DECAY * w)
+        for w, g in zip(weights, gradient, strict=True)
+      )
     return weights
 
   return train
@@ -361,4 +334,4 @@ def _machine() -> str:
 
 
 if __name__ == '__main__':
-  cli.run(main, lambda: None, 'The same command begins anew.')
+  cli.run(prepare, 'The same command begins anew.')

@@ -4,46 +4,70 @@ The meta-model is that of the newest checkpoint of a run. The run should be your
 own, or of somebody whose programs you would run.
 """
 
+import argparse
+from collections.abc import Sequence
 import os
 from typing import Any
 import zipfile
 
-from absl import flags
 import numpy as np
 
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 
-_RUN = flags.DEFINE_string('run', None, 'The folder of the run: runs/NAME.')
-_CLIENT = flags.DEFINE_string(
-  'client', None, 'The client of the run, such as client_0007.'
-)
-_EXAMPLES = flags.DEFINE_string(
-  'examples',
-  None,
-  'In the place of --client: a file .npz with the examples of a new client, the'
-  ' arrays x (raw input, as in the data set) and y (the classes, integers).',
-)
-_OUTPUT_DIR = flags.DEFINE_string(
-  'output_dir',
-  None,
-  'The folder for the model. By default personalized/CLIENT in the folder of'
-  ' the run (without --client, the name of the file of examples).',
-)
+
+def prepare(argv: Sequence[str]) -> cli.Job:
+  """Checks the flags; gives what personalizes the model and writes it."""
+  parser = cli.Parser(
+    'personalize',
+    'Writes the personalized model of a device.',
+    [
+      '--run=runs/NAME --client=client_0007',
+      '--run=runs/NAME --examples=mine.npz',
+      '--run=runs/NAME --examples=mine.npz --output_dir=models/mine',
+    ],
+  )
+  parser.add('what', 'run', 'The folder of the run.')
+  parser.add('what', 'client', 'The client of the run, such as client_0007.')
+  parser.add(
+    'what',
+    'examples',
+    'In the place of --client: a file .npz with the examples of a new client,'
+    ' the arrays x (raw input, as in the data set) and y (the classes,'
+    ' integers).',
+  )
+  parser.add(
+    'output',
+    'output_dir',
+    'The folder for the model. By default personalized/CLIENT in the folder of'
+    ' the run (without --client, the name of the file of examples).',
+  )
+  args = parser.parse(argv)
+  if not args.run:
+    raise errors.UserError('--run=runs/NAME must name the run.')
+  if bool(args.client) == bool(args.examples):
+    raise errors.UserError(
+      'Give either --client, a client of the run, or --examples, a file with'
+      ' the examples of a new one.'
+    )
+  folder = folder_lib.RunFolder(args.run)
+  folder.read()
+  examples = _read_examples(args.examples) if args.examples else None
+  return lambda: _personalize(args, folder, examples)
 
 
-def main() -> None:
-  """Personalizes the model, writes the files and lists them."""
+def _personalize(
+  args: argparse.Namespace, folder: folder_lib.RunFolder, examples: Any
+) -> None:
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import training
   import tff_debias
   from tff_debias import export
   from tff_debias import runtime
 
-  folder = folder_lib.RunFolder(_RUN.value)
   experiment = experiment_lib.Experiment(folder.read())
-  name, test = _CLIENT.value, None
+  name, test = args.client, None
   if name:
     ids = experiment.train_data.client_ids
     if name not in ids:
@@ -53,8 +77,7 @@ def main() -> None:
       )
     examples, test = map(_arrays, experiment.client_data(name).values())
   else:
-    name = os.path.splitext(os.path.basename(_EXAMPLES.value))[0]
-    examples = _read_examples(_EXAMPLES.value)
+    name = os.path.splitext(os.path.basename(args.examples))[0]
   keras_model = experiment.build_keras_model()
   with runtime.local_context():
     weights, round_num = training.load(experiment, folder)
@@ -65,7 +88,7 @@ def main() -> None:
         experiment.model,
         experiment.personalization_in_tests,
         examples,
-        _OUTPUT_DIR.value or os.path.join(folder.path, 'personalized', name),
+        args.output_dir or os.path.join(folder.path, 'personalized', name),
         max_grad_norm=experiment.max_grad_norm_in_tests,
       )
     except export.ExportError as e:
@@ -106,18 +129,5 @@ def _read_examples(path: str) -> tuple[np.ndarray, np.ndarray]:
     ) from e
 
 
-def _check_flags() -> None:
-  if not _RUN.value:
-    raise errors.UserError('--run=runs/NAME must name the run.')
-  if bool(_CLIENT.value) == bool(_EXAMPLES.value):
-    raise errors.UserError(
-      'Give either --client, a client of the run, or --examples, a file with'
-      ' the examples of a new one.'
-    )
-  folder_lib.RunFolder(_RUN.value).read()
-  if _EXAMPLES.value:
-    _read_examples(_EXAMPLES.value)
-
-
 if __name__ == '__main__':
-  cli.run(main, _check_flags, 'The same command begins anew.')
+  cli.run(prepare, 'The same command begins anew.')

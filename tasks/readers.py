@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_federated as tff
 
 from tasks.runs import errors
+from tff_debias import checks
 
 Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
 ClientData: TypeAlias = tff.simulation.datasets.ClientData
@@ -46,7 +47,7 @@ def load_images(
   except Exception as e:
     raise errors.UserError(
       f'{name} cannot be loaded from {source}: {type(e).__name__}:'
-      f' {errors.first_line(e)}. {advice}'
+      f' {checks.first_line(e)}. {advice}'
     ) from e
 
   def checked(split: str, x: np.ndarray, y: np.ndarray) -> Examples:
@@ -112,7 +113,7 @@ def load_users(
   # The database, the server, the network and the disk may each be the reason.
   except Exception as e:
     raise errors.UserError(
-      f'{path} cannot be loaded: {type(e).__name__}: {errors.first_line(e)}.'
+      f'{path} cannot be loaded: {type(e).__name__}: {checks.first_line(e)}.'
       f' --data_dir must be a folder with {name}.sqlite, which «xz -d» unpacks'
       f' from {_SERVER}/{name}.sqlite.lzma. Without --data_dir, TFF downloads'
       ' it. Remove a damaged file.'

@@ -86,3 +86,39 @@ def test_data_of_another_model_are_refused(tmp_path):
   data = client_data().preprocess(lambda d: d.unbatch())
   with pytest.raises(TypeError, match='batches of the model.*preprocess'):
     tff_debias.compose_with_client_data(build(tmp_path, 'x'), data)
+
+
+def test_arrays_of_each_client_are_client_data():
+  rng = np.random.default_rng(0)
+  arrays = {
+    name: (rng.normal(size=(size, 2)), np.arange(size))
+    for name, size in (('phone', 3), ('tablet', 0), ('é', 5))
+  }
+  data = tff_debias.client_data_from(arrays)
+  assert data.client_ids == list(arrays)
+  for name, (x, y) in arrays.items():
+    eager = data.create_tf_dataset_for_client(name)
+    in_graph = data.dataset_computation(name)
+    for dataset in (eager, in_graph):
+      found = list(dataset.as_numpy_iterator())
+      assert [e['y'] for e in found] == y.tolist()
+      np.testing.assert_array_equal(
+        np.reshape([e['x'] for e in found], x.shape), x
+      )
+  assert eager.element_spec['y'].dtype == np.int32
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'message'),
+  [
+    ({}, 'must have a client'),
+    ({'a': (np.zeros((2, 3)), [1])}, r'a must have .* x \[2, 3\], y \[1\]'),
+    (
+      {'a': (np.zeros((1, 3)), [1]), 'b': (np.zeros((1, 4)), [1])},
+      r"a has .*'float64', \[3\].* b has .*'float64', \[4\]",
+    ),
+  ],
+)
+def test_arrays_that_do_not_fit_are_named(arrays, message):
+  with pytest.raises(ValueError, match=message):
+    tff_debias.client_data_from(arrays)

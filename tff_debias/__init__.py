@@ -2,6 +2,7 @@
 
 from tff_debias import partitions
 from tff_debias import runtime
+from tff_debias.client_data import client_data_from
 from tff_debias.client_data import compose_evaluation_with_client_data
 from tff_debias.client_data import compose_with_client_data
 from tff_debias.corrections import Correction
@@ -37,6 +38,8 @@ from tff_debias.privacy import privacy_spent
 from tff_debias.privacy import secure_aggregator
 from tff_debias.storage import ClientStorage
 from tff_debias.storage import StorageStateManager
+from tff_debias.training import get_batches_per_step
+from tff_debias.training import train
 
 # In the order of the API reference.
 __all__ = [
@@ -62,7 +65,10 @@ __all__ = [
   'Model',
   'from_keras',
   'from_functional',
+  'train',
+  'get_batches_per_step',
   'partitions',
+  'client_data_from',
   'compose_with_client_data',
   'compose_evaluation_with_client_data',
   'build_personalized_evaluation',

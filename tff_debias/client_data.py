@@ -1,12 +1,60 @@
 """Processes and evaluations that take client ids, and read the data."""
 
 import collections
+from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
 import tensorflow_federated as tff
 
+from tff_debias import partitions
+from tff_debias import training
+
 ClientData: TypeAlias = tff.simulation.datasets.ClientData
+
+
+def client_data_from(
+  examples: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> ClientData:
+  """Client data of the arrays that each client has.
+
+  >>> data = tff_debias.client_data_from({'phone_1': (x1, y1), ...})
+
+  Args:
+    examples: By the id of a client its inputs `[n, ...]` and its labels `[n,
+      ...]`. The number n may differ between clients, and be 0.
+
+  Returns:
+    `tff.simulation.datasets.ClientData`, whose examples are an `OrderedDict` of
+    `x` and `y` as in `partitions`. Integer labels become int32.
+
+  Raises:
+    ValueError: If there is no client, or a client's arrays differ in length, or
+      clients differ in the shape or dtype of an example.
+  """
+  if not examples:
+    raise ValueError('examples must have a client, got none.')
+  arrays = {k: (np.asarray(x), np.asarray(y)) for k, (x, y) in examples.items()}
+  first, kind = None, None
+  for client_id, (x, y) in arrays.items():
+    if x.ndim == 0 or y.ndim == 0 or len(x) != len(y):
+      raise ValueError(
+        f'{client_id} must have as many labels as inputs, got x'
+        f' {list(x.shape)}, y {list(y.shape)}.'
+      )
+    found = [(a.dtype.name, list(a.shape[1:])) for a in (x, y)]
+    first, kind = first or client_id, kind or found
+    if found != kind:
+      raise ValueError(
+        f'All clients must have examples of one kind (x, y): {first} has'
+        f' {kind}, {client_id} has {found}.'
+      )
+  x, y = (np.concatenate(parts) for parts in zip(*arrays.values(), strict=True))
+  if y.dtype.kind in 'iu':
+    y = y.astype(np.int32)
+  ends = np.cumsum([len(labels) for _, labels in arrays.values()])
+  indices = np.split(np.arange(len(y)), ends[:-1])
+  return partitions.indexed_client_data(list(arrays), x, y, indices)
 
 
 def compose_with_client_data(
@@ -53,13 +101,16 @@ def compose_with_client_data(
   def next_fn(state, client_ids):
     return process.next(state, tff.federated_map(read_client, client_ids))
 
-  return tff.learning.templates.LearningProcess(
+  composed = tff.learning.templates.LearningProcess(
     process.initialize,
     next_fn,
     process.get_model_weights,
     process.set_model_weights,
     get_hparams_fn=process.get_hparams,
     set_hparams_fn=process.set_hparams,
+  )
+  return training.with_batches_per_step(
+    composed, training.get_batches_per_step(process)
   )
 
 

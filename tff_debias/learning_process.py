@@ -16,6 +16,7 @@ from tff_debias import corrections
 from tff_debias import models
 from tff_debias import personalizations
 from tff_debias import storage as storage_lib
+from tff_debias import training
 
 State: TypeAlias = tff.learning.templates.LearningAlgorithmState
 
@@ -323,8 +324,11 @@ def _build_process(
     )
     return tff.learning.templates.LearningProcessOutput(new_state, metrics)
 
-  return tff.learning.templates.LearningProcess(
+  process = tff.learning.templates.LearningProcess(
     initialize, next_fn, **_build_accessors(algorithm, state_type.member)
+  )
+  return training.with_batches_per_step(
+    process, algorithm.personalization.batches_per_step
   )
 
 

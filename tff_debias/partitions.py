@@ -212,15 +212,15 @@ def _split(
     own_labels = np.empty(len(y), np.int32)
     for chosen, names in zip(indices, labels, strict=True):
       own_labels[chosen] = names[y[chosen]]
-    split.append(_client_data(x, own_labels, indices))
+    ids = [f'client_{device:04d}' for device in range(len(indices))]
+    split.append(indexed_client_data(ids, x, own_labels, indices))
   return split[0], split[1]
 
 
-def _client_data(
-  x: np.ndarray, y: np.ndarray, indices: list[np.ndarray]
+def indexed_client_data(
+  ids: list[str], x: np.ndarray, y: np.ndarray, indices: list[np.ndarray]
 ) -> ClientData:
-  """The client data of devices that hold the examples at the given indices."""
-  ids = [f'client_{device:04d}' for device in range(len(indices))]
+  """The client data of clients that hold the examples at the given indices."""
   by_id = dict(zip(ids, indices, strict=True))
 
   def create_dataset(client_id: str | tf.Tensor) -> tf.data.Dataset:

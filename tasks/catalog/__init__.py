@@ -1,30 +1,203 @@
-"""Lists the tasks, a module each; the other modules here serve them.
+"""Lists the tasks: what each is, and its settings where none are given.
 
-The module of a task has two functions:
+The module with a task's name has a function `load`. It takes the folder of the
+data, `data_dir` (a string, or `None`), and gives the `task.Task`. It raises a
+`UserError` if the data are missing (the message says how to get them) or wrong
+(the message says what would be right). The other modules here serve it.
 
-* `defaults` takes the names of the correction and the personalization (the
-  flags `--correction` and `--personalization`). It gives a dict of the number
-  of `rounds`, and a value for each setting that need not be given. It needs no
-  data.
-* `load` takes the folder of the data, `data_dir` (a string, or `None`), and
-  gives the `task.Task`. It raises a `UserError` if the data are missing (the
-  message says how to get them) or wrong (the message says what would be right).
+Nothing is imported from TensorFlow here, so that programs can check flags and
+list the tasks at once.
 """
 
+from collections.abc import Mapping
+import glob
 import importlib
-import pkgutil
-import types
+import math
+import os
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import NamedTuple
 
-_SHARED = frozenset({'images', 'networks', 'published', 'task'})
-
-#: The names of the tasks. A new module in this folder is a new task.
-TASKS = tuple(
-  module.name
-  for module in pkgutil.iter_modules(__path__)
-  if module.name not in _SHARED
-)
+if TYPE_CHECKING:
+  from tasks.catalog import task
 
 
-def module_of(name: str) -> types.ModuleType:
-  """The module of a task, imported now: it needs TensorFlow."""
-  return importlib.import_module(f'{__name__}.{name}')
+class Row(NamedTuple):
+  """A task in the list.
+
+  Attributes:
+    title: Its name in papers.
+    examples: The number of training examples, where it is known.
+    classes: The number of classes, where it is known.
+    weights: The number of weights of its network for all classes.
+    minutes: The minutes of a round, as measured on two cores; or `None`.
+    data: Where the data come from.
+    settings: Its defaults where they are not the published ones.
+    targets: Accuracies for comparisons, fixed beforehand, by the partition and
+      the personalization.
+    has_baseline: Whether `tasks.train` trains the method without its correction
+      too, and the programs train each device alone: a run takes a minute.
+  """
+
+  title: str
+  examples: int | None
+  classes: int | None
+  weights: int | None
+  minutes: float | None
+  data: str
+  settings: Mapping[str, Any] = {}
+  targets: Mapping[tuple[str, str], tuple[float, ...]] = {}
+  has_baseline: bool = False
+
+
+_DOWNLOAD = 'downloaded, or NAME.npz in --data_dir'
+_DATABASE = 'downloaded, or NAME.sqlite in --data_dir'
+_USERS = {
+  'partition': 'natural',
+  'classes_per_client': None,
+  'local_steps': 10,
+}
+
+TASKS: Mapping[str, Row] = {
+  # Few images and many local steps: debiasing gains most there (README).
+  'digits': Row(
+    'digits',
+    *(1_198, 10, 2_778, 0.005, 'from scikit-learn'),
+    {
+      'personalization': 'maml',
+      'partition': 'alid',
+      'rounds': 100,
+      'local_steps': 20,
+      'batch_size': 10,
+      'learning_rate': 0.2,
+      'alpha': 0.1,
+      'maml_steps': 1,
+      'maml_learning_rate': 1.0,
+      'rounds_per_evaluation': 5,
+    },
+    {('alid', 'maml'): (0.9,), ('acid', 'proto'): (0.95,)},
+    has_baseline=True,
+  ),
+  'fashion_mnist_small': Row(
+    'Fashion-MNIST, 14×14',
+    *(60_000, 10, 34_122, None, _DOWNLOAD.replace('NAME', 'fashion_mnist')),
+    {'rounds': 200, 'local_steps': 10, 'rounds_per_evaluation': 5},
+    # A middle one and one that only some methods reach within 100 rounds.
+    {
+      ('acid', 'maml'): (0.89, 0.91),
+      ('acid', 'proto'): (0.91, 0.92),
+      ('alid', 'maml'): (0.77, 0.84),
+      ('alid', 'proto'): (0.91, 0.92),
+    },
+  ),
+  'fashion_mnist': Row('Fashion-MNIST', 60_000, 10, 573_578, None, _DOWNLOAD),
+  'cifar10': Row(
+    'CIFAR-10',
+    *(50_000, 10, 797_962, 0.2, _DOWNLOAD),
+    # 0.75 was fixed before the first run of more than ten rounds. The others
+    # were fixed when one run had 60 rounds (Per-FedAvg with prototypes, at
+    # 0.798) and none had more.
+    targets={
+      (partition, personalization): (0.75, 0.80, 0.84)
+      for partition in ('acid', 'alid')
+      for personalization in ('maml', 'proto')
+    },
+  ),
+  # The authors' program treats these two like CIFAR-10, but was run on CIFAR-10
+  # only. That a client holds 20 of the 100 classes is our assumption.
+  'cifar100': Row(
+    'CIFAR-100',
+    *(50_000, 100, 815_332, None, _DOWNLOAD),
+    {'classes_per_client': 20},
+  ),
+  'mini_imagenet': Row(
+    'mini-ImageNet',
+    *(50_000, 100, 1_514_792, None, 'NAME.npz in --data_dir'),
+    {'classes_per_client': 20},
+  ),
+  # The settings of these three are our own, for the small data of the users.
+  'emnist_digits': Row(
+    'EMNIST digits',
+    *(341_873, 10, 573_578, None, _DATABASE.replace('NAME', 'emnist_all')),
+    {
+      **_USERS,
+      'num_clients': 3383,
+      'batch_size': 20,
+      'evaluation_clients': 100,
+    },
+  ),
+  'emnist': Row(
+    'EMNIST',
+    *(671_585, 62, 583_614, None, _DATABASE.replace('NAME', 'emnist_all')),
+    {
+      **_USERS,
+      'num_clients': 3400,
+      'batch_size': 20,
+      'evaluation_clients': 100,
+    },
+  ),
+  'shakespeare': Row(
+    'Shakespeare',
+    *(None, 128, 830_592, None, _DATABASE),
+    {
+      **_USERS,
+      'num_clients': 715,
+      'batch_size': 10,
+      'weight_decay': 0.0,
+      'evaluation_clients': 20,
+      'rounds_per_evaluation': 50,
+    },
+  ),
+  'npz': Row(
+    'Own data',
+    *(None, None, None, None, 'DEVICE.npz for each device in --data_dir'),
+    {**_USERS, 'rounds': 100, 'batch_size': 10, 'rounds_per_evaluation': 5},
+  ),
+}
+
+
+def defaults(
+  name: str,
+  correction: str | None = None,
+  personalization: str | None = None,
+  data_dir: str | None = None,
+) -> dict[str, Any]:
+  """The settings of a task where none are given, and its number of `rounds`.
+
+  They are CIFAR-10's as published (Acar et al., 2021), and the task's own
+  instead. Of the task `npz`, each file in `data_dir` is a device.
+  """
+  is_scaf = correction == 'scaf'
+  others = dict(TASKS[name].settings)
+  if name == 'npz':
+    num_files = len(glob.glob(os.path.join(data_dir or '', '*.npz')))
+    others['num_clients'] = max(num_files, 1)
+    others['clients_per_round'] = min(10, max(num_files, 1))
+  return {
+    'rounds': 1000,
+    'personalization': 'proto',
+    'partition': 'acid',
+    'num_clients': 100,
+    'clients_per_round': 10,
+    'classes_per_client': 5,
+    'concentration': 0.3,
+    'local_steps': 50,
+    'batch_size': 50,
+    'learning_rate': 0.1,
+    'learning_rate_decay': 0.997,
+    'weight_decay': 1e-3,
+    'max_grad_norm': math.inf if personalization == 'none' else 10.0,
+    'alpha': 1e-1 if personalization == 'proto' else 1e-2,
+    'mu': 1e-2,
+    'maml_steps': 1 if is_scaf else 5,
+    'maml_learning_rate': 1e-1 if is_scaf else 1e-2,
+    'maml_first_order': False,
+    'evaluation_clients': 0,
+    'rounds_per_evaluation': 10,
+    **others,
+  }
+
+
+def load(name: str, data_dir: str | None) -> 'task.Task':
+  """Loads a task. It imports TensorFlow."""
+  return importlib.import_module(f'{__name__}.{name}').load(data_dir)

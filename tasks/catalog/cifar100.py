@@ -4,13 +4,9 @@ The authors' program treats it like CIFAR-10, but was run on CIFAR-10 only. That
 a client holds 20 of the 100 classes is our assumption.
 """
 
-import functools
-
 from tasks import readers
 from tasks.catalog import published
 from tasks.catalog import task
-
-defaults = functools.partial(published.defaults, classes_per_client=20)
 
 
 def load(data_dir: str | None = None) -> task.Task:

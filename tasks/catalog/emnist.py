@@ -12,18 +12,7 @@ import tensorflow_federated as tff
 
 from tasks import readers
 from tasks.catalog import networks
-from tasks.catalog import published
 from tasks.catalog import task
-
-defaults = functools.partial(
-  published.defaults,
-  partition='natural',
-  num_clients=3400,
-  classes_per_client=None,
-  local_steps=10,
-  batch_size=20,
-  evaluation_clients=100,
-)
 
 
 def load(data_dir: str | None = None, only_digits: bool = False) -> task.Task:

@@ -1,11 +1,7 @@
 """Loads TFF's federated EMNIST, digits only; otherwise like `emnist`."""
 
-import functools
-
 from tasks.catalog import emnist
 from tasks.catalog import task
-
-defaults = functools.partial(emnist.defaults, num_clients=3383)
 
 
 def load(data_dir: str | None = None) -> task.Task:

@@ -4,8 +4,6 @@ from tasks import readers
 from tasks.catalog import published
 from tasks.catalog import task
 
-defaults = published.defaults
-
 
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the task, 60,000 training and 10,000 test images `[28, 28, 1]`.

@@ -1,26 +1,11 @@
 """Loads Fashion-MNIST for a laptop: 14×14 pixels, a multilayer perceptron."""
 
-import functools
-
 import numpy as np
 
 from tasks import readers
 from tasks.catalog import images
 from tasks.catalog import networks
-from tasks.catalog import published
 from tasks.catalog import task
-
-# A middle one and one that only some methods reach within 100 rounds.
-_TARGETS = {
-  ('acid', 'maml'): (0.89, 0.91),
-  ('acid', 'proto'): (0.91, 0.92),
-  ('alid', 'maml'): (0.77, 0.84),
-  ('alid', 'proto'): (0.91, 0.92),
-}
-
-defaults = functools.partial(
-  published.defaults, rounds=200, local_steps=10, rounds_per_evaluation=5
-)
 
 
 def load(data_dir: str | None = None) -> task.Task:
@@ -46,7 +31,6 @@ def load(data_dir: str | None = None) -> task.Task:
       images.scaling(*statistics),
       has_published_weights=True,
     ),
-    targets=_TARGETS,
   )
 
 

@@ -15,8 +15,6 @@ from tasks.catalog import networks
 from tasks.catalog import published
 from tasks.catalog import task
 
-defaults = functools.partial(published.defaults, classes_per_client=20)
-
 #: The authors' network: 1,514,792 weights for 84×84×3 and 100 outputs.
 cnn = functools.partial(
   networks.cnn, num_convolutions=3, hidden_sizes=(400, 100)

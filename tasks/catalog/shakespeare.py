@@ -7,7 +7,6 @@ batch size are LEAF's too. The other settings are our own.
 """
 
 import collections
-import functools
 from typing import Any
 
 import tensorflow as tf
@@ -15,24 +14,11 @@ import tensorflow_federated as tff
 
 from tasks import readers
 from tasks.catalog import networks
-from tasks.catalog import published
 from tasks.catalog import task
 
 _LENGTH = 80
 # The codes of ASCII. Code 0 stands before the first character of a text.
 _NUM_CHARACTERS = 128
-
-defaults = functools.partial(
-  published.defaults,
-  partition='natural',
-  num_clients=715,
-  classes_per_client=None,
-  local_steps=10,
-  batch_size=10,
-  weight_decay=0.0,
-  evaluation_clients=20,
-  rounds_per_evaluation=50,
-)
 
 
 def load(data_dir: str | None = None) -> task.Task:

@@ -1,7 +1,6 @@
 """Defines what a task is: data and a network."""
 
 from collections.abc import Callable
-from collections.abc import Mapping
 import dataclasses
 from typing import TypeAlias
 
@@ -30,12 +29,8 @@ class Task:
     test: The test set, or `None` as well.
     augment: `None`, or a pure TensorFlow function of training inputs `[b, ...]`
       and an int32 seed `[2]`. It gives inputs of the same shape and dtype.
-    targets: Accuracies for comparisons, fixed beforehand, by the partition and
-      the personalization, such as `('acid', 'maml')`.
     natural: `None`, or the training and the test data by the users of the data
       set, examples as in `tff_debias.partitions`.
-    has_baseline_by_default: Whether `tasks.train` trains the uncorrected method
-      too, and `tasks.compare` each client alone, as where a run takes seconds.
   """
 
   num_classes: int
@@ -44,7 +39,3 @@ class Task:
   test: Examples | None = None
   augment: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None
   natural: tuple[ClientData, ClientData] | None = None
-  targets: Mapping[tuple[str, str], tuple[float, ...]] = dataclasses.field(
-    default_factory=dict
-  )
-  has_baseline_by_default: bool = False

@@ -80,7 +80,27 @@ def _summary(evaluation: per_client.Evaluation) -> str:
         cells[name] = 'n/a' if np.isnan(number) else f'{number:.4f}'
       rows.append(cells)
   table = tables.to_markdown(rows) if rows else 'No device counts.'
-  return f'# {evaluation.title}\n\n{table}\n\n{_NOTES}'
+  hurt = ''.join(f'{_hurt(evaluation, row["group"])}\n' for row in rows)
+  return f'# {evaluation.title}\n\n{table}\n\n{hurt}\n{_NOTES}'
+
+
+def _hurt(evaluation: per_client.Evaluation, group: str) -> str:
+  """How many devices of a group are worse off, and how the worst are."""
+  accuracy = _column(evaluation, 'accuracy', group)
+  counted = np.sort(accuracy[np.isfinite(accuracy)])
+  parts = []
+  for name, other in (('alone', 'alone'), ('meta_accuracy', 'the meta-model')):
+    values = _column(evaluation, name, group)
+    both = np.isfinite(values) & np.isfinite(accuracy)
+    if both.any():
+      worse = int(np.sum(accuracy[both] < values[both]))
+      parts.append(
+        f'{worse} of {both.sum()} devices are worse than {other}'
+        f' ({values[both].mean():.4f})'
+      )
+  worst = counted[: max(1, len(counted) // 10)].mean()
+  parts.append(f'the worst tenth has {worst:.4f} on average')
+  return f'{group}: {"; ".join(parts)}.'
 
 
 def _groups(evaluation: per_client.Evaluation) -> list[str]:
@@ -167,6 +187,10 @@ def _draw_curves(
         linewidth=0,
         label='10 % to 90 % of devices',
       )
+      alone = [row.get('alone', np.nan) for row in points]
+      if np.isfinite(alone).any():
+        words = 'trained alone on the same examples'
+        axis.plot(x, alone, color='0.3', linestyle=':', label=words)
     if of == 'steps':
       axis.axvline(
         evaluation.trained_steps, color='0.4', lw=0.8, label='steps in training'

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import dataclasses
 import enum
 import functools
+import itertools
 import math
-import re
 from typing import Any
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from tasks.catalog import networks
 from tasks.runs import components
 from tasks.runs import errors
 from tasks.runs import pipeline
+from tasks.runs import progress
 from tasks.runs import settings as settings_lib
 import tff_debias
 from tff_debias import partitions
@@ -30,7 +31,8 @@ ClientData: TypeAlias = tff.simulation.datasets.ClientData
 #: The examples in a batch of a test, or of a check.
 EVALUATION_BATCH_SIZE = 500
 
-_MAX_NAME_LENGTH = 200
+# The data of so many clients are in memory at a time.
+_CLIENTS_PER_CALL = 20
 
 
 class Stream(enum.IntEnum):
@@ -52,50 +54,24 @@ class Stream(enum.IntEnum):
     return [ids[i] for i in sorted(chosen)]
 
 
-def resolve(settings: settings_lib.Settings) -> settings_lib.Settings:
-  """The settings, with the task's defaults for those that are `None`."""
-  return settings.resolve(_defaults(settings))
+def run_in_parts(
+  evaluation: tff.Computation,
+  weights: Any,
+  clients: Iterable[Any],
+  total: int,
+  name: str,
+) -> list[Mapping[str, Any]]:
+  """The results of `total` clients, some at a time, with a bar of devices.
 
-
-def default_rounds(settings: settings_lib.Settings) -> int:
-  """The number of rounds if none is given."""
-  return _defaults(settings)['rounds']
-
-
-def _defaults(settings: settings_lib.Settings) -> dict[str, Any]:
-  """The task's defaults; those of MAML's steps are for the tests, too."""
-  defaults = catalog.module_of(settings.task).defaults
-  training = defaults(settings.correction, settings.personalization)
-  tests = defaults(settings.correction, settings.personalization_in_tests)
-  maml = {k: v for k, v in tests.items() if k.startswith('maml_')}
-  return training | maml
-
-
-def changes(settings: settings_lib.Settings) -> dict[str, Any]:
-  """The resolved settings that differ from the defaults, for a run's name.
-
-  Task, partition, method, seed and data_dir are left out.
+  `clients` gives the data of each when its turn comes.
   """
-  main = 'task partition method correction personalization'.split()
-  main.append('tested_personalization')
-  given = {name: getattr(settings, name) for name in main}
-  defaults = vars(resolve(settings_lib.Settings(**given)))
-  return {
-    name: value
-    for name, value in vars(settings).items()
-    if name not in (*main, 'seed', 'data_dir') and value != defaults[name]
-  }
-
-
-def assignments(values: Mapping[str, Any]) -> list[str]:
-  """Settings as parts of a name, NAME=VALUE."""
-  return [f'{name}={value}' for name, value in values.items()]
-
-
-def folder_name(parts: Iterable[str]) -> str:
-  """The parts as a name of a folder."""
-  # Other characters have a meaning in a shell or in TensorFlow's file names.
-  return re.sub(r'[^\w.,=+-]+', '-', '_'.join(parts))[:_MAX_NAME_LENGTH]
+  results: list[Mapping[str, Any]] = []
+  rest = iter(clients)
+  with progress.progress(total, 'device', desc=name) as bar:
+    while part := list(itertools.islice(rest, _CLIENTS_PER_CALL)):
+      results += evaluation(weights, part)
+      bar.update(len(part))
+  return results
 
 
 def _validation(data: ClientData, period: int) -> tuple[ClientData, ClientData]:
@@ -124,10 +100,10 @@ class Experiment:
 
   def __init__(self, settings: settings_lib.Settings):
     """Loads the data and splits them; settings that are `None` get defaults."""
-    self.task = catalog.module_of(settings.task).load(settings.data_dir)
     # Any: a setting that has an effect is not `None` now.
-    self.settings: Any = resolve(settings)
+    self.settings: Any = settings.resolve()
     s = self.settings
+    self.task = catalog.load(s.task, s.data_dir)
     self.correction = components.build('correction', s)
     self.personalization = components.build('personalization', s)
     self.personalization_in_tests = self.personalization
@@ -151,13 +127,6 @@ class Experiment:
       self.training_clients, random_seed=s.seed
     )
 
-  @property
-  def name(self) -> str:
-    """A name of the run, which tells it from runs with other settings."""
-    s = self.settings
-    parts = [s.task, s.partition, *s.method_names, f'seed{s.seed}']
-    return folder_name([*parts, *assignments(changes(s))])
-
   def clients_until(self, round_num: int) -> set[str]:
     """The ids of the clients chosen in any round from 1 to `round_num`."""
     rounds = range(1, round_num + 1)
@@ -167,18 +136,6 @@ class Experiment:
   def _split(self) -> tuple[ClientData, ClientData]:
     """Splits the examples over clients, or chooses users of the data set."""
     s, task = self.settings, self.task
-    if s.clients_per_round > s.num_clients - s.num_held_out:
-      raise errors.UserError(
-        f'--clients_per_round={s.clients_per_round} must be at most'
-        f' --num_clients={s.num_clients} less the {s.num_held_out} of'
-        ' --held_out_share.'
-      )
-    if (task.natural if s.partition == 'natural' else task.train) is None:
-      right = 'natural' if task.natural else 'acid, alid or dirichlet'
-      raise errors.UserError(
-        f'--partition={s.partition} does not go with --task={s.task}: take'
-        f' --partition={right}.'
-      )
     if s.partition != 'natural':
       split = getattr(partitions, s.partition)
       parameter = s.classes_per_client or s.concentration
@@ -186,12 +143,8 @@ class Experiment:
         return split(task.train, task.test, s.num_clients, parameter, s.seed)
       except ValueError as e:
         raise errors.UserError(f'--partition={s.partition}: {e}') from e
+    assert task.natural is not None  # By `Settings.resolve`.
     users = set.intersection(*(set(d.client_ids) for d in task.natural))
-    if s.num_clients > len(users):
-      raise errors.UserError(
-        f'--num_clients={s.num_clients} must be at most {len(users)}, the'
-        f' number of users in {s.task}.'
-      )
     ids = Stream.USERS.choose(s.seed, sorted(users), s.num_clients)
     train, test = (
       ClientData.from_clients_and_tf_fn(ids, data.serializable_dataset_fn)
@@ -205,9 +158,10 @@ class Experiment:
     tf.keras.utils.set_random_seed(s.seed)
     # With ALID a client labels its classes from 0.
     is_alid = s.partition == 'alid'
-    return self.task.build_model(
-      s.classes_per_client if is_alid else self.task.num_classes
-    )
+    num_outputs = s.classes_per_client if is_alid else self.task.num_classes
+    if s.network is not None:
+      return components.call_own('network', s.network, num_outputs)
+    return self.task.build_model(num_outputs)
 
   @functools.cached_property
   def model(self) -> tff_debias.Model:
@@ -313,14 +267,30 @@ class Experiment:
       max_grad_norm=self.max_grad_norm_in_tests,
     )
 
+  def test_alone(
+    self, num_steps: int, clients: Sequence[Any]
+  ) -> list[Mapping[str, Any]]:
+    """The results of clients after local training from the initial model.
+
+    MAML's steps from there are local training. `clients` are as in
+    `evaluation_data`.
+    """
+    evaluation = tff_debias.build_client_evaluation(
+      self.model,
+      tff_debias.Maml(num_steps, self.settings.learning_rate),
+      max_grad_norm=self.max_grad_norm_in_tests,
+    )
+    weights, total = self.model.initial_weights, len(clients)
+    return run_in_parts(evaluation, weights, clients, total, 'trained alone')
+
   @property
   def max_grad_norm_in_tests(self) -> float:
     """The bound of training or, without one, that of the personalization."""
     s = self.settings
     if s.tested_personalization is None or s.max_grad_norm < math.inf:
       return s.max_grad_norm
-    defaults = catalog.module_of(s.task).defaults
-    return defaults(s.correction, s.tested_personalization)['max_grad_norm']
+    defaults = catalog.defaults(s.task, s.correction, s.tested_personalization)
+    return defaults['max_grad_norm']
 
   def evaluated_weights(self, process: Any, state: Any) -> Any:
     """The weights of the model that the settings say is evaluated."""

@@ -4,6 +4,7 @@ Trust a folder as you trust a program: a checkpoint is a TensorFlow graph, and
 `settings.json` can name modules to import.
 """
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -13,12 +14,34 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
+from typing import Any
 
 from tasks.runs import errors
 from tasks.runs import settings as settings_lib
 
+_MAX_NAME_LENGTH = 200
 _MODELS = ('distributor/models', 'aggregator/models')
 _ACCURACY = 'evaluation/by_client/accuracy'
+
+
+def assignments(values: Mapping[str, Any]) -> list[str]:
+  """Settings as parts of a name, NAME=VALUE."""
+  return [f'{name}={value}' for name, value in values.items()]
+
+
+def join(*folders: str, parts: Iterable[str]) -> str:
+  """The path of a folder whose name is made of parts."""
+  # Other characters have a meaning in a shell or in TensorFlow's file names.
+  name = re.sub(r'[^\w.,=+-]+', '-', '_'.join(parts))[:_MAX_NAME_LENGTH]
+  return os.path.join(*folders, name)
+
+
+def path_of(settings: settings_lib.Settings) -> str:
+  """The folder of a run where none is given; other settings have another."""
+  s = settings
+  parts = [s.task, str(s.partition), *s.method_names, f'seed{s.seed}']
+  return join('runs', parts=[*parts, *assignments(s.changes())])
 
 
 def _file(name: str) -> property:
@@ -108,7 +131,7 @@ class RunFolder:
         return settings_lib.Settings(**json.load(file))
     except (OSError, ValueError, TypeError) as e:
       raise errors.UserError(
-        f'{self.path} holds no run of this version: {errors.first_line(e)}.'
+        f'{self.path} holds no run of this version: {e}.'
       ) from e
 
   def read_metrics(self) -> list[dict[str, float]]:

@@ -7,6 +7,8 @@ it a row of `METHODS`.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from tasks import catalog
+
 
 class Method(NamedTuple):
   """A method: its correction, and whether it personalizes in training.
@@ -81,17 +83,10 @@ ONLY_WITH: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 _TITLES = {
   **{name: method.title for name, method in METHODS.items()},
+  **{name: row.title for name, row in catalog.TASKS.items()},
   'none': 'No personalization',
   'maml': 'MAML',
   'proto': 'Prototypes',
-  'cifar10': 'CIFAR-10',
-  'cifar100': 'CIFAR-100',
-  'emnist': 'EMNIST',
-  'emnist_digits': 'EMNIST digits',
-  'fashion_mnist': 'Fashion-MNIST',
-  'fashion_mnist_small': 'Fashion-MNIST, 14×14',
-  'mini_imagenet': 'mini-ImageNet',
-  'shakespeare': 'Shakespeare',
 }
 
 

@@ -9,17 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
-import tqdm
 
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
-from tasks.runs import progress
 import tff_debias
 
 GROUPS = ('took part', 'not yet', 'held out')
-
-# The data of so many devices are in memory at a time.
-_CLIENTS_PER_CALL = 20
 
 Row = dict[str, Any]
 # The values of all devices, float64 [clients] or [clients, steps]; NaN where a
@@ -39,11 +34,13 @@ class Evaluation:
       its numbers of `train_examples` and `test_examples`, the number of the
       latter that were `tested` (with prototypes, those of the classes that the
       device has), `meta_accuracy` and `meta_loss` (of the meta-model as it is),
-      `accuracy` and `loss` (personalized), and `gain` (of accuracy).
+      `accuracy` and `loss` (personalized), `gain` (of accuracy), and `alone`
+      (the accuracy after local training from the initial model).
     few_shot: A row for each `group` and number of local `examples` (a number,
       or `all`): the number of `clients` that have as many, and `mean`, `q10`
       and `q90` of their accuracy, in which a test example of a class without a
-      prototype is wrong.
+      prototype is wrong; and `alone`, the mean accuracy of the same devices
+      that train alone on the same examples.
     steps: A row for each `group` and number of MAML `steps`, likewise.
   """
 
@@ -63,12 +60,14 @@ def evaluate(
   max_clients: int | None = None,
   few_shot: Sequence[int] | None = None,
   num_steps: int | None = None,
+  local_steps: int = 0,
 ) -> Evaluation:
   """Evaluates a meta-model, that of the given round, device by device.
 
   At most `max_clients` devices are evaluated, chosen at random. `few_shot` are
   numbers of local examples, by default 1, 2, 5, 10, 20, 50, … The curve against
   MAML steps ends at `num_steps`, by default twice those of the experiment.
+  With `local_steps`, each device also trains alone for that number of steps.
   """
   personalization = experiment.personalization_in_tests
   # The steps of a class that is derived from it can be others.
@@ -90,40 +89,48 @@ def evaluate(
   build = tff_debias.build_client_evaluation
   test = build(model, personalization, max_grad_norm=norm)
   steps, trained = [], 0
-  num_calls = 1 + len(few_shot) + (not is_maml and not is_proto)
-  with progress.progress(len(devices.ids) * num_calls, 'device') as bar:
-    run = functools.partial(devices.run, weights, bar)
-    if is_maml:
-      trained = personalization.num_steps
-      last = num_steps or 2 * trained
-      by_step = tff_debias.build_step_evaluation(
-        model, personalization, max(last, trained), max_grad_norm=norm
-      )
-      table = run(by_step)
-      meta, personalized = (
-        {name: values[:, step] for name, values in table.items()}
-        for step in (0, trained)
-      )
-      for step in range(last + 1):
-        steps += devices.curve('steps', step, table['accuracy'][:, step])
-    else:
-      personalized = run(test)
-      meta = {name: values * np.nan for name, values in personalized.items()}
-      if not is_proto:
-        meta = run(build(model, tff_debias.NoPersonalization()))
-    shots: list[tuple[Any, Results]] = [(n, run(test, n)) for n in few_shot]
+  run = functools.partial(devices.run, weights)
+  if is_maml:
+    trained = personalization.num_steps
+    last = num_steps or 2 * trained
+    by_step = tff_debias.build_step_evaluation(
+      model, personalization, max(last, trained), max_grad_norm=norm
+    )
+    table = run('steps', by_step)
+    meta, personalized = (
+      {name: values[:, step] for name, values in table.items()}
+      for step in (0, trained)
+    )
+    for step in range(last + 1):
+      steps += devices.curve('steps', step, table['accuracy'][:, step])
+  else:
+    personalized = run('personalized', test)
+    meta = {name: values * np.nan for name, values in personalized.items()}
+    if not is_proto:
+      meta = run('meta-model', build(model, tff_debias.NoPersonalization()))
+  alone = devices.alone(local_steps)
+  shots: list[tuple[Any, Results, np.ndarray]] = []
   if few_shot:
-    shots = [(0, meta), *shots, ('all', personalized)]
+    shots = [
+      (0, meta, alone * np.nan),
+      *[
+        (n, run(f'{n} examples', test, n), devices.alone(local_steps, n))
+        for n in few_shot
+      ],
+      ('all', personalized, alone),
+    ]
   return Evaluation(
     f'{experiment.settings.title}; the model'
     f' {experiment.settings.evaluated_model!r} after round {round_num}',
     round_num,
     trained,
-    devices.rows(meta, personalized),
+    devices.rows(meta, personalized, alone),
     [
       row
-      for size, results in shots
-      for row in devices.curve('examples', size, devices.right_share(results))
+      for size, results, alone in shots
+      for row in devices.curve(
+        'examples', size, devices.right_share(results), alone
+      )
     ],
     steps,
   )
@@ -155,24 +162,40 @@ class _Devices:
   def run(
     self,
     weights: Any,
-    bar: tqdm.tqdm,
+    name: str,
     evaluation: tff.Computation,
     size: int | None = None,
   ) -> Results:
     """The results of the devices with at least `size` training examples."""
+    places = np.flatnonzero(self.train_examples >= (size or 0))
+    data = (self._data(i, size) for i in places)
+    answers = experiment_lib.run_in_parts(
+      evaluation, weights, data, len(places), name
+    )
+    return self._results(places, answers)
+
+  def alone(self, num_steps: int, size: int | None = None) -> np.ndarray:
+    """The accuracy of each device that trains alone, NaN without steps.
+
+    It trains on all of its examples, or on the `size` of the few-shot curve.
+    """
+    if not num_steps:
+      return np.full(len(self.ids), np.nan)
+    places = np.flatnonzero(self.train_examples >= (size or 0))
+    data = [self._data(i, size) for i in places]
+    answers = self._experiment.test_alone(num_steps, data)
+    return self._results(places, answers)['accuracy']
+
+  def _results(
+    self, places: np.ndarray, answers: Sequence[Mapping[str, Any]]
+  ) -> Results:
     results: Results = {}
-    clients = np.flatnonzero(self.train_examples >= (size or 0))
-    for start in range(0, len(clients), _CLIENTS_PER_CALL):
-      chunk = clients[start : start + _CLIENTS_PER_CALL]
-      answers = evaluation(weights, [self._data(i, size) for i in chunk])
-      for i, answer in zip(chunk, answers, strict=True):
-        for name, value in answer.items():
-          if name not in results:
-            results[name] = np.full([len(self.ids), *np.shape(value)], np.nan)
-          is_known = name == 'num_examples' or answer['is_included']
-          results[name][i] = np.where(is_known, value, np.nan)
-      bar.update(len(chunk))
-    bar.update(len(self.ids) - len(clients))
+    for i, answer in zip(places, answers, strict=True):
+      for name, value in answer.items():
+        if name not in results:
+          results[name] = np.full([len(self.ids), *np.shape(value)], np.nan)
+        is_known = name == 'num_examples' or answer['is_included']
+        results[name][i] = np.where(is_known, value, np.nan)
     return results
 
   def _data(self, client: int, size: int | None) -> Mapping[str, Any]:
@@ -199,18 +222,30 @@ class _Devices:
     with np.errstate(invalid='ignore'):
       return right / self._test_examples
 
-  def curve(self, name: str, place: Any, accuracy: np.ndarray) -> list[Row]:
+  def curve(
+    self,
+    name: str,
+    place: Any,
+    accuracy: np.ndarray,
+    alone: np.ndarray | None = None,
+  ) -> list[Row]:
     """The rows of one place of a curve: over the devices with a value there."""
     rows = []
     for group in GROUPS:
-      values = accuracy[(self._groups == group) & np.isfinite(accuracy)]
+      is_shown = (self._groups == group) & np.isfinite(accuracy)
+      values = accuracy[is_shown]
       if len(values):
         row = {'group': group, name: place, 'clients': len(values)}
         low, high = quantile(values, (0.1, 0.9))
-        rows.append(row | {'mean': values.mean(), 'q10': low, 'q90': high})
+        row |= {'mean': values.mean(), 'q10': low, 'q90': high}
+        if alone is not None:
+          row['alone'] = alone[is_shown].mean()
+        rows.append(row)
     return rows
 
-  def rows(self, meta: Results, personalized: Results) -> list[Row]:
+  def rows(
+    self, meta: Results, personalized: Results, alone: np.ndarray
+  ) -> list[Row]:
     """The rows of the devices."""
     return [
       {
@@ -224,6 +259,7 @@ class _Devices:
         'accuracy': personalized['accuracy'][i],
         'loss': personalized['loss'][i],
         'gain': personalized['accuracy'][i] - meta['accuracy'][i],
+        'alone': alone[i],
       }
       for i in range(len(self.ids))
     ]

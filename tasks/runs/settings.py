@@ -3,6 +3,7 @@
 Nothing here imports TensorFlow: `--help` and wrong flags are answered at once.
 """
 
+import argparse
 from collections.abc import Callable
 from collections.abc import Collection
 from collections.abc import Mapping
@@ -10,15 +11,11 @@ import dataclasses
 import operator
 from typing import Any
 
-from absl import flags
-
 from tasks import catalog
+from tasks import cli
 from tasks.runs import components
 from tasks.runs import errors
 from tasks.runs import methods
-
-# The flags defined here are those of the program that asks for them.
-flags.disclaim_key_flags()
 
 _BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
   'above': operator.gt,
@@ -27,10 +24,18 @@ _BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
   'at_most': operator.le,
 }
 
+#: The settings that decide all others, and so name a run first.
+MAIN = (
+  *('task', 'partition', 'method', 'correction'),
+  *('personalization', 'tested_personalization'),
+)
 
-def _setting(help_text: str, default: Any = None, **metadata: Any) -> Any:
-  """A field with its help text, and its `choices` or its `_BOUNDS`."""
-  metadata['help'] = help_text
+
+def _setting(
+  group: str, help_text: str, default: Any = None, **more: Any
+) -> Any:
+  """A field with the group and text of its flag, its `choices` or `_BOUNDS`."""
+  metadata = {'group': group, 'help': help_text, **more}
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -43,40 +48,32 @@ class Settings:
   a `UserError`.
   """
 
-  task: str = _setting('The data and network.', 'digits', choices=catalog.TASKS)
-  method: str = _setting(
-    'The method; fed_avg, fed_prox, fed_dyn and scaffold do not personalize.'
-    ' By default pfl_dyn, or the one that --correction makes.',
-    choices=methods.METHODS,
+  task: str = _setting(
+    'what', 'The data and network.', 'digits', choices=catalog.TASKS
   )
-  correction: str = _setting(
-    'In the place of --method, a correction of your own: a subclass of'
-    ' tff_debias.Correction in a module that Python finds, such as'
-    ' "--correction=my_module:MyCorrection(gamma=0.5)".'
+  data_dir: str = _setting(
+    'what', 'The folder of the data; «python -m tasks» says which task has one.'
   )
-  personalization: str = _setting(
-    'How clients personalize. By default proto, or none for a method that does'
-    ' not personalize. One of your own is a subclass of'
-    ' tff_debias.Personalization, given as for --correction.'
-  )
-  tested_personalization: str = _setting(
-    'How clients personalize in tests, where the training does not personalize.'
-    ' By default the tests do not either.'
+  network: str = _setting(
+    'what',
+    'In the place of the network of the task, one of your own: MODULE:FUNCTION.'
+    ' The function takes the number of outputs and gives a Keras model.',
   )
   partition: str = _setting(
+    'what',
     'How the data are split: acid (true labels), alid (each client relabels its'
-    " classes), dirichlet, or natural (the data set's users). By default"
-    ' natural where there are users, else acid.',
+    " classes), dirichlet, or natural (the data set's users).",
     choices=('acid', 'alid', 'dirichlet', 'natural'),
   )
-  num_clients: int = _setting('The number m of clients.', at_least=1)
+  num_clients: int = _setting('what', 'The number m of clients.', at_least=1)
   classes_per_client: int = _setting(
-    'The number of classes that a client holds.', at_least=1
+    'what', 'The number of classes that a client holds.', at_least=1
   )
   concentration: float = _setting(
-    'The parameter of the Dirichlet distribution.', above=0
+    'what', 'The parameter of the Dirichlet distribution.', above=0
   )
   held_out_share: float = _setting(
+    'what',
     'The share of the clients that never take part in training, for'
     ' tasks.evaluate to test on.',
     default=0.0,
@@ -84,77 +81,108 @@ class Settings:
     below=1,
   )
   validation_share: float = _setting(
+    'what',
     "The share of each client's training examples that are kept for validation:"
     ' all tests are on them. It is rounded to 1/2, 1/3, 1/4, …',
     default=0.0,
     at_least=0,
     at_most=0.5,
   )
+  method: str = _setting(
+    'method',
+    'The method; fed_avg, fed_prox, fed_dyn and scaffold do not personalize.'
+    ' By default pfl_dyn, or the one that --correction makes.',
+    choices=methods.METHODS,
+  )
+  correction: str = _setting(
+    'method',
+    'In the place of --method, a correction of your own: a subclass of'
+    ' tff_debias.Correction in a module that Python finds, such as'
+    ' "--correction=my_module:MyCorrection(gamma=0.5)".',
+  )
+  personalization: str = _setting(
+    'method',
+    'How clients personalize; none for a method that does not. One of your own'
+    ' is a subclass of tff_debias.Personalization, given as for --correction.',
+  )
+  tested_personalization: str = _setting(
+    'method',
+    'How clients personalize in tests, where the training does not personalize.'
+    ' By default the tests do not either.',
+  )
+  alpha: float = _setting('method', 'The strength α of Dyn.', above=0)
+  mu: float = _setting('method', 'The strength μ of FedProx.', above=0)
+  maml_steps: int = _setting('method', 'The steps s of MAML.', at_least=1)
+  maml_learning_rate: float = _setting(
+    'method', 'The size a of a step of MAML.', above=0
+  )
+  maml_first_order: bool = _setting(
+    'method', 'Whether MAML leaves out the second derivatives.'
+  )
   clients_per_round: int = _setting(
-    'The number of clients that take part in a round.', at_least=1
+    'training', 'The number of clients that take part in a round.', at_least=1
   )
   local_steps: int = _setting(
-    'The number K of local steps of a client in a round.', at_least=1
+    'training',
+    'The number K of local steps of a client in a round.',
+    at_least=1,
   )
   batch_size: int = _setting(
-    'The examples in a batch (support and query, each).', at_least=1
+    'training', 'The examples in a batch (support and query, each).', at_least=1
   )
   learning_rate: float = _setting(
-    'The learning rate β of the local steps in the first round.', above=0
+    'training',
+    'The learning rate β of the local steps in the first round.',
+    above=0,
   )
   learning_rate_decay: float = _setting(
-    'The factor on the learning rate from round to round.', above=0
+    'training', 'The factor on the learning rate from round to round.', above=0
   )
   weight_decay: float = _setting(
-    'The weight decay of the local steps.', at_least=0
+    'training', 'The weight decay of the local steps.', at_least=0
   )
   max_grad_norm: float = _setting(
-    'The bound on the norm of a gradient; inf for none. By default 10 for'
-    ' methods that personalize, as published, and none for the others, which'
-    " --tested_personalization tests with that personalization's default.",
+    'training',
+    'The bound on the norm of a gradient; inf for none. It is 10 for methods'
+    ' that personalize, as published, and inf for the others, which'
+    " --tested_personalization tests with that personalization's bound.",
     above=0,
   )
-  alpha: float = _setting(
-    'The strength α of Dyn; its default depends on the personalization.',
-    above=0,
-  )
-  mu: float = _setting('The strength μ of FedProx.', above=0)
-  maml_steps: int = _setting('The steps s of MAML.', at_least=1)
-  maml_learning_rate: float = _setting('The size a of a step of MAML.', above=0)
-  maml_first_order: bool = _setting(
-    'Whether MAML leaves out the second derivatives. By default it does not.'
-  )
-  evaluated_model: str = _setting(
-    "The model that is evaluated: selected (the mean of a round's clients) or"
-    ' all (the mean over all clients; each sends a second model).',
-    default='selected',
-    choices=('selected', 'all'),
-  )
-  evaluation_clients: int = _setting(
-    'The number of clients that are tested, always the same; 0 for all. By'
-    ' default the task decides.',
-    at_least=0,
-  )
-  rounds_per_evaluation: int = _setting(
-    'The number of rounds from one evaluation to the next.', at_least=1
-  )
-  jit_compile: bool = _setting(
-    'Whether XLA compiles all steps of a client together. It is for small dense'
-    ' networks; a convolution on a CPU becomes slower.',
-    default=False,
-  )
-  data_dir: str = _setting('The folder of the data of the task.')
   seed: int = _setting(
+    'training',
     'Decides the initial weights, the partition, the clients of each round and'
     ' their batches.',
     default=0,
     at_least=0,
     at_most=2**32 - 1,
   )
+  jit_compile: bool = _setting(
+    'training',
+    'Whether XLA compiles all steps of a client together. It is for small dense'
+    ' networks; a convolution on a CPU becomes slower.',
+    default=False,
+  )
+  evaluated_model: str = _setting(
+    'tests',
+    "The model that is evaluated: selected (the mean of a round's clients) or"
+    ' all (the mean over all clients; each sends a second model).',
+    default='selected',
+    choices=('selected', 'all'),
+  )
+  evaluation_clients: int = _setting(
+    'tests',
+    'The number of clients that are tested, always the same; 0 for all.',
+    at_least=0,
+  )
+  rounds_per_evaluation: int = _setting(
+    'tests', 'The number of rounds from one test to the next.', at_least=1
+  )
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       _check(field, getattr(self, field.name))
+    if self.network is not None:
+      components.parse('network', self.network)
     for name, value in self._complete_method().items():
       object.__setattr__(self, name, value)  # The class is frozen from here on.
     for name, (other, values) in methods.ONLY_WITH.items():
@@ -178,8 +206,10 @@ class Settings:
     if row is not None:
       parts['correction'] = parts['correction'] or row.correction
     if parts['personalization'] is None:
-      trains_plainly = row is not None and not row.personalizes
-      parts['personalization'] = 'none' if trains_plainly else 'proto'
+      parts['personalization'] = 'none'
+      if row is None or row.personalizes:
+        defaults = catalog.defaults(self.task)
+        parts['personalization'] = defaults['personalization']
     found = methods.find(parts['correction'], parts['personalization'])
     if method not in (None, found):
       raise errors.UserError(
@@ -205,8 +235,18 @@ class Settings:
       return self.personalization_in_tests in values
     return getattr(self, other) in (None, *values)
 
-  def resolve(self, defaults: Mapping[str, Any]) -> 'Settings':
-    """Puts `defaults` for the settings that are `None` and have an effect."""
+  def defaults(self) -> dict[str, Any]:
+    """The task's defaults; those of MAML's steps are for the tests, too."""
+    training, tests = (
+      catalog.defaults(self.task, self.correction, name, self.data_dir)
+      for name in (self.personalization, self.personalization_in_tests)
+    )
+    maml = {k: v for k, v in tests.items() if k.startswith('maml_')}
+    return training | maml
+
+  def resolve(self) -> 'Settings':
+    """Puts the task's defaults for what is `None` and has an effect."""
+    defaults = self.defaults()
     partition = self.partition or defaults['partition']
     known = dataclasses.replace(self, partition=partition)
     missing = {
@@ -214,7 +254,49 @@ class Settings:
       for name, value in vars(known).items()
       if value is None and name in defaults and known.has_effect(name)
     }
-    return dataclasses.replace(known, **missing)
+    resolved = dataclasses.replace(known, **missing)
+    resolved._check_sizes(defaults)  # noqa: SLF001
+    return resolved
+
+  def _check_sizes(self, defaults: Mapping[str, Any]) -> None:
+    """Raises a `UserError` if clients or classes are more than there are."""
+    is_natural = defaults['partition'] == 'natural'
+    if (self.partition == 'natural') != is_natural:
+      right = 'natural' if is_natural else 'acid, alid or dirichlet'
+      raise errors.UserError(
+        f'--partition={self.partition} does not go with --task={self.task}:'
+        f' take --partition={right}.'
+      )
+    if is_natural and self.num_clients > defaults['num_clients']:
+      raise errors.UserError(
+        f'--num_clients={self.num_clients} must be at most'
+        f' {defaults["num_clients"]}, the number of users in {self.task}.'
+      )
+    classes = catalog.TASKS[self.task].classes
+    if classes and (self.classes_per_client or 0) > classes:
+      raise errors.UserError(
+        f'--classes_per_client={self.classes_per_client} must be at most'
+        f' {classes}, the number of classes in {self.task}.'
+      )
+    if self.clients_per_round > self.num_clients - self.num_held_out:
+      raise errors.UserError(
+        f'--clients_per_round={self.clients_per_round} must be at most'
+        f' --num_clients={self.num_clients} less the {self.num_held_out} of'
+        ' --held_out_share.'
+      )
+
+  def changes(self) -> dict[str, Any]:
+    """What differs from the defaults in resolved settings, for a run's name.
+
+    The settings `MAIN`, `seed` and `data_dir` are left out.
+    """
+    given = {name: getattr(self, name) for name in (*MAIN, 'data_dir')}
+    defaults = vars(Settings(**given).resolve())
+    return {
+      name: value
+      for name, value in vars(self).items()
+      if name not in (*MAIN, 'seed', 'data_dir') and value != defaults[name]
+    }
 
   def uncorrected(self) -> 'Settings':
     """The same settings for the method without a correction."""
@@ -279,62 +361,52 @@ class Settings:
     return f'{methods.title(self.task)}: {", ".join(parts)}'
 
 
-def define_workers() -> flags.FlagHolder[list[str]]:
-  """Defines the flag --workers of the programs that train."""
-  return flags.DEFINE_list(
-    'workers',
-    [],
-    "TFF's workers that simulate the clients, HOST:PORT,HOST:PORT; by default"
-    ' this process does. All of them must see the folder of the run.',
-  )
-
-
-def define_flags(without: Collection[str] = ()) -> None:
-  """Defines a flag for every setting but those in `without`."""
-  define = {
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    bool: flags.DEFINE_boolean,
-    str: flags.DEFINE_string,
-  }
+def add_flags(parser: cli.Parser, without: Collection[str] = ()) -> None:
+  """Adds a flag for every setting but those in `without`."""
   for field in dataclasses.fields(Settings):
     help_text = field.metadata['help']
     choices = field.metadata.get('choices') or methods.PARTS.get(field.name)
     if choices:
-      help_text = f'<{"|".join(choices)}>: {help_text}'
+      help_text += f' One of {", ".join(choices)}.'
     if field.name in methods.ONLY_WITH:
       other, values = methods.ONLY_WITH[field.name]
       help_text += f' Only with --{other}={" or ".join(values)}.'
     if field.name not in without:
       kind = Settings.__annotations__[field.name]
-      define[kind](field.name, field.default, help_text)
+      group = field.metadata['group']
+      parser.add(group, field.name, help_text, field.default, kind)
 
 
-def given_by_flags() -> dict[str, Any]:
+def add_workers(parser: cli.Parser) -> None:
+  """Adds the flag --workers of the programs that train."""
+  parser.add(
+    'training',
+    'workers',
+    "TFF's workers that simulate the clients, HOST:PORT,HOST:PORT; by default"
+    ' this process does. All of them must see the folder of the run.',
+    [],
+    list,
+  )
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
   """The values of the flags that give settings, by name."""
-  return {
-    field.name: flags.FLAGS[field.name].value
-    for field in dataclasses.fields(Settings)
-    if field.name in flags.FLAGS
-  }
+  names = {field.name for field in dataclasses.fields(Settings)}
+  return {name: value for name, value in vars(args).items() if name in names}
 
 
-def from_flags() -> Settings:
-  """The settings that the parsed flags give."""
-  return Settings(**given_by_flags())
+def help_defaults(args: argparse.Namespace) -> dict[str, Any]:
+  """The values of `--help` for the flags that give no setting."""
+  settings = Settings(**given(args))
+  return settings.defaults() | vars(settings.resolve())
 
 
 def parse(name: str, text: str) -> Any:
   """The value, of the setting's type, of a setting given as text."""
-  kind = Settings.__annotations__[name]
   try:
-    if kind is bool:
-      return {'true': True, 'false': False}[text.lower()]
-    return kind(text)
-  except (ValueError, KeyError) as e:
-    raise errors.UserError(
-      f'--{name}={text} must be of {kind.__name__}.'
-    ) from e
+    return cli.convert(Settings.__annotations__[name], text)
+  except argparse.ArgumentTypeError as e:
+    raise errors.UserError(f'--{name}={e}') from e
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:

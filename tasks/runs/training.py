@@ -4,6 +4,9 @@ import asyncio
 import collections
 from collections.abc import Coroutine
 from collections.abc import Sequence
+import contextlib
+import functools
+import json
 import os
 import shutil
 import tempfile
@@ -17,8 +20,13 @@ from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
 from tasks.runs import progress as progress_lib
+from tasks.runs import settings as settings_lib
 import tff_debias
+from tff_debias import checks
 from tff_debias import runtime
+
+#: The steps of a device that trains alone, where no number is given.
+LOCAL_STEPS = 100
 
 _PREFIX = 'round_'
 
@@ -41,7 +49,7 @@ class _Checkpoints(tff.program.FileProgramStateManager):
           way_back = f'Train from the one before it: --from_round={earlier}.'
       raise errors.UserError(
         f'The checkpoint of round {version} in {self._path} is damaged, or of'
-        f' another version ({errors.first_line(e)}). {way_back}'
+        f' another version ({checks.first_line(e)}). {way_back}'
       ) from e
 
 
@@ -102,8 +110,8 @@ def run(
           tff.program.CSVFileReleaseManager(
             folder.metrics, tff.program.CSVSaveMode.WRITE, 'round'
           ),
-          tff.program.TensorBoardReleaseManager(folder.tensorboard),
-          _Progress(bar),
+          _TensorBoard(folder, experiment.settings),
+          _Progress(bar, experiment.settings),
         ],
       )
     if rounds not in _versions(files):
@@ -144,6 +152,37 @@ def load(
   return experiment.evaluated_weights(process, state), chosen
 
 
+def train_locally(
+  settings: settings_lib.Settings, num_steps: int, path: str
+) -> float:
+  """The mean accuracy of devices that train alone, without communication.
+
+  Each takes `num_steps` steps of the size `learning_rate` on all of its
+  training examples, from the initial model. The accuracy is kept in the file
+  `path`, from which the next call with the same settings reads it.
+  """
+  experiment = experiment_lib.Experiment(settings)
+  s = experiment.settings
+  # What has an effect here.
+  names = 'task data_dir network partition num_clients classes_per_client'
+  names += ' concentration held_out_share validation_share evaluation_clients'
+  names += ' seed learning_rate'
+  asked = {name: getattr(s, name) for name in names.split()}
+  asked |= {'steps': num_steps, 'bound': experiment.max_grad_norm_in_tests}
+  with contextlib.suppress(FileNotFoundError), open(path) as file:
+    stored = json.load(file)
+    if stored['settings'] == asked:
+      return stored['accuracy']
+  with runtime.local_context():
+    answers = experiment.test_alone(num_steps, experiment.evaluation_data)
+  accuracy = float(
+    np.mean([a['accuracy'] for a in answers if a['is_included']])
+  )
+  with open(path, 'w') as file:
+    json.dump({'settings': asked, 'accuracy': accuracy}, file, indent=1)
+  return accuracy
+
+
 def _go_back(
   folder: folder_lib.RunFolder, versions: list[int], from_round: int | None
 ) -> int:
@@ -169,11 +208,36 @@ def _wait(coroutine: Coroutine) -> Any:
   return asyncio.get_event_loop().run_until_complete(coroutine)
 
 
-class _Progress(tff.program.ReleaseManager):
-  """Shows the progress in a bar, from the metrics of every round."""
+class _TensorBoard(tff.program.TensorBoardReleaseManager):
+  """Writes a run with the method's name; the accuracy comes first."""
 
-  def __init__(self, bar: tqdm.tqdm):
+  def __init__(self, folder: folder_lib.RunFolder, settings: Any):
+    # TensorBoard calls a run as its folder.
+    name = '_'.join(settings.method_names)
+    super().__init__(folder_lib.join(folder.tensorboard, parts=[name]))
+
+  async def release(self, value: Any, key: int) -> None:
+    """Writes the metrics of a round, the main ones in a group of their own."""
+    accuracy = ('evaluation/by_client', 'accuracy')
+    main: dict[str, tuple[str, ...]] = {
+      'accuracy': (*accuracy, 'mean'),
+      'worst tenth': (*accuracy, 'q10'),
+      'training loss': ('client_work', 'train', 'loss'),
+    }
+    found = {}
+    for name, path in main.items():
+      with contextlib.suppress(KeyError):
+        found[name] = functools.reduce(lambda v, k: v[k], path, value)
+    # TensorBoard sorts the groups by name.
+    await super().release({'1 main': found, **value}, key)
+
+
+class _Progress(tff.program.ReleaseManager):
+  """Shows the progress in a bar; ends a run that has diverged."""
+
+  def __init__(self, bar: tqdm.tqdm, settings: Any):
     self._bar = bar
+    self._settings = settings
 
   async def release(self, value: Any, key: int) -> None:
     """Moves the bar to a round."""
@@ -182,4 +246,8 @@ class _Progress(tff.program.ReleaseManager):
       mean = np.asarray(accuracy['accuracy']['mean'])
       self._bar.set_postfix_str(f'accuracy {mean:.3f}', refresh=False)
     if 'client_work' in value and not value['client_work']['participants']:
-      self._bar.write(f'Round {key}: no client counted; the model stays.')
+      raise errors.DivergedError(
+        f'Training has diverged: in round {key} no device has a finite update.'
+        ' Take a smaller --learning_rate than'
+        f' {self._settings.learning_rate:g}.'
+      )

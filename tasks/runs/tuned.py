@@ -4,20 +4,16 @@ import dataclasses
 import json
 from typing import Any
 
-from absl import flags
-
+from tasks import cli
 from tasks.runs import errors
 from tasks.runs import settings as settings_lib
 
-# The flag defined here is one of the program that asks for it.
-flags.disclaim_key_flags()
 
-
-def define_flag() -> flags.FlagHolder[str | None]:
-  """Defines the flag --tuned, a path for `apply`."""
-  return flags.DEFINE_string(
+def add_flag(parser: cli.Parser) -> None:
+  """Adds the flag --tuned, a path for `apply`."""
+  parser.add(
+    'method',
     'tuned',
-    None,
     'The file tuned.json of tasks.tune. Its partition and its choice for the'
     ' method are taken where no flag gives the setting.',
   )
@@ -42,8 +38,7 @@ def apply(
     values = found | chosen.get(key(settings), {})
   except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
     raise errors.UserError(
-      f'--tuned={path} must be a file tuned.json of tasks.tune:'
-      f' {errors.first_line(e)}.'
+      f'--tuned={path} must be a file tuned.json of tasks.tune: {e}.'
     ) from e
   for name, value in found.items():
     if getattr(settings, name) not in (None, value):

@@ -26,6 +26,9 @@ def computation():
 def people():
   raise errors.UserError('say what is right.')
 
+def diverged():
+  raise errors.DivergedError('round 3.')
+
 def bug():
   raise ValueError('a bug')
 
@@ -34,7 +37,8 @@ def wait():
   print('ready', flush=True)
   time.sleep(60)
 
-cli.run(MAIN, lambda: None)
+JOB = MAIN
+cli.run(lambda argv: JOB() if JOB in (people, diverged) else JOB)
 """
 
 
@@ -51,6 +55,7 @@ def program(main):
   ('main', 'code', 'last_line', 'has_traceback'),
   [
     ('people', 2, 'Error: say what is right.', False),
+    ('diverged', 1, 'Error: round 3.', False),
     ('bug', 1, 'ValueError: a bug', True),
   ],
 )
@@ -82,3 +87,32 @@ def test_an_interrupt_ends_with_130_and_one_line():
   assert said.strip() == (
     'Stopped. The same command goes on from the last checkpoint.'
   )
+
+
+_ALL = """
+import contextlib, importlib, io, sys
+from tasks import __main__
+from tasks.runs import errors
+for name in __main__._PROGRAMS:
+  prepare = importlib.import_module(f'tasks.{name}').prepare
+  for flags in (['--help'], ['--rum=x']):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+      try:
+        prepare(flags)
+      except SystemExit as e:
+        assert not e.code and said.getvalue().count('python -m') >= 4, name
+      except errors.UserError as e:
+        assert 'There is no flag --rum.' in str(e), name
+__main__.main()
+assert not {'tensorflow', 'tensorflow_federated', 'jax'} & sys.modules.keys()
+"""
+
+
+def test_flags_and_the_list_of_tasks_do_not_wait_for_tensorflow():
+  result = subprocess.run(
+    [sys.executable, '-c', _ALL], capture_output=True, text=True, timeout=60
+  )
+  assert result.returncode == 0, result.stderr
+  lines = result.stdout.splitlines()
+  (row,) = [line.split() for line in lines if line.startswith('  cifar10 ')]
+  assert row[:7] == ['cifar10', '100', '500', '5', 'of', '10', '797962']

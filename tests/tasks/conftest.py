@@ -5,13 +5,19 @@ import pytest
 
 @pytest.fixture(scope='session')
 def runs(tmp_path_factory):
-  """A finished run of each personalization, to which tests only add files."""
+  """The runs `proto` and `maml`, to which tests only add files.
+
+  Each is trained when a test first asks for it.
+  """
   from tests.tasks import small_runs
 
-  return {
-    name: small_runs.train(str(tmp_path_factory.mktemp('runs') / name), name)
-    for name in ('proto', 'maml')
-  }
+  class Runs(dict):
+    def __missing__(self, name):
+      path = str(tmp_path_factory.mktemp('runs') / name)
+      self[name] = small_runs.train(path, name)
+      return self[name]
+
+  return Runs()
 
 
 @pytest.fixture

@@ -69,15 +69,17 @@ def test_images_are_read_as_keras_has_them(arrays, tmp_path):
     (lambda a: a.update(x_test=a['x_test'] / 255), 'x_test is float64'),
     (lambda a: a.update(x_test=a['x_test'][:0]), r'uint8 \[0, 4, 5, 3\]'),
     (lambda a: a.update(x_train=a['x_train'][..., 0]), r'uint8 \[20, 4, 5\]'),
-    (lambda a: a.update(x_train=a['x_train'].transpose(0, 3, 1, 2)),
-     r'x_train is uint8 \[20, 3, 4, 5\]'),
+    (
+      lambda a: a.update(x_train=a['x_train'].transpose(0, 3, 1, 2)),
+      r'x_train is uint8 \[20, 3, 4, 5\]',
+    ),
     (lambda a: a.update(y_test=a['y_train']), r'int64 \[20\] for 7 images'),
     (lambda a: a.update(y_test=np.eye(10)[a['y_test']]), r'float64 \[7, 10\]'),
     (lambda a: a['y_train'].__setitem__(3, 10), 'y_train has the label 10'),
     (lambda a: a['y_train'].__setitem__(3, -1), 'y_train has the label -1'),
     (lambda a: a.update(y_test=np.array([{}])), 'Object arrays cannot be load'),
   ],
-)  # fmt: skip
+)
 def test_wrong_images_are_named_with_what_is_right(
   arrays, tmp_path, change, said
 ):

@@ -1,8 +1,6 @@
 """Runs of a few seconds, which several files of tests read, and programs."""
 
-import os
-import subprocess
-import sys
+import importlib
 
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
@@ -11,8 +9,21 @@ from tasks.runs import training
 
 ROUNDS = 4
 
+#: The settings of the runs that tests share; the labels of one are true, and
+#: those of the other are the devices' own.
+OPTIONS = {
+  'proto': {'personalization': 'proto'},
+  'maml': {
+    'personalization': 'maml',
+    'partition': 'alid',
+    'maml_steps': 5,
+    'maml_learning_rate': 0.1,
+  },
+}
+
 _OWN_MODULE = """
 import dataclasses
+import tensorflow as tf
 import tff_debias
 
 @dataclasses.dataclass(frozen=True)
@@ -26,43 +37,51 @@ class Pull(tff_debias.Correction):
 
 class FewSteps(tff_debias.Maml):
   pass
+
+def network(num_outputs, width=4):
+  return tf.keras.Sequential([
+    tf.keras.layers.Input([2, 3]),
+    tf.keras.layers.Flatten(),
+    tf.keras.layers.Dense(width, 'relu'),
+    tf.keras.layers.Dense(num_outputs),
+  ])
 """
 
 
-def own_module(folder):
-  """Writes `my_module` there; gives the environment in which it is found."""
-  (folder / 'my_module.py').write_text(_OWN_MODULE)
-  return os.environ | {'PYTHONPATH': str(folder)}
+def own_module(folder, monkeypatch):
+  """Writes a module there that Python finds; gives its name."""
+  name = f'own_{abs(hash(folder))}'
+  (folder / f'{name}.py').write_text(_OWN_MODULE)
+  monkeypatch.syspath_prepend(folder)
+  return name
 
 
-def run_program(name, *flags, options=(), env=None):
-  """The process of a program of `tasks`, ended; `options` are of Python."""
-  return subprocess.run(
-    [sys.executable, *options, '-m', f'tasks.{name}', *flags],
-    capture_output=True,
-    text=True,
-    timeout=300,
-    env=env,
-  )
+def prepare(program, *flags):
+  """The job of a program; it runs in this process."""
+  return importlib.import_module(f'tasks.{program}').prepare(flags)
 
 
 def experiment(**options):
-  """An experiment of a second or two."""
+  """An experiment of a second or two: digits, with true labels."""
   options = {
+    'partition': 'acid',
+    'personalization': 'proto',
     'num_clients': 12,
     'clients_per_round': 2,
+    'classes_per_client': 3,
     'held_out_share': 0.25,
     'local_steps': 2,
     'rounds_per_evaluation': 2,
     **options,
   }
+  if 'method' in options:
+    plain = options['method'] in ('fed_avg', 'fed_prox', 'scaffold')
+    options['personalization'] = 'none' if plain else 'proto'
   return experiment_lib.Experiment(settings_lib.Settings(**options))
 
 
 def train(path, personalization):
   """The folder of a finished run, with all of its checkpoints."""
   folder = folder_lib.RunFolder(path)
-  steps = {'maml_steps': 5} if personalization == 'maml' else {}
-  trained = experiment(personalization=personalization, **steps)
-  training.run(trained, folder, ROUNDS, 2)
+  training.run(experiment(**OPTIONS[personalization]), folder, ROUNDS, 2)
   return folder

@@ -1,5 +1,6 @@
 import csv
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,32 +11,26 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
-from tasks.runs import experiment as experiment_lib
+from tasks import train as train_lib
+from tasks.runs import errors
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 from tests.tasks import small_runs
 
 _FLAGS = [
+  '--personalization=proto',
   '--num_clients=8',
   '--clients_per_round=3',
   '--local_steps=3',
   '--rounds_per_checkpoint=3',
   '--rounds_per_evaluation=2',
-  '--nobaseline',
 ]
+_KEY = 'evaluation/by_client/accuracy/mean'
 
 
-def command(folder, *flags):
-  return [
-    *(sys.executable, '-m', 'tasks.train', f'--output_dir={folder}'),
-    *_FLAGS,
-    *flags,
-  ]
-
-
-def train(folder, *flags, env=None):
-  return small_runs.run_program(
-    'train', f'--output_dir={folder}', *_FLAGS, *flags, env=env
-  )
+def train(folder, *flags):
+  flags = [*_FLAGS, '--nobaseline', *flags]
+  small_runs.prepare('train', f'--output_dir={folder}', *flags)()
 
 
 def rows(folder):
@@ -58,17 +53,19 @@ def wait_for_round(folder, round_num, process):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
-  tmp_path,
+  tmp_path, capfd
 ):
   whole, pieces = tmp_path / 'whole', tmp_path / 'pieces'
-  result = train(whole, '--rounds=24', '--method=pfl_scaf')
-  assert result.returncode == 0, result.stderr
-  assert 'personalized accuracy' in result.stdout
-  assert 'accuracy' in result.stderr and '24/24' in result.stderr
+  flags = ['--rounds=24', '--method=pfl_scaf']
+  train(whole, *flags)
+  out, err = capfd.readouterr()
+  assert 'personalized accuracy' in out
+  assert 'accuracy' in err and '24/24' in err
 
+  command = [sys.executable, '-m', 'tasks.train', f'--output_dir={pieces}']
   for stop, at in ((signal.SIGKILL, 4), (signal.SIGINT, 8)):
     process = subprocess.Popen(
-      command(pieces, '--rounds=24', '--method=pfl_scaf'),
+      [*command, *_FLAGS, '--nobaseline', *flags],
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -81,8 +78,9 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
       assert process.returncode == 130, said
       assert 'The same command goes on' in said
       assert 'Traceback' not in said
-  result = train(pieces, '--rounds=24', '--method=pfl_scaf')
-  assert result.returncode == 0, result.stderr
+  # The folder knows its settings.
+  more = [f'--run={pieces}', '--rounds=24', '--nobaseline']
+  small_runs.prepare('train', *more)()
   assert rows(pieces) == rows(whole)
   models = [
     tf.keras.models.load_model(f / 'meta_model.keras', compile=False)
@@ -92,89 +90,174 @@ def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
     np.testing.assert_array_equal(a, b)
 
   # Other settings are refused.
-  refused = train(whole, '--rounds=24', '--method=pfl_scaf', '--seed=5')
-  assert refused.returncode == 2
-  assert '--seed=0 there, 5 here' in refused.stderr
+  with pytest.raises(errors.UserError, match='--seed=0 there, 5 here'):
+    train(whole, *flags, '--seed=5')
+  with pytest.raises(errors.UserError, match='alpha=2.0 is not the setting'):
+    small_runs.prepare('train', f'--run={whole}', *flags, '--alpha=2')
+  with pytest.raises(errors.UserError, match='batch_size=3 is not the setting'):
+    small_runs.prepare('train', f'--run={whole}', '--batch_size=3')
   with Image.open(whole / 'convergence.png') as image:
     assert image.size[0] > 1000
     assert np.asarray(image.convert('L')).std() > 10
-  assert os.listdir(whole / 'tensorboard')
+  # TensorBoard calls the run by its method, and shows the accuracy first.
+  (event_file, *_) = (whole / 'tensorboard' / 'pfl_scaf_proto').iterdir()
+  tags = {
+    value.tag
+    for event in tf.compat.v1.train.summary_iterator(str(event_file))
+    for value in event.summary.value
+  }
+  assert min(tags).startswith('1 main/accuracy')
 
 
 @pytest.mark.slow
-def test_a_correction_and_a_personalization_of_ones_own(tmp_path):
-  environment = small_runs.own_module(tmp_path)
+def test_a_correction_of_ones_own_against_none_and_training_alone(
+  tmp_path, monkeypatch, capsys
+):
+  module = small_runs.own_module(tmp_path, monkeypatch)
 
-  def train_own(name, *flags):
-    return train(tmp_path / name, '--rounds=2', *flags, env=environment)
+  def train_own(name, gamma, *flags):
+    train(
+      tmp_path / name,
+      '--rounds=2',
+      f'--personalization={module}:FewSteps(num_steps=1)',
+      f'--correction={module}:{gamma}',
+      *flags,
+    )
 
-  personalization = '--personalization=my_module:FewSteps(num_steps=1)'
-  accuracies = {}
-  for gamma in (0, 9):
-    correction = f'--correction=my_module:Pull(gamma={gamma})'
-    result = train_own(str(gamma), correction, personalization)
-    assert result.returncode == 0, result.stderr
-    title = f'Pull(gamma={gamma}), FewSteps(num_steps=1) on digits'
-    assert title in result.stdout
-    accuracies[gamma] = rows(tmp_path / str(gamma))[-1]
-  # Without its pull the correction is none, and the rounds are Per-FedAvg's.
-  result = train_own(
-    'none',
-    '--method=per_fed_avg',
-    '--personalization=maml',
-    '--maml_learning_rate=0.01',
-  )
-  assert result.returncode == 0, result.stderr
-  key = 'evaluation/by_client/accuracy/mean'
-  assert accuracies[0][key] == rows(tmp_path / 'none')[-1][key]
-  assert accuracies[9][key] != accuracies[0][key]
+  train_own('0', 'Pull(gamma=0)')
+  train_own('9', 'Pull(gamma = 9)', '--baseline')
+  title = 'Pull(gamma=9), FewSteps(num_steps=1) on digits'
+  out = capsys.readouterr().out
+  assert title in out
+  # Without its pull the correction is none.
+  pulled, baseline = rows(tmp_path / '9'), rows(tmp_path / '9' / 'baseline')
+  assert baseline[2][_KEY] == rows(tmp_path / '0')[2][_KEY] != pulled[2][_KEY]
   # The same command goes on, another argument does not.
-  correction = '--correction=my_module:Pull(gamma=0.)'
-  result = train_own('0', correction, personalization, '--rounds=3')
-  assert 'other settings: --correction=my_module:Pull' in result.stderr
-  correction = '--correction=my_module:Pull(gamma = 9)'
-  result = train_own(
-    '9', correction, personalization, '--rounds=3', '--baseline'
-  )
-  assert result.returncode == 0, result.stderr
-  assert len(rows(tmp_path / '9')) == 4
-  # The baseline of a method is the same without its correction.
-  baseline = rows(tmp_path / '9' / 'baseline')
-  assert baseline[2][key] == rows(tmp_path / 'none')[2][key]
-  assert 'Per-FedAvg (without correction):' in result.stdout
-  wrong = train_own('x', '--correction=my_module:Pall(gamma=1)')
-  assert wrong.returncode == 2 and 'Error: ' in wrong.stderr
+  with pytest.raises(errors.UserError, match='settings: --correction=own_'):
+    train_own('0', 'Pull(gamma=0.)')
+  with pytest.raises(errors.UserError, match='Did you mean Pull'):
+    train_own('x', 'Pall(gamma=1)')
   assert not (tmp_path / 'x').exists()
+
+  *_, first, second, third, _ = out.strip().split('\n')
+  assert (
+    f'Pull(gamma=9) {float(pulled[2][_KEY]):.3f}, Per-FedAvg'
+    f' {float(baseline[2][_KEY]):.3f}'
+  ) in first
+  # Alone, a device trains by gradient descent from the initial model.
+  settings = folder_lib.RunFolder(str(tmp_path / '9')).read()
+  alone = _trained_alone(small_runs.experiment_lib.Experiment(settings))
+  assert f'alone {alone:.3f}.' in first
+  flags = shlex.split(second.partition('python -m tasks.compare ')[2])
+  assert '--num_clients=8' in flags and '--seeds=0,1,2,3,4' in flags
+  assert small_runs.prepare('compare', *flags)
+  assert f'tasks.evaluate --run={tmp_path / "9"}' in third
+
+
+def _trained_alone(experiment):
+  accuracies = []
+  loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  for client in experiment.evaluation_data:
+    network = experiment.build_keras_model()
+    train_batch, test_batch = (
+      data.get_single_element() for data in client.values()
+    )
+    for _ in range(100):
+      with tf.GradientTape() as tape:
+        value = loss(train_batch['y'], network(train_batch['x']))
+      gradient = tape.gradient(value, network.trainable_variables)
+      gradient, _ = tf.clip_by_global_norm(gradient, 10.0)
+      for variable, g in zip(
+        network.trainable_variables, gradient, strict=True
+      ):
+        variable.assign_sub(experiment.settings.learning_rate * g)
+    found = np.argmax(network(test_batch['x']), axis=1)
+    accuracies.append(np.mean(found == test_batch['y']))
+  return np.mean(accuracies)
+
+
+@pytest.mark.slow
+def test_files_of_devices_and_a_network_of_ones_own(tmp_path, monkeypatch):
+  module = small_runs.own_module(tmp_path, monkeypatch)
+  data = tmp_path / 'data'
+  data.mkdir()
+  rng = np.random.default_rng(0)
+  for i, size in enumerate((10, 20, 15)):
+    y = np.arange(size) % 3
+    x = rng.normal(size=(size, 2, 3)) + y[:, None, None]
+    test = {'x_test': x[:2], 'y_test': y[:2]} if i == 0 else {}
+    np.savez(data / f'phone_{i}.npz', x=x, y=y, **test)
+  flags = ['--task=npz', f'--data_dir={data}', '--rounds=2']
+  flags += [f'--network={module}:network(width=5)', '--method=fed_avg']
+  folder = tmp_path / 'run'
+  small_runs.prepare('train', f'--output_dir={folder}', *flags)()
+  # Two test examples are given, and a fifth of the others is held out.
+  assert rows(folder)[-1]['evaluation/num_examples'] == str(2 + 4 + 3)
+  model = tf.keras.models.load_model(folder / 'meta_model.keras')
+  assert [w.shape for w in model.get_weights()] == [(6, 5), (5,), (5, 3), (3,)]
+
+
+def test_a_run_that_diverges_ends_with_its_round_and_learning_rate(tmp_path):
+  with pytest.raises(errors.DivergedError, match='round 1 .*than 1e.38') as e:
+    flags = ['--personalization=none', '--method=fed_avg', '--rounds=3']
+    train(tmp_path / 'run', *flags, '--learning_rate=1e38')
+  assert e.value.exit_code == 1 and '\n' not in str(e.value)
 
 
 @pytest.mark.parametrize(
-  ('flag', 'message'),
+  ('flags', 'message'),
   [
-    ('--metod=fed_avg', "Unknown command line flag 'metod'"),
-    ('--method=fed_avg --baseline', '--baseline has no effect with --method'),
+    (['--metod=fed_avg'], 'There is no flag --metod. Did you mean method?'),
+    (['--lr=1'], 'There is no flag --lr. Did you mean learning_rate?'),
+    (['fed_avg'], 'There is an argument without a flag, fed_avg'),
+    (['--rounds=0'], '--rounds=0 must be at least 1'),
+    (['--rounds=x'], '--rounds=x must be of int'),
+    (['--jit_compile=3'], '--jit_compile=3 must be of bool'),
+    (['--method=x'], '--method=x is not one of'),
+    (['--correction=module'], 'one of your own, MODULE:NAME'),
+    (['--method=fed_avg', '--baseline'], '--baseline has no effect with'),
+    (['--clients_per_round=400'], 'must be at most --num_clients=100'),
+    (['--classes_per_client=11'], 'must be at most 10, the number of classes'),
+    (['--partition=natural'], 'take --partition=acid, alid or dirichlet'),
+    (['--task=emnist', '--partition=acid'], 'take --partition=natural'),
+    (['--task=emnist', '--num_clients=3401'], 'must be at most 3400'),
+    (['--run=/nowhere'], '/nowhere holds no run'),
   ],
 )
-def test_wrong_flags_say_what_would_be_right(tmp_path, flag, message):
-  result = train(tmp_path / 'run', '--rounds=3', *flag.split(' '))
-  assert result.returncode != 0
-  assert message in result.stderr
-  assert 'Traceback' not in result.stderr
-  assert not os.path.exists(tmp_path / 'run')
+def test_wrong_flags_say_what_would_be_right(flags, message):
+  with pytest.raises(errors.UserError, match=message):
+    train_lib.prepare(flags)
 
 
-def test_settings_are_shown_without_data():
-  flags = ['--task=mini_imagenet', '--method=pfl_scaf', '--show_settings']
-  result = small_runs.run_program('train', *flags)
-  assert result.returncode == 0, result.stderr
-  shown = result.stdout.splitlines()
-  assert {'--partition=acid', '--classes_per_client=20'} <= set(shown)
-  assert not any(line.startswith(('--alpha', '--maml_')) for line in shown)
+def shown(capsys, *flags):
+  with pytest.raises(SystemExit) as end:
+    train_lib.prepare(flags)
+  assert end.value.code == 0
+  return capsys.readouterr().out
+
+
+def test_settings_are_shown_without_data(capsys):
+  flags = ['--task=mini_imagenet', '--method=pfl_scaf']
+  lines = shown(capsys, *flags, '--show_settings').splitlines()
+  assert {'--partition=acid', '--classes_per_client=20'} <= set(lines)
+  assert not any(line.startswith(('--alpha', '--maml_')) for line in lines)
   # Given again, they are the same settings.
-  given = dict(line.removeprefix('--').split('=') for line in shown)
+  given = dict(line.removeprefix('--').split('=') for line in lines)
   assert given.pop('rounds') == '1000'
   again = settings_lib.Settings(
     **{name: settings_lib.parse(name, value) for name, value in given.items()}
   )
-  assert again == experiment_lib.resolve(
-    settings_lib.Settings(task='mini_imagenet', method='pfl_scaf')
-  )
+  settings = settings_lib.Settings(task='mini_imagenet', method='pfl_scaf')
+  assert again == settings.resolve()
+
+
+def test_help_has_the_defaults_of_the_task_and_breaks_no_word(capsys):
+  text = shown(capsys, '--help', '--task=cifar10')
+  words = ' '.join(text.split())
+  assert 'holds. Only with --partition=acid or alid. [5]' in words
+  assert 'The number of rounds. A finished run goes on if the number' in words
+  assert text.count('  python -m tasks.train') == 3
+  for group in ('what', 'method', 'training', 'tests', 'output'):
+    assert f'\n{group}:\n' in text
+  plain = shown(capsys, '--help')
+  assert '[alid]' in plain and '[acid]' in text

@@ -3,48 +3,50 @@ import json
 
 import pytest
 
-from tests.tasks import small_runs
+from tasks import train
+from tasks import tune
+from tasks.runs import errors
 
 
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    ((), 'Give the values to choose from: --grid=NAME=V1,V2'),
-    (('--grid=alfa=1',), 'Did you mean alpha?'),
-    (('--grid=alpha=',), '--grid=alpha= must give NAME=VALUE'),
-    (('--grid=alpha=1,x',), '--alpha=x must be of float'),
-    (('--grid=seed=1',), 'seed is not one of the settings that may differ'),
-    (('--grid=alpha=1', '--alpha=2'), 'gives alpha a second time'),
+    ([], 'Give the values to choose from: --grid=NAME=V1,V2'),
+    (['--grid=alfa=1'], 'Did you mean alpha?'),
+    (['--grid=alpha='], '--grid=alpha= must give NAME=VALUE'),
+    (['--grid=alpha=1,x'], '--alpha=x must be of float'),
+    (['--grid=seed=1'], 'seed is not one of the settings that may differ'),
+    (['--grid=alpha=1', '--alpha=2'], 'gives alpha a second time'),
     (
-      ('--grid=mu=1,2', '--methods=pfl_dyn'),
+      ['--grid=mu=1,2', '--methods=pfl_dyn'],
       '--grid: mu has no effect on any method',
     ),
     (
-      ('--grid=alpha=1', '--validation_share=0'),
+      ['--grid=alpha=1', '--validation_share=0'],
       'the test examples are not for tuning',
     ),
   ],
 )
 def test_wrong_flags_say_what_would_be_right(flags, message):
-  result = small_runs.run_program('tune', *flags)
-  assert result.returncode == 2
-  assert message in result.stderr and 'Traceback' not in result.stderr
+  with pytest.raises(errors.UserError, match=message):
+    tune.prepare(flags)
 
 
 @pytest.mark.slow
-def test_tunes_and_the_choice_can_be_trained(tmp_path):
-  result = small_runs.run_program(
-    'tune',
-    '--grid=alpha=0.01,0.1',
-    *('--methods=pfl_dyn', '--personalizations=proto', '--seeds=3'),
-    *('--rounds=2', '--num_clients=8', '--clients_per_round=2'),
-    *('--local_steps=2', f'--output_dir={tmp_path}', '--runs_at_a_time=2'),
-  )
-  assert result.returncode == 0, result.stderr
+def test_tunes_and_the_choice_can_be_trained(tmp_path, capsys):
+  tune.prepare(
+    [
+      '--grid=alpha=0.01,0.1',
+      *('--methods=fed_dyn', '--personalizations=none', '--seeds=3'),
+      *('--partition=acid', '--classes_per_client=3', '--rounds=2'),
+      *('--num_clients=8', '--clients_per_round=2', '--local_steps=2'),
+      *(f'--output_dir={tmp_path}', '--runs_at_a_time=1'),
+    ]
+  )()
   with open(tmp_path / 'tuned.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   for row in rows:
-    folder = tmp_path / f'pfl_dyn_proto_alpha={row["alpha"]}_seed3'
+    folder = tmp_path / f'fed_dyn_none_alpha={row["alpha"]}_seed3'
     with open(folder / 'settings.json') as file:
       settings = json.load(file)
     assert settings['alpha'] == float(row['alpha'])
@@ -57,10 +59,18 @@ def test_tunes_and_the_choice_can_be_trained(tmp_path):
     found = float(last['evaluation/by_client/accuracy/mean'])
     assert found == pytest.approx(float(row['accuracy']))
   best = max(rows, key=lambda row: float(row['accuracy']))
-  path = tmp_path / 'tuned.json'
-  result = small_runs.run_program('train', f'--tuned={path}', '--show_settings')
-  assert result.returncode == 0, result.stderr
-  assert f'--alpha={best["alpha"]}\n' in result.stdout
+  edge = f'fed_dyn/none: alpha={best["alpha"]} is at the edge of the grid'
+  assert edge in capsys.readouterr().out
+  with pytest.raises(SystemExit) as end:
+    train.prepare(
+      [
+        f'--tuned={tmp_path / "tuned.json"}',
+        *('--method=fed_dyn', '--show_settings'),
+      ]
+    )
+  assert end.value.code == 0
+  shown = capsys.readouterr().out
+  assert f'--alpha={best["alpha"]}\n' in shown
   # The tuned run is tested on the test examples.
-  assert '--validation_share=0.0\n' in result.stdout
-  assert '--num_clients=40\n' in result.stdout
+  assert '--validation_share=0.0\n' in shown
+  assert '--num_clients=100\n' in shown

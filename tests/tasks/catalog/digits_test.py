@@ -4,7 +4,6 @@ from sklearn import datasets
 
 from tasks.catalog import digits
 from tasks.runs import errors
-from tasks.runs import experiment as experiment_lib
 from tasks.runs import methods
 from tasks.runs import settings as settings_lib
 
@@ -53,7 +52,7 @@ def test_defaults_complete_the_settings(method):
   settings = settings_lib.Settings(
     method=method, personalization='maml' if personalizes else 'none'
   )
-  resolved = experiment_lib.resolve(settings)
+  resolved = settings.resolve()
   unset = {k for k, v in vars(resolved).items() if v is None}
   without_effect = {'concentration'}
   if not personalizes:
@@ -62,7 +61,10 @@ def test_defaults_complete_the_settings(method):
     without_effect.add('alpha')
   if method != 'fed_prox':
     without_effect.add('mu')
-  assert unset == {'data_dir', 'tested_personalization', *without_effect}
+  assert unset == {
+    *('data_dir', 'network', 'tested_personalization'),
+    *without_effect,
+  }
 
 
 def test_a_folder_is_refused():

@@ -30,13 +30,13 @@ def test_a_device_is_a_writer(tmp_path, module, num_classes):
   settings = settings_lib.Settings(
     task=module.__name__.split('.')[-1], personalization='maml'
   )
-  resolved = experiment_lib.resolve(settings)
+  resolved = settings.resolve()
   assert resolved.partition == 'natural'
   # As TFF's documentation says of its data.
   assert resolved.num_clients == {62: 3400, 10: 3383}[num_classes]
   unset = {k for k, v in vars(resolved).items() if v is None}
   assert unset == {
-    *('data_dir', 'classes_per_client', 'concentration', 'mu'),
+    *('data_dir', 'network', 'classes_per_client', 'concentration', 'mu'),
     'tested_personalization',
   }
   assert loaded.build_model(3).output_shape == (None, 3)

@@ -114,7 +114,7 @@ def test_cifar_is_the_published_experiment(
   assert experiment.settings.classes_per_client == classes_per_client
   num_weights = experiment.build_keras_model().count_params()
   assert num_weights == 797_962 + 193 * (num_classes - 10)
-  assert experiment_lib.default_rounds(experiment.settings) == 1000
+  assert experiment.settings.defaults()['rounds'] == 1000
   data = experiment.client_data('client_0003')['train']
   labels = data.get_single_element()['y'].numpy()
   held = {(3 + i) % num_classes for i in range(classes_per_client)}

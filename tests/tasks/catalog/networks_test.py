@@ -9,12 +9,22 @@ from tasks.catalog import networks
 @pytest.mark.parametrize(
   'cnn, input_shape, num_outputs, num_weights, dense_shapes',
   [
-    (networks.cnn, (32, 32, 3), 10, 797_962,
-     [(64 * 5 * 5, 384), (384, 192), (192, 10)]),
-    (mini_imagenet.cnn, (84, 84, 3), 100, 1_514_792,
-     [(64 * 7 * 7, 400), (400, 100), (100, 100)]),
+    (
+      networks.cnn,
+      (32, 32, 3),
+      10,
+      797_962,
+      [(64 * 5 * 5, 384), (384, 192), (192, 10)],
+    ),
+    (
+      mini_imagenet.cnn,
+      (84, 84, 3),
+      100,
+      1_514_792,
+      [(64 * 7 * 7, 400), (400, 100), (100, 100)],
+    ),
   ],
-)  # fmt: skip
+)
 def test_cnn_is_the_published_network(
   cnn, input_shape, num_outputs, num_weights, dense_shapes
 ):

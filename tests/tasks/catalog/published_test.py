@@ -21,11 +21,9 @@ def test_defaults_depend_on_the_method(
   method, personalization, maml_steps, maml_learning_rate, alpha
 ):
   settings = settings_lib.Settings(
-    method=method, personalization=personalization
+    task='cifar10', method=method, personalization=personalization
   )
-  resolved = settings.resolve(
-    published.defaults(settings.correction, settings.personalization)
-  )
+  resolved = settings.resolve()
   assert resolved.maml_steps == maml_steps
   assert resolved.maml_learning_rate == maml_learning_rate
   assert resolved.alpha == alpha
@@ -39,17 +37,13 @@ def test_defaults_depend_on_the_method(
 
 def test_what_is_given_is_no_default():
   settings = settings_lib.Settings(
-    method='pfl_scaf', personalization='maml', maml_steps=3
+    task='cifar10',
+    method='pfl_scaf',
+    personalization='maml',
+    maml_steps=3,
   )
-  resolved = settings.resolve(
-    published.defaults(settings.correction, settings.personalization)
-  )
+  resolved = settings.resolve()
   assert (resolved.maml_steps, resolved.maml_learning_rate) == (3, 0.1)
-
-
-def test_a_task_has_other_defaults_instead():
-  changed = published.defaults('dyn', 'proto', rounds=7)
-  assert changed == published.defaults('dyn', 'proto') | {'rounds': 7}
 
 
 def test_image_task_is_the_published_treatment():

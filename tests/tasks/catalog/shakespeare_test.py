@@ -64,13 +64,13 @@ def test_takes_tffs_own_examples():
 
 def test_defaults_complete_the_settings():
   settings = settings_lib.Settings(task='shakespeare', personalization='maml')
-  resolved = experiment_lib.resolve(settings)
+  resolved = settings.resolve()
   assert resolved.partition == 'natural'
   # As TFF's documentation says of its data.
   assert resolved.num_clients == 715
   unset = {k for k, v in vars(resolved).items() if v is None}
   assert unset == {
-    *('data_dir', 'classes_per_client', 'concentration', 'mu'),
+    *('data_dir', 'network', 'classes_per_client', 'concentration', 'mu'),
     'tested_personalization',
   }
 
@@ -123,9 +123,9 @@ def test_network_has_exact_second_derivatives():
   tf.keras.utils.set_random_seed(0)
   keras_model = networks.character_lstm(80, 128, 128)
   assert [tuple(w.shape) for w in keras_model.get_weights()] == [
-    (128, 8), (8, 1024), (256, 1024), (1024,),
-    (256, 1024), (256, 1024), (1024,), (256, 128), (128,),
-  ]  # fmt: skip
+    *((128, 8), (8, 1024), (256, 1024), (1024,)),
+    *((256, 1024), (256, 1024), (1024,), (256, 128), (128,)),
+  ]
   # The same with fewer characters seen, which is faster.
   model = tff_debias.from_keras(
     networks.character_lstm(5, 128, 128),

@@ -3,19 +3,18 @@ import pytest
 from tasks.runs import errors
 
 
-def test_the_nearest_choice_is_suggested():
-  choices = ['pfl_dyn', 'pfl_scaf']
-  assert errors.did_you_mean('pfl_din', choices) == ' Did you mean pfl_dyn?'
-  assert errors.did_you_mean('x', choices) == ''
-
-
 @pytest.mark.parametrize(
-  ('error', 'line'),
+  ('value', 'choices', 'hint'),
   [
-    ('One. Two.\nThree', 'One. Two'),
-    (ValueError('\n  it is wrong.\n\nmore'), 'it is wrong'),
-    (KeyError(), 'KeyError'),
+    ('pfl_din', ['pfl_dyn', 'pfl_scaf'], 'pfl_dyn'),
+    ('client_7', ['client_0001', 'client_0070', 'client_0007'], 'client_0007'),
+    ('client_0', ['client_0010', 'client_0000'], 'client_0000'),
+    ('lr', ['rounds', 'learning_rate_decay', 'learning_rate'], 'learning_rate'),
   ],
 )
-def test_the_first_line_of_an_error(error, line):
-  assert errors.first_line(error) == line
+def test_the_nearest_choice_is_suggested(value, choices, hint):
+  assert errors.did_you_mean(value, choices) == f' Did you mean {hint}?'
+
+
+def test_nothing_is_suggested_that_is_not_alike():
+  assert errors.did_you_mean('x', ['pfl_dyn', 'pfl_scaf']) == ''

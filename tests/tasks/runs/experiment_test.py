@@ -1,5 +1,4 @@
 import collections
-import functools
 import math
 import string
 
@@ -11,10 +10,10 @@ import tensorflow_federated as tff
 from tasks import catalog
 from tasks.catalog import digits
 from tasks.catalog import networks
-from tasks.catalog import published
 from tasks.catalog import task
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
+from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 from tests.tasks import small_runs
 import tff_debias
@@ -33,6 +32,13 @@ def users(names, num_examples):
   )
 
 
+def replace_digits(monkeypatch, made, **settings):
+  """Puts another task in digits' place, with published defaults."""
+  monkeypatch.setattr(digits, 'load', lambda data_dir: made)
+  row = catalog.TASKS['digits']._replace(settings=settings)
+  monkeypatch.setitem(catalog.TASKS, 'digits', row)
+
+
 @pytest.fixture
 def natural_task(monkeypatch):
   """Digits' place is taken by a task of seven users, one without a test."""
@@ -44,27 +50,27 @@ def natural_task(monkeypatch):
     augment=None,
     natural=(users('gafbecd', 5), users('gafbec', 3)),
   )
-  monkeypatch.setattr(digits, 'load', lambda data_dir: made)
-  defaults = functools.partial(
-    published.defaults, partition='natural', num_clients=6, clients_per_round=2
+  replace_digits(
+    monkeypatch,
+    made,
+    partition='natural',
+    num_clients=6,
+    clients_per_round=2,
   )
-  monkeypatch.setattr(digits, 'defaults', defaults)
 
 
 @pytest.mark.parametrize('name', catalog.TASKS)
 def test_a_task_has_defaults_without_data(name):
   settings = settings_lib.Settings(task=name)
-  resolved = experiment_lib.resolve(settings)
-  assert resolved.partition in ('acid', 'natural')
+  resolved = settings.resolve()
   assert resolved.clients_per_round <= resolved.num_clients
-  assert experiment_lib.changes(resolved) == {}
-  assert experiment_lib.default_rounds(settings) >= 100
+  assert resolved.changes() == {}
+  assert settings.defaults()['rounds'] >= 100
 
 
 def test_users_are_the_devices(natural_task):
   experiment = experiment_lib.Experiment(settings_lib.Settings())
   assert experiment.settings.partition == 'natural'
-  assert experiment.name.startswith('digits_natural_pfl_dyn')
   assert 'its own users, 2 of 6 devices' in experiment.settings.title
   assert experiment.train_data.client_ids == list('abcefg')
   assert experiment.test_data.client_ids == list('abcefg')
@@ -119,8 +125,7 @@ def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
     build_model=lambda num_outputs: networks.mlp((8, 8), (4,), num_outputs),
     augment=None,
   )
-  monkeypatch.setattr(digits, 'load', lambda data_dir: made)
-  monkeypatch.setattr(digits, 'defaults', published.defaults)
+  replace_digits(monkeypatch, made)
   experiment = experiment_lib.Experiment(
     settings_lib.Settings(num_clients=8, clients_per_round=2, batch_size=4)
   )
@@ -149,9 +154,9 @@ def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
 @pytest.mark.parametrize(
   ('method', 'personalization', 'expected'),
   [
-    ('pfl_dyn', 'maml', (1.0, 1, 0.1)),
+    ('pfl_dyn', 'maml', (0.1, 1, 1.0)),
     ('pfl_dyn', 'proto', (0.1, None, None)),
-    ('pfl_scaf', 'maml', (None, 1, 0.1)),
+    ('pfl_scaf', 'maml', (None, 1, 1.0)),
   ],
 )
 def test_defaults_follow_the_method(method, personalization, expected):
@@ -160,16 +165,16 @@ def test_defaults_follow_the_method(method, personalization, expected):
   )
   s = experiment_lib.Experiment(settings).settings
   assert (s.alpha, s.maml_steps, s.maml_learning_rate) == expected
-  assert (s.partition, s.num_clients) == ('acid', 40)
+  assert (s.partition, s.num_clients) == ('alid', 100)
 
 
 @pytest.mark.parametrize(
   ('options', 'tested', 'bound'),
   [
-    ({'method': 'fed_avg'}, tff_debias.Maml(1, 0.1), 10),
-    ({'method': 'scaffold'}, tff_debias.Maml(1, 0.1), 10),
-    ({'method': 'fed_avg', 'maml_steps': 2}, tff_debias.Maml(2, 0.1), 10),
-    ({'method': 'fed_prox', 'max_grad_norm': 3.0}, tff_debias.Maml(1, 0.1), 3),
+    ({'method': 'fed_avg'}, tff_debias.Maml(1, 1.0), 10),
+    ({'method': 'scaffold'}, tff_debias.Maml(1, 1.0), 10),
+    ({'method': 'fed_avg', 'maml_steps': 2}, tff_debias.Maml(2, 1.0), 10),
+    ({'method': 'fed_prox', 'max_grad_norm': 3.0}, tff_debias.Maml(1, 1.0), 3),
   ],
 )
 def test_training_without_personalization_is_tested_with_one(
@@ -225,9 +230,9 @@ def test_runs_with_other_settings_have_other_names():
   given = [
     {},
     {'seed': 1},
-    {'partition': 'alid'},
+    {'partition': 'acid'},
     {'method': 'per_fed_avg'},
-    {'personalization': 'maml'},
+    {'personalization': 'proto'},
     {'alpha': 0.02},
     {'alpha': 0.03},
     {'learning_rate': 0.2, 'local_steps': 3},
@@ -235,17 +240,17 @@ def test_runs_with_other_settings_have_other_names():
     {'correction': 'tff_debias:Dyn(alpha=0.03)'},
   ]
   names = [
-    experiment_lib.Experiment(settings_lib.Settings(**options)).name
+    folder_lib.path_of(settings_lib.Settings(**options).resolve())
     for options in given
   ]
   assert len(set(names)) == len(names)
-  assert names[0] == 'digits_acid_pfl_dyn_proto_seed0'
-  assert names[5] == 'digits_acid_pfl_dyn_proto_seed0_alpha=0.02'
+  assert names[0] == 'runs/digits_alid_pfl_dyn_maml_seed0'
+  assert names[5] == 'runs/digits_alid_pfl_dyn_maml_seed0_alpha=0.02'
   for name in names:
-    assert set(name) <= set(string.ascii_letters + string.digits + '_=.,+-')
+    assert set(name) <= set(string.ascii_letters + string.digits + '/_=.,+-')
   # The task's default is not named.
-  same = experiment_lib.Experiment(settings_lib.Settings(num_clients=40))
-  assert same.name == names[0]
+  same = settings_lib.Settings(num_clients=100).resolve()
+  assert folder_lib.path_of(same) == names[0]
 
 
 def test_held_out_clients_never_train():

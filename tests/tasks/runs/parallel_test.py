@@ -97,6 +97,6 @@ def test_an_interrupt_ends_the_runs(make):
 
 def test_the_process_of_a_run_is_tasks_train(tmp_path):
   folder = folder_lib.RunFolder(str(tmp_path / 'run'))
-  settings = settings_lib.Settings(clients_per_round=99)
-  with pytest.raises(errors.UserError, match='clients_per_round=99 must be at'):
+  settings = settings_lib.Settings(clients_per_round=101)
+  with pytest.raises(errors.UserError, match='clients_per_round=101 must be'):
     parallel.train([parallel.Run(settings, folder, 3)], 2)

@@ -25,13 +25,15 @@ def read(path):
 def evaluated(runs, runtime):
   """The folders that `tasks.evaluate` writes."""
   written = {}
-  for name, folder in runs.items():
+  for name in ('proto', 'maml'):
+    folder = runs[name]
     settings = folder.read()
     evaluated_experiment = experiment_lib.Experiment(settings)
     result = per_client.evaluate(
       evaluated_experiment,
       *training.load(evaluated_experiment, folder),
       few_shot=[3, 40],
+      local_steps=2 * (name == 'maml'),
     )
     client_report.save(result, folder.evaluation)
     written[name] = os.path.join(
@@ -113,7 +115,7 @@ def test_few_shot_is_the_nearest_mean_of_so_many_features(runs, evaluated):
 
 
 def test_steps_are_steps_of_gradient_descent(runs, evaluated):
-  some = small_runs.experiment()
+  some = experiment_lib.Experiment(runs['maml'].read())
   network = tf.keras.models.load_model(runs['maml'].meta_model, compile=False)
   start = network.get_weights()
   loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -151,6 +153,47 @@ def test_steps_are_steps_of_gradient_descent(runs, evaluated):
     if row['group'] == 'held out' and row['examples'] in ('0', 'all')
   ]
   np.testing.assert_allclose(ends, [means[0], means[5]], atol=1e-6)
+
+
+def test_alone_is_gradient_descent_from_the_initial_model(runs, evaluated):
+  some = experiment_lib.Experiment(runs['maml'].read())
+  loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  devices = read(os.path.join(evaluated['maml'], 'clients.csv'))
+  three_examples = []
+  for place, device in enumerate(devices):
+    if device['group'] != 'held out' and place > 1:
+      continue  # Two of the others are enough.
+    x, y = arrays(some.train_data, device['client'])
+    test_x, test_y = arrays(some.test_data, device['client'])
+    order = np.random.default_rng([0, 5, place]).permutation(len(y))
+    for chosen in order, order[:3]:
+      network = some.build_keras_model()
+      network.compile(tf.keras.optimizers.SGD(0.2, global_clipnorm=10.0), loss)
+      network.fit(x[chosen], y[chosen], batch_size=len(y), epochs=2, verbose=0)
+      found = network.predict(test_x, verbose=0).argmax(1)
+      accuracy = np.mean(found == test_y)
+      if len(chosen) > 3:
+        assert float(device['alone']) == pytest.approx(accuracy, abs=1e-6)
+      elif device['group'] == 'held out':
+        three_examples.append(accuracy)
+  (row,) = [
+    row
+    for row in read(os.path.join(evaluated['maml'], 'few_shot.csv'))
+    if (row['group'], row['examples']) == ('held out', '3')
+  ]
+  expected = np.mean(three_examples)
+  assert float(row['alone']) == pytest.approx(expected, abs=1e-6)
+  held_out = [d for d in devices if d['group'] == 'held out']
+  counts = [
+    sum(float(d['accuracy']) < float(d[other]) for d in held_out)
+    for other in ('alone', 'meta_accuracy')
+  ]
+  with open(os.path.join(evaluated['maml'], 'summary.md')) as file:
+    (line,) = [ln for ln in file if ln.startswith('held out: ')]
+  assert f'{counts[0]} of 3 devices are worse than alone (' in line
+  assert f'{counts[1]} of 3 devices are worse than the meta-model (' in line
+  worst = min(float(d['accuracy']) for d in held_out)
+  assert f'the worst tenth has {worst:.4f} on average' in line
 
 
 def test_prototypes_have_no_gain_and_that_is_said(evaluated):

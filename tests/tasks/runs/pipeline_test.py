@@ -86,9 +86,10 @@ def test_the_seed_decides():
 
 
 def test_iterates_alike_each_time_and_after_serialization():
+  augment = images.random_crop_and_flip()
   dataset = pipeline.training_dataset(
-    device(40, (8, 8, 1)), 8, 10, (1, 2, 3), images.random_crop_and_flip()
-  )  # fmt: skip
+    device(40, (8, 8, 1)), 8, 10, (1, 2, 3), augment
+  )
   received = tf.data.experimental.from_variant(
     tf.raw_ops.DatasetFromGraph(graph_def=serialized(dataset)),
     dataset.element_spec,
@@ -225,10 +226,15 @@ def test_tff_sees_the_same_batches(runtime):
     (ValueError, 'no example to train on', device(3).take(0), 1, 1),
     (ValueError, 'must be finite', device(3).repeat(), 1, 1),
     (TypeError, "keys 'x' and 'y'", device(3).map(lambda e: e['x']), 1, 1),
-    (TypeError, "keys 'x' and 'y'",
-     device(3).map(lambda e: {'pixels': e['x']}), 1, 1),
+    (
+      TypeError,
+      "keys 'x' and 'y'",
+      device(3).map(lambda e: {'pixels': e['x']}),
+      1,
+      1,
+    ),
   ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_refused(
   error, match, source, batch_size, num_batches
 ):

@@ -32,7 +32,7 @@ def test_the_choice_goes_behind_what_is_given(path):
 
 def test_a_correction_of_ones_own_has_a_key():
   settings = settings_lib.Settings(correction='a:B(gamma=1)')
-  assert tuned.key(settings) == 'B(gamma=1)/proto'
+  assert tuned.key(settings) == 'B(gamma=1)/maml'
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_correction_of_ones_own_has_a_key():
 )
 def test_a_choice_for_something_else_is_refused(path, options, message):
   with pytest.raises(errors.UserError, match=message):
-    tuned.apply(path, settings_lib.Settings(**options))
+    tuned.apply(path, settings_lib.Settings(personalization='proto', **options))
 
 
 @pytest.mark.parametrize('content', [None, '[]', '{"task": 1}', '{"a'])

@@ -1,0 +1,62 @@
+"""Loads data of your own: a file DEVICE.npz for each device.
+
+A file has the arrays `x`, the inputs `[n, ...]`, and `y`, the classes from 0,
+integers `[n]`; and `x_test` and `y_test`, or each fifth example is for tests.
+"""
+
+import glob
+import os
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+
+from tasks.catalog import networks
+from tasks.catalog import task
+from tasks.runs import errors
+import tff_debias
+
+
+def load(data_dir: str | None = None) -> task.Task:
+  """Loads the devices in a folder; a network takes inputs as they are."""
+  paths = sorted(glob.glob(os.path.join(data_dir or '', '*.npz')))
+  if data_dir is None or not paths:
+    raise errors.UserError(
+      f'--data_dir={data_dir} must be a folder with a file DEVICE.npz for each'
+      ' device, written by numpy.savez(path, x=inputs, y=classes).'
+    )
+  train, test = {}, {}
+  for path in paths:
+    name = os.path.splitext(os.path.basename(path))[0]
+    train[name], test[name] = _read(path)
+  try:
+    natural = tuple(map(tff_debias.client_data_from, (train, test)))
+  except (TypeError, ValueError) as e:
+    raise errors.UserError(f'--data_dir={data_dir}: {e}') from e
+  inputs = next(iter(train.values()))[0]
+  return task.Task(
+    num_classes=1 + int(max(y.max() for _, y in train.values())),
+    build_model=lambda num_outputs: networks.mlp(
+      inputs.shape[1:],
+      (64, 32),
+      num_outputs,
+      # Bytes are pixels.
+      tf.keras.layers.Rescaling(1 / 255) if inputs.dtype == np.uint8 else None,
+    ),
+    natural=(natural[0], natural[1]),
+  )
+
+
+def _read(path: str) -> tuple[task.Examples, task.Examples]:
+  try:
+    with np.load(path) as file:
+      x, y = file['x'], file['y']
+      if 'x_test' in file:
+        return (x, y), (file['x_test'], file['y_test'])
+  # A single array is no context manager: a TypeError.
+  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+    raise errors.UserError(
+      f'{path} must be a file .npz with the arrays x and y: {e}'
+    ) from e
+  is_test = np.arange(len(y)) % 5 == 4
+  return (x[~is_test], y[~is_test]), (x[is_test], y[is_test])

@@ -1,0 +1,125 @@
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import tff_debias
+
+pytestmark = pytest.mark.usefixtures('runtime')
+
+_SPEC = collections.OrderedDict(
+  x=tf.TensorSpec([None, 3]), y=tf.TensorSpec([None, 1])
+)
+
+
+class _Mean(tf.keras.losses.Loss):
+  """Its gradient is the mean input, whatever the weights are."""
+
+  def call(self, y_true, y_pred):
+    return y_pred
+
+
+def keras_model():
+  return tf.keras.Sequential(
+    [
+      tf.keras.layers.Input((3,)),
+      tf.keras.layers.Dense(1, use_bias=False, kernel_initializer='zeros'),
+    ]
+  )
+
+
+def examples(sizes, constant=None):
+  rng = np.random.default_rng(0)
+  made = {}
+  for i, size in enumerate(sizes):
+    x = rng.normal(size=(size, 3)).astype(np.float32)
+    if constant is not None:
+      x[:] = constant
+    made[f'phone_{i}'] = x, x.sum(axis=1, keepdims=True)
+  return made
+
+
+@pytest.mark.parametrize(
+  ('personalization', 'batches'),
+  [(tff_debias.NoPersonalization(), 1), (tff_debias.Maml(2, 0.5), 2)],
+)
+def test_every_method_takes_the_number_of_local_steps(
+  personalization, batches, capfd
+):
+  model = tff_debias.from_keras(keras_model(), _Mean(), _SPEC)
+  process = tff_debias.build_learning_process(
+    model,
+    personalization,
+    tff_debias.NoCorrection(),
+    learning_rate=0.1,
+    weight_decay=0.0,
+  )
+  data = tff_debias.client_data_from(examples([5, 9, 1], constant=1.0))
+  state, table = tff_debias.train(process, data, 3, 2, 7, 4)
+  (weights,) = process.get_model_weights(state).trainable
+  # In each of 3 rounds 7 steps of 0.1, downhill.
+  np.testing.assert_allclose(weights, np.full((3, 1), -2.1), rtol=1e-5)
+  assert [row['round'] for row in table] == [1, 2, 3]
+  assert all('loss' in row for row in table)
+  assert '3/3' in capfd.readouterr().out
+  assert tff_debias.get_batches_per_step(process) == batches
+  composed = tff_debias.compose_with_client_data(
+    process, data.preprocess(lambda d: d.batch(4))
+  )
+  assert tff_debias.get_batches_per_step(composed) == batches
+  with pytest.raises(TypeError, match='before compose_with_client_data'):
+    tff_debias.train(composed, data, 3, 2, 7, 4)
+
+
+def test_tffs_own_process_trains_as_ours(tmp_path):
+  def build_model():
+    return tff.learning.models.from_keras_model(
+      keras_model(), tf.keras.losses.MeanSquaredError(), _SPEC
+    )
+
+  theirs = tff.learning.algorithms.build_unweighted_fed_avg(
+    build_model, tff.learning.optimizers.build_sgdm(0.05)
+  )
+  model = tff_debias.from_keras(
+    keras_model(), tf.keras.losses.MeanSquaredError(), _SPEC
+  )
+  ours = tff_debias.build_fed_avg(model, learning_rate=0.05)
+  # Its clients have states, so they take part with their ids.
+  dyn = tff_debias.build_fed_dyn(
+    model,
+    alpha=1e-9,
+    num_clients=4,
+    storage=tff_debias.ClientStorage(tmp_path),
+    learning_rate=0.05,
+  )
+  data = tff_debias.client_data_from(examples([6, 8, 7, 9]))
+  found = []
+  for process, rounds in ((theirs, 2), (ours, 2), (ours, 1), (dyn, 1)):
+    state, _ = tff_debias.train(process, data, rounds, 2, 5, 4, seed=3)
+    (weights,) = process.get_model_weights(state).trainable
+    found.append(np.asarray(weights))
+  np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+  other, _ = tff_debias.train(ours, data, 2, 2, 5, 4, seed=4)
+  (weights,) = ours.get_model_weights(other).trainable
+  assert np.abs(weights - found[1]).max() > 1e-3
+  # The first states are 0.
+  np.testing.assert_allclose(found[3], found[2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('numbers', 'message'),
+  [
+    ((0, 1, 1, 1), 'rounds must be at least 1'),
+    ((1, 3, 1, 1), 'clients_per_round must be at most 2'),
+    ((1, 2, 1, 0), 'batch_size must be at least 1'),
+    ((1, 2, 1, 1), 'phone_1 has no example'),
+  ],
+)
+def test_wrong_numbers_are_named(numbers, message):
+  model = tff_debias.from_keras(keras_model(), _Mean(), _SPEC)
+  process = tff_debias.build_fed_avg(model, learning_rate=0.1)
+  data = tff_debias.client_data_from(examples([3, 0]))
+  with pytest.raises(ValueError, match=message):
+    tff_debias.train(process, data, *numbers)
