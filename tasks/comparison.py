@@ -29,10 +29,8 @@ OVERRIDABLE = sorted(
   + [k for k, (owner, _) in methods.ONLY_WITH.items() if owner != 'partition']
 )
 
-_OF_A_RUN = (
-  *('method', 'correction', 'personalization', 'tested_personalization'),
-  'seed',
-)
+# The others have flags of their own, for several values.
+_OF_A_RUN = (*methods.PARTS, 'method', 'seed')
 
 #: The settings of a run, and the values of those that only it has.
 Member = tuple[settings_lib.Settings, Mapping[str, Any]]

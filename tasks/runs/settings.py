@@ -26,8 +26,12 @@ _BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 #: The settings that decide all others, and so name a run first.
 MAIN = (
-  *('task', 'partition', 'method', 'correction'),
-  *('personalization', 'tested_personalization'),
+  'task',
+  'partition',
+  'method',
+  'correction',
+  'personalization',
+  'tested_personalization',
 )
 
 
