@@ -74,7 +74,7 @@ def _train(personalization: str, local_steps: int, alpha: float) -> list[float]:
       local_steps=local_steps,
       learning_rate=LEARNING_RATE,
       seed=SEED,
-    )
+    ).resolve()
   )
   evaluate = experiment.build_evaluation()
   tests = []

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 import dataclasses
 import os
+import statistics
 from typing import Any
 
 from tasks import catalog
@@ -134,6 +135,7 @@ def _compare(
       f'A target takes {args.tests_at_target} tests in a row; there is one'
       f' every {s.rounds_per_evaluation} rounds.'
     ]
+    alone = None
     if args.local_training:
       accuracy = comparison.train_locally(args.local_training)
       notes.append(
@@ -142,6 +144,7 @@ def _compare(
         f' {args.local_training} steps of size {s.learning_rate:g} on all'
         ' training examples of a device, from the initial model.'
       )
+      alone = statistics.mean(accuracy)
     rows = method_report.to_rows(curves, targets, args.tests_at_target)
     comparison.report(
       'comparison',
@@ -151,7 +154,8 @@ def _compare(
     curve_rows = method_report.curve_rows(curves)
     tables.write_csv(curve_rows, os.path.join(comparison.path, 'curves.csv'))
     picture = os.path.join(comparison.path, 'comparison.png')
-    figures.save_comparison(curves, targets, comparison.title, picture)
+    title = comparison.title
+    figures.save_comparison(curves, targets, title, picture, alone)
 
 
 if __name__ == '__main__':

@@ -45,3 +45,20 @@ def test_commands_name_programs_and_tasks_that_there_are():
   assert {'tasks.train', 'tasks.compare', 'colab.reference'} <= modules
   for module in modules:
     assert (ROOT / f'{module.replace(".", "/")}.py').is_file(), module
+
+
+def test_flags_are_those_of_the_programs():
+  known = set()
+  for name in ('train', 'compare', 'tune', 'evaluate', 'personalize'):
+    done = subprocess.run(
+      [sys.executable, '-m', f'tasks.{name}', '--help'],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    known |= set(re.findall(r'--(?:\[no\])?(\w+)', done.stdout))
+  for page in ('tasks/README.md', 'colab/results/README.md'):
+    flags = set(re.findall(r'--(\w\w+_?\w*)[= `]', (ROOT / page).read_text()))
+    others = {'help', 'group', 'port', 'logdir'}  # Of other programs.
+    assert flags <= known | others, page

@@ -187,6 +187,10 @@ def _draw_curves(
         linewidth=0,
         label='10 % to 90 % of devices',
       )
+      alone = [row.get('alone', np.nan) for row in points]
+      if np.isfinite(alone).any():
+        words = 'trained alone on the same examples'
+        axis.plot(x, alone, color='0.3', linestyle=':', label=words)
     if of == 'steps':
       axis.axvline(
         evaluation.trained_steps, color='0.4', lw=0.8, label='steps in training'

@@ -37,7 +37,8 @@ class Evaluation:
       local training from the initial model).
     few_shot: A row for each `group` and number of local `examples` (a number,
       or `all`): the number of `clients` that have as many, and `mean`, `q10`
-      and `q90` of their accuracy.
+      and `q90` of their accuracy; and `alone`, the mean accuracy of the same
+      devices that train alone on the same examples.
     steps: A row for each `group` and number of MAML `steps`, likewise.
   """
 
@@ -105,12 +106,17 @@ def evaluate(
     meta = {name: values * np.nan for name, values in personalized.items()}
     if not is_proto:
       meta = run('meta-model', build(model, tff_debias.NoPersonalization()))
-  shots: list[tuple[Any, Results]] = [
-    (n, run(f'{n} examples', test, n)) for n in few_shot
-  ]
   alone = devices.alone(local_steps)
+  shots: list[tuple[Any, Results, np.ndarray]] = []
   if few_shot:
-    shots = [(0, meta), *shots, ('all', personalized)]
+    shots = [
+      (0, meta, alone * np.nan),
+      *[
+        (n, run(f'{n} examples', test, n), devices.alone(local_steps, n))
+        for n in few_shot
+      ],
+      ('all', personalized, alone),
+    ]
   return Evaluation(
     f'{experiment.settings.title}; the model'
     f' {experiment.settings.evaluated_model!r} after round {round_num}',
@@ -119,8 +125,8 @@ def evaluate(
     devices.rows(meta, personalized, alone),
     [
       row
-      for size, results in shots
-      for row in devices.curve('examples', size, results['accuracy'])
+      for size, results, alone in shots
+      for row in devices.curve('examples', size, results['accuracy'], alone)
     ],
     steps,
   )
@@ -164,12 +170,15 @@ class _Devices:
     )
     return self._results(places, answers)
 
-  def alone(self, num_steps: int) -> np.ndarray:
-    """The accuracy of each device that trains alone, NaN without steps."""
+  def alone(self, num_steps: int, size: int | None = None) -> np.ndarray:
+    """The accuracy of each device that trains alone, NaN without steps.
+
+    It trains on all of its examples, or on the `size` of the few-shot curve.
+    """
     if not num_steps:
       return np.full(len(self.ids), np.nan)
-    places = np.arange(len(self.ids))
-    data = [self._data(i, None) for i in places]
+    places = np.flatnonzero(self.train_examples >= (size or 0))
+    data = [self._data(i, size) for i in places]
     answers = self._experiment.test_alone(num_steps, data)
     return self._results(places, answers)['accuracy']
 
@@ -201,15 +210,25 @@ class _Devices:
       data['train'] = chosen.batch(experiment_lib.EVALUATION_BATCH_SIZE)
     return data
 
-  def curve(self, name: str, place: Any, accuracy: np.ndarray) -> list[Row]:
+  def curve(
+    self,
+    name: str,
+    place: Any,
+    accuracy: np.ndarray,
+    alone: np.ndarray | None = None,
+  ) -> list[Row]:
     """The rows of one place of a curve: over the devices with a value there."""
     rows = []
     for group in GROUPS:
-      values = accuracy[(self._groups == group) & np.isfinite(accuracy)]
+      is_shown = (self._groups == group) & np.isfinite(accuracy)
+      values = accuracy[is_shown]
       if len(values):
         row = {'group': group, name: place, 'clients': len(values)}
         low, high = quantile(values, (0.1, 0.9))
-        rows.append(row | {'mean': values.mean(), 'q10': low, 'q90': high})
+        row |= {'mean': values.mean(), 'q10': low, 'q90': high}
+        if alone is not None:
+          row['alone'] = alone[is_shown].mean()
+        rows.append(row)
     return rows
 
   def rows(
