@@ -158,7 +158,7 @@ def run(
   """Prepares the job of the command line, imports TFF, and does the job.
 
   Importing TFF takes seconds, so `prepare` checks all that it can without. An
-  error made for people is one line, and the process ends with its exit code;
+  error made for people is one line, with exit code 2, or 1 if a round failed;
   any other error shows its traceback. Ctrl-C ends the process with 130, and
   `next_time` is the last sentence then.
   """
@@ -179,7 +179,7 @@ def run(
     job()
   except kinds as e:
     print(f'Error: {e}', file=sys.stderr)
-    sys.exit(getattr(e, 'exit_code', 1))
+    sys.exit(2 if isinstance(e, errors.UserError) else 1)
   except KeyboardInterrupt:
     print(f'\nStopped. {next_time}', file=sys.stderr)
     sys.exit(130)

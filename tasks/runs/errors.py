@@ -8,14 +8,6 @@ import re
 class UserError(ValueError):
   """A message to the user: what is wrong, and what would be right."""
 
-  exit_code = 2
-
-
-class DivergedError(UserError):
-  """Training has ended because no update is finite."""
-
-  exit_code = 1
-
 
 def did_you_mean(value: str, choices: Collection[str]) -> str:
   """A hint, after a space, to the choice most like a wrong value; or ''.

@@ -111,7 +111,7 @@ def run(
             folder.metrics, tff.program.CSVSaveMode.WRITE, 'round'
           ),
           _TensorBoard(folder, experiment.settings),
-          _Progress(bar, experiment.settings),
+          _Progress(bar),
         ],
       )
     if rounds not in _versions(files):
@@ -233,11 +233,10 @@ class _TensorBoard(tff.program.TensorBoardReleaseManager):
 
 
 class _Progress(tff.program.ReleaseManager):
-  """Shows the progress in a bar; ends a run that has diverged."""
+  """Shows the progress in a bar."""
 
-  def __init__(self, bar: tqdm.tqdm, settings: Any):
+  def __init__(self, bar: tqdm.tqdm):
     self._bar = bar
-    self._settings = settings
 
   async def release(self, value: Any, key: int) -> None:
     """Moves the bar to a round."""
@@ -245,9 +244,3 @@ class _Progress(tff.program.ReleaseManager):
     if accuracy := value.get('evaluation/by_client'):
       mean = np.asarray(accuracy['accuracy']['mean'])
       self._bar.set_postfix_str(f'accuracy {mean:.3f}', refresh=False)
-    if 'client_work' in value and not value['client_work']['participants']:
-      raise errors.DivergedError(
-        f'Training has diverged: in round {key} no device has a finite update.'
-        ' Take a smaller --learning_rate than'
-        f' {self._settings.learning_rate:g}.'
-      )
