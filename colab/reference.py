@@ -93,9 +93,10 @@ def _with_public_names(text: str) -> str:
   path = rf'{root}(?:{re.escape(dot)}{name})+'
 
   def shorten(match: re.Match[str]) -> str:
-    root, _, *parts, _, last = re.findall(r'<span class="n">(\w+)', match[0])
-    parts = ['tf'] if root == 'tensorflow' else ['tff', *parts]
-    return f'<span class="n">{".".join([*parts, last])}</span>'
+    # The second is `python`, and the last but one is a file.
+    names = re.findall(r'<span class="n">(\w+)', match[0])
+    parts = ['tf'] if names[0] == 'tensorflow' else ['tff', *names[2:-2]]
+    return f'<span class="n">{".".join([*parts, names[-1]])}</span>'
 
   return re.sub(path, shorten, text)
 
