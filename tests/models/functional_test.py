@@ -214,24 +214,3 @@ def test_what_is_a_model_is_taken_or_converted():
   converted = models.as_model(functional)
   assert isinstance(converted, models.Model)
   assert converted.input_spec == functional.input_spec
-
-
-def variable_model():
-  return tff.learning.models.from_keras_model(
-    sequential(dense(2)), loss=MSE, input_spec=(VECTOR, Y)
-  )
-
-
-@pytest.mark.parametrize(
-  'value, named',
-  [
-    (lambda: sequential(dense(2)), 'Sequential sequential'),
-    (variable_model, '_KerasModel'),
-    (lambda: variable_model, 'function variable_model.*model_fn'),
-    (lambda: networks.Declared, 'type Declared'),
-    (lambda: None, 'NoneType'),
-  ],
-)
-def test_what_is_no_model_is_told_what_to_call(value, named):
-  with pytest.raises(TypeError, match=f'{named}.*tff_debias.from_keras'):
-    models.as_model(value())
