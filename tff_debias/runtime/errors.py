@@ -6,6 +6,7 @@ import re
 _WRONG_LABEL = re.compile(
   r'(?:label value of|indices(?:\[[\d,]+\])? =) (-?\d+) .*\[0, (\d+)\)'
 )
+_ASSERTION = 'assertion failed: '
 
 
 class ComputationError(RuntimeError):
@@ -16,6 +17,8 @@ def reason(message: str) -> str:
   """A message of TensorFlow without the names of nodes in its graph."""
   message = re.sub(r'\{\{[^}]*\}\} ', '', message)
   message = re.split(r'\n\t \[\[|\n\n|\n?\[\[\{\{| \[Op:', message)[0].strip()
+  if message.startswith(_ASSERTION):
+    message = message.removeprefix(_ASSERTION).strip('[]').replace('] [', ' ')
   if wrong := _WRONG_LABEL.search(message):
     return (
       'A label (or the index of an embedding) must be from 0 to'
