@@ -267,21 +267,13 @@ class Experiment:
       max_grad_norm=self.max_grad_norm_in_tests,
     )
 
-  def test_alone(
-    self, num_steps: int, clients: Sequence[Any]
-  ) -> list[Mapping[str, Any]]:
-    """The results of clients after local training from the initial model.
-
-    MAML's steps from there are local training. `clients` are as in
-    `evaluation_data`.
-    """
-    evaluation = tff_debias.build_client_evaluation(
+  def build_local_training(self, num_steps: int) -> tff.Computation:
+    """The test of clients that train alone: MAML's steps are local training."""
+    return tff_debias.build_client_evaluation(
       self.model,
       tff_debias.Maml(num_steps, self.settings.learning_rate),
       max_grad_norm=self.max_grad_norm_in_tests,
     )
-    weights, total = self.model.initial_weights, len(clients)
-    return run_in_parts(evaluation, weights, clients, total, 'trained alone')
 
   @property
   def max_grad_norm_in_tests(self) -> float:

@@ -106,27 +106,35 @@ def evaluate(
     meta = {name: values * np.nan for name, values in personalized.items()}
     if not is_proto:
       meta = run('meta-model', build(model, tff_debias.NoPersonalization()))
-  alone = devices.alone(local_steps)
+  if local_steps:
+    local_training = experiment.build_local_training(local_steps)
+
+  def alone(size: int | None = None) -> np.ndarray:
+    if not local_steps:
+      return np.full(len(devices.ids), np.nan)
+    initial = model.initial_weights
+    return devices.run(initial, 'alone', local_training, size)['accuracy']
+
+  all_alone = alone()
   shots: list[tuple[Any, Results, np.ndarray]] = []
   if few_shot:
     shots = [
-      (0, meta, alone * np.nan),
-      *[
-        (n, run(f'{n} examples', test, n), devices.alone(local_steps, n))
-        for n in few_shot
-      ],
-      ('all', personalized, alone),
+      (0, meta, all_alone * np.nan),
+      *[(n, run(f'{n} examples', test, n), alone(n)) for n in few_shot],
+      ('all', personalized, all_alone),
     ]
   return Evaluation(
     f'{experiment.settings.title}; the model'
     f' {experiment.settings.evaluated_model!r} after round {round_num}',
     round_num,
     trained,
-    devices.rows(meta, personalized, alone),
+    devices.rows(meta, personalized, all_alone),
     [
       row
-      for size, results, alone in shots
-      for row in devices.curve('examples', size, results['accuracy'], alone)
+      for size, results, trained_alone in shots
+      for row in devices.curve(
+        'examples', size, results['accuracy'], trained_alone
+      )
     ],
     steps,
   )
@@ -169,18 +177,6 @@ class _Devices:
       evaluation, weights, data, len(places), name
     )
     return self._results(places, answers)
-
-  def alone(self, num_steps: int, size: int | None = None) -> np.ndarray:
-    """The accuracy of each device that trains alone, NaN without steps.
-
-    It trains on all of its examples, or on the `size` of the few-shot curve.
-    """
-    if not num_steps:
-      return np.full(len(self.ids), np.nan)
-    places = np.flatnonzero(self.train_examples >= (size or 0))
-    data = [self._data(i, size) for i in places]
-    answers = self._experiment.test_alone(num_steps, data)
-    return self._results(places, answers)['accuracy']
 
   def _results(
     self, places: np.ndarray, answers: Sequence[Mapping[str, Any]]

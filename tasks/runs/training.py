@@ -174,7 +174,13 @@ def train_locally(
     if stored['settings'] == asked:
       return stored['accuracy']
   with runtime.local_context():
-    answers = experiment.test_alone(num_steps, experiment.evaluation_data)
+    answers = experiment_lib.run_in_parts(
+      experiment.build_local_training(num_steps),
+      experiment.model.initial_weights,
+      experiment.evaluation_data,
+      len(experiment.evaluation_data),
+      'trained alone',
+    )
   accuracy = float(
     np.mean([a['accuracy'] for a in answers if a['is_included']])
   )
