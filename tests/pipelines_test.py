@@ -7,9 +7,6 @@ import asyncio
 import collections
 import csv
 import datetime
-import os
-import subprocess
-import sys
 import types
 
 import numpy as np
@@ -432,56 +429,3 @@ def test_personalize_fns_beside_each_other_in_any_order(runtime):
 
 
 # TFF's context leaves its worker behind, so it has a process of its own.
-_METHODS = """
-import sys
-
-import numpy as np
-import tensorflow_federated as tff
-
-import small_models
-import tff_debias
-
-context = tff.backends.native.create_sync_local_cpp_execution_context()
-model, _ = small_models.network()
-clients = [
-  small_models.client(f'client {i}', *small_models.batch(6, seed=i), 4, 3)
-  for i in range(2)
-]
-# By itertools.product, all nine ran as these do, in four minutes.
-pairs = zip(
-  (tff_debias.NoPersonalization(), tff_debias.Maml(1), tff_debias.Proto()),
-  (tff_debias.NoCorrection(), tff_debias.Dyn(0.5), tff_debias.Scaf()),
-  strict=True,
-)
-for pair in pairs:
-  process = tff_debias.build_learning_process(
-    model, *pair, num_clients=2, storage=tff_debias.ClientStorage(sys.argv[1])
-  )
-  data, found = small_models.participants(process, clients), []
-  for each in (context, tff_debias.runtime.LocalContext()):
-    with tff.framework.get_context_stack().install(each):
-      state = process.initialize()
-      for _ in range(2):
-        state = process.next(state, data).state
-      found.append(process.get_model_weights(state).trainable)
-  for value, expected in zip(*found, strict=True):
-    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-6)
-  print(pair, flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_the_methods_in_tffs_own_context(tmp_path):
-  output = tmp_path / 'output'
-  with output.open('w') as file:
-    process = subprocess.Popen(
-      [sys.executable, '-c', _METHODS, str(tmp_path / 'clients')],
-      cwd=os.path.dirname(__file__),
-      stdout=file,
-      stderr=subprocess.STDOUT,
-      start_new_session=True,
-    )
-  try:
-    assert process.wait(timeout=600) == 0, output.read_text()[-2000:]
-  finally:
-    small_models.end_session(process)

@@ -85,10 +85,11 @@ def reduce_batches(
 def has_data(dataset: tf.data.Dataset) -> tf.Tensor:
   """Whether a data set has an element, a bool scalar."""
   cardinality = dataset.cardinality()
+  found = dataset.take(1).map(lambda *_: True)
+  none = tf.data.Dataset.from_tensors(False)
   return tf.cond(
     tf.equal(cardinality, tf.data.UNKNOWN_CARDINALITY),
-    lambda: reduce_batches(dataset.take(1), False, lambda *_: True),
-    # It takes a millisecond to make an iterator.
+    lambda: found.concatenate(none).take(1).get_single_element(),
     lambda: tf.not_equal(cardinality, 0),
   )
 
