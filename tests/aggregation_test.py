@@ -22,6 +22,7 @@ def loop_after_a_round(loop_type, clients):
   return loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'factory',
   [
@@ -85,6 +86,7 @@ def test_a_clipping_aggregator_clips():
   )
 
 
+@pytest.mark.slow
 def test_measurements_of_an_aggregator_are_metrics(tmp_path):
   process = small_models.linear_process(
     corrections.NoCorrection(),

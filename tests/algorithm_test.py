@@ -126,6 +126,7 @@ def outcome(name, weights, *batches):
   return labels, reference.logits(weights, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('correction', CORRECTIONS)
 @pytest.mark.parametrize('personalization', PERSONALIZATIONS)
 def test_against_a_plain_loop(personalization, correction):

@@ -35,6 +35,7 @@ def build_without_states(tmp_path, name):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('build', [build, build_without_states])
 def test_ids_train_as_their_data_do(tmp_path, build):
   data = client_data()

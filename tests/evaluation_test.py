@@ -146,6 +146,7 @@ def test_client_results_are_in_the_order_of_the_clients(runtime):
   assert all(r['is_included'] for r in results)
 
 
+@pytest.mark.slow
 def test_results_by_step_are_those_of_so_many_steps(runtime):
   model, data = _model(_keras_model()), _client_data(_data())
   # Of a bound that some steps reach.
@@ -209,6 +210,7 @@ def test_refuses_a_number_of_steps_that_is_none(num_steps):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'personalization', [tff_debias.Maml(2, 0.1), tff_debias.Proto()]
 )
@@ -288,6 +290,7 @@ def _functional_model():
   )
 
 
+@pytest.mark.slow
 def test_a_functional_model_inside_tffs_personalization_evaluation(runtime):
   functional, (data, *_) = _functional_model(), _client_data(_data())
   model = tff_debias.from_functional(functional)
@@ -330,6 +333,7 @@ def test_refuses_what_is_no_model(build):
     build(_keras_model(), tff_debias.Maml())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('maml', 'max_grad_norm', 'gradient'),
   [

@@ -103,6 +103,7 @@ def signatures(exported):
   }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('personalization', 'layers'),
   [(MAML, mlp), (MAML, cnn), (PROTO, cnn), (NONE, mlp)],
@@ -128,6 +129,7 @@ def test_all_files_classify_raw_input_as_the_method_does(
   assert ('on_device' in exported.difference) == (personalization is MAML)
 
 
+@pytest.mark.slow
 def test_the_keras_file_needs_nothing_of_this_package(tmp_path):
   _, (x, _), exported = run_export(tmp_path, PROTO)
   program = (

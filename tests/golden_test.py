@@ -179,6 +179,7 @@ def convolutional_network():
 MAML_STEPS, MAML_RATE = 3, 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('name', 'correction', 'options'),
   [

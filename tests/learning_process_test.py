@@ -107,6 +107,7 @@ class NegativeProx(corrections.Prox):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('build_theirs', 'correction', 'momentum'),
   [
@@ -182,6 +183,7 @@ UNEQUAL = [{i: 1 + (i + t) % 4 for i in s} for t, s in enumerate(ROUNDS)]
 EQUAL = [dict.fromkeys(s, 3) for s in ROUNDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('correction', 'rounds', 'factory'),
   [
@@ -473,6 +475,7 @@ def test_a_round_without_a_participant_of_those_with_data_fails(tmp_path):
   assert (work['participants'], work['left_out']) == (1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'build_adam',
   [tff.learning.optimizers.build_adam, tff.learning.optimizers.build_yogi],

@@ -85,6 +85,7 @@ def manager(processes, tmp_path):
 SOURCE = programs.data_source(ROUNDS, tff.FederatedType(np.str_, tff.CLIENTS))
 
 
+@pytest.mark.slow
 def test_a_trainer_with_evaluation_and_csv(processes, expected, tmp_path):
   _, process, _ = processes
   model = small_models.linear_model()
@@ -118,6 +119,7 @@ def test_a_trainer_with_evaluation_and_csv(processes, expected, tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('is_own', [False, True])
 def test_train_model_goes_on_from_a_checkpoint(
   processes, expected, manager, is_own
@@ -133,6 +135,7 @@ def test_train_model_goes_on_from_a_checkpoint(
   assert_same(process.get_model_weights(state), expected)
 
 
+@pytest.mark.slow
 def test_train_model_with_data_sets_in_tffs_own_program_context(
   fed_avg, tmp_path
 ):
@@ -150,6 +153,7 @@ def test_train_model_with_data_sets_in_tffs_own_program_context(
   assert_same(fed_avg.get_model_weights(state), fed_avg.get_model_weights(own))
 
 
+@pytest.mark.slow
 def test_train_model_with_vizier(processes, expected, tmp_path):
   """A study of two trials; TFF sets the rate of each in the first state."""
   process, composed, folder = processes
@@ -246,6 +250,7 @@ def test_train_model_with_vizier(processes, expected, tmp_path):
   assert [len(trial.measurements) for trial in study.done] == [5, 5]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_train_model_are_one_round_behind_at_most(
   processes, tmp_path
 ):
@@ -330,6 +335,7 @@ def test_clients_of_any_type(processes, expected):
     tff_debias.compose_with_dataset_computation(process, read)
 
 
+@pytest.mark.slow
 def test_plain_data_and_cohorts_of_any_size(fed_avg):
   """In TFF's compositions, another `LearningProcess`, and by the thousand."""
   compositions = tff.simulation
@@ -377,6 +383,7 @@ def convolution():
   )
 
 
+@pytest.mark.slow
 def test_personalize_fns_beside_each_other_in_any_order(runtime):
   spec = (tf.TensorSpec([None, 4, 4, 1]), tf.TensorSpec([None], tf.int32))
   loss = tf.keras.losses.SparseCategoricalCrossentropy(True)

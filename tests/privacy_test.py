@@ -61,6 +61,7 @@ def rounds(process, count, size=2, seed=0):
     yield state, metrics, chosen
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('runtime')
 def test_noise_moves_the_mean_of_the_states_by_a_random_walk(tmp_path):
   noise, alpha = 2.0, 0.5
@@ -81,6 +82,7 @@ def test_noise_moves_the_mean_of_the_states_by_a_random_walk(tmp_path):
   assert len({float(value) for value in steps.flat}) == steps.size
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('runtime')
 @pytest.mark.parametrize('correction', [DYN, corrections.Scaf()])
 def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
@@ -101,6 +103,7 @@ def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('runtime')
 def test_a_fixed_denominator_is_of_the_model_only(tmp_path):
   """Two take part where four are planned, without noise."""
@@ -221,6 +224,7 @@ def test_more_than_a_bounded_update_is_refused(tmp_path, correction, track_all):
       build(correction, tmp_path, track_all=track_all, model_aggregator=factory)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('runtime')
 def test_errors_of_a_compression_stay_small(tmp_path):
   compression = tff.aggregators.EncodedSumFactory.quantize_above_threshold(
@@ -344,6 +348,7 @@ def test_what_cannot_be_accounted_for_is_refused(wrong, message):
     privacy.privacy_spent(**{**arguments, **wrong})
 
 
+@pytest.mark.slow
 def test_nothing_leaves_a_client_in_the_clear(tmp_path):
   for correction, factory in (
     (DYN, privacy.secure_aggregator(1.0)),
@@ -362,6 +367,7 @@ def test_nothing_leaves_a_client_in_the_clear(tmp_path):
     tff.test.assert_not_contains_unsecure_aggregation(process.next)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('runtime')
 def test_secure_sums_give_the_same_numbers(tmp_path):
   runs = {}

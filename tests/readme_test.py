@@ -13,6 +13,7 @@ PAGES = [
 ]
 
 
+@pytest.mark.slow
 def test_the_library_example_shows_what_personalization_gains(tmp_path):
   text = (ROOT / 'README.md').read_text()
   example = re.findall(r'```python\n(.*?)```', text, re.S)[0]

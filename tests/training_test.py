@@ -41,6 +41,7 @@ def examples(sizes, constant=None):
   return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('personalization', 'batches'),
   [(tff_debias.NoPersonalization(), 1), (tff_debias.Maml(2, 0.5), 2)],
@@ -73,6 +74,7 @@ def test_every_method_takes_the_number_of_local_steps(
     tff_debias.train(composed, data, 3, 2, 7, 4)
 
 
+@pytest.mark.slow
 def test_tffs_own_process_trains_as_ours(tmp_path):
   def build_model():
     return tff.learning.models.from_keras_model(

@@ -103,6 +103,7 @@ def notebook(open_notebook):
     yield notebook
 
 
+@pytest.mark.slow
 def test_cells_run_in_the_other_python_without_colabs_settings(notebook):
   assert notebook.run('import sys; sys.version_info[:2]').value == '(3, 11)'
   outer = notebook.run('%%colab\nimport sys; sys.prefix').value
@@ -196,6 +197,7 @@ def test_a_kernel_that_dies_is_an_error_and_is_started_anew(notebook):
   assert notebook.run('1').value == '1'
 
 
+@pytest.mark.slow
 def test_the_kernel_ends_with_the_notebooks(open_notebook, marked):
   with open_notebook() as notebook:
 
@@ -260,6 +262,7 @@ def _wheel(folder):
   return str(next(folder.glob('*.whl')))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [_checkout, _wheel])
 def test_the_code_comes_from_an_address(open_notebook, tmp_path, make):
   code = make(tmp_path / 'tff_debias')

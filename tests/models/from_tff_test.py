@@ -49,6 +49,7 @@ def keras_model():
   return tf.keras.Model(x, layers.Dense(1, kernel_initializer=ones)(hidden(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('personalization', [NONE, MAML])
 def test_a_model_fn_of_a_keras_model_is_the_model_itself(personalization):
   spec = small_models.LINEAR_SPEC
@@ -190,6 +191,7 @@ class ByHand(tff.learning.models.VariableModel):
       variable.assign(tf.zeros_like(variable))
 
 
+@pytest.mark.slow
 def test_a_model_by_hand_trains_as_in_tff(runtime):
   optimizer = tff.learning.optimizers.build_sgdm(0.05)
   theirs = tff.learning.algorithms.build_unweighted_fed_avg(ByHand, optimizer)

@@ -54,6 +54,7 @@ def eager_maml(keras_model, kind, x, rate):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('runtime')
 def test_kinds_of_networks():
   rate, made = 0.1, {}

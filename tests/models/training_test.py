@@ -194,6 +194,7 @@ def assert_weights(weights, keras_model):
       np.testing.assert_allclose(value, e, rtol=1e-4, atol=1e-5, err_msg=e.name)
 
 
+@pytest.mark.slow
 def test_families_of_layers():
   build = functools.partial(side_by_side, FAMILIES)
   keras_model = build()
@@ -214,6 +215,7 @@ def test_families_of_layers():
       )
 
 
+@pytest.mark.slow
 def test_families_of_random_layers():
   keras_model = side_by_side({n: (b, SERIES) for n, b in RANDOM.items()})
   x_spec = dict.fromkeys(RANDOM, SERIES)
@@ -284,6 +286,7 @@ def regularized():
   return keras_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('build', [regularized, Sparse])
 def test_regularization_is_that_of_keras(build):
   keras_model = build()
@@ -330,6 +333,7 @@ def test_a_learning_rate_function_is_called_as_tensorflow_2_calls_it():
   np.testing.assert_allclose(first - second, 0.125, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_padding_counts_nowhere():
   build, spec, _, y = networks.KINDS['padded']
   keras_model, x = build(), networks.inputs(spec)

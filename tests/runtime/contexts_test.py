@@ -282,6 +282,7 @@ print(me.children(recursive=True), me.connections('inet'))
 """
 
 
+@pytest.mark.slow
 def test_a_program_is_interrupted_goes_on_and_opens_no_process_or_port():
   folder = os.path.dirname(__file__)
   text = _PROGRAM.format(path=[folder, os.path.dirname(folder)])
@@ -325,6 +326,7 @@ def test_a_call_can_be_awaited_and_canceled():
     np.testing.assert_array_equal(weights(output.state), expected)
 
 
+@pytest.mark.slow
 def test_secure_sums_are_the_sums():
   process = fed_avg(
     model_aggregator=tff_debias.secure_aggregator(4.0),

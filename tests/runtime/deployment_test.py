@@ -84,6 +84,7 @@ def native_context():
   gc.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', list(METHODS))
 def test_a_method_in_tffs_native_context(
   name, runtime, native_context, tmp_path
@@ -111,6 +112,7 @@ def addresses():
     yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['per_fed_avg, MAML', 'pfl_dyn, prototypes'])
 def test_a_method_on_two_workers(name, runtime, addresses, tmp_path):
   expected = train(name, tmp_path / 'here')

@@ -319,6 +319,7 @@ storage_runs.assert_is_after(state, [0, 1], [1, 2], [0, 1, 2, 3, 4])
 """
 
 
+@pytest.mark.slow
 def test_the_same_in_the_worker_of_tff(tmp_path):
   with open(tmp_path / 'errors', 'w+') as errors:
     process = subprocess.Popen(

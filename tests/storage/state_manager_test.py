@@ -50,6 +50,7 @@ def files(run, kind):
   return [path for path in run.folder.glob(f'{kind}/**/*') if path.is_file()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(6))
 def test_random_histories_against_a_dictionary(tmp_path, seed):
   """Rounds, retries, kills and checkpoints, and the same in a dictionary."""
@@ -250,6 +251,7 @@ def test_a_resumed_run_is_as_never_stopped(process, make, num_states, options):
   storage_runs.assert_is_after(state, *ROUNDS, [0, 1, 2, 3, 4], [1, 3])
 
 
+@pytest.mark.slow
 def test_train_model_of_tff_resumes_and_discards(process, make, num_states):
   seen = []
 
@@ -270,6 +272,7 @@ def test_train_model_of_tff_resumes_and_discards(process, make, num_states):
   assert max(num_states(state)) <= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('first_version', 'rounds_per_checkpoint', 'options'),
   [

@@ -11,6 +11,7 @@ from tasks.catalog import networks
 import tff_debias
 
 
+@pytest.mark.slow
 def test_the_bare_loop_does_the_same_work(runtime):
   tf.keras.utils.set_random_seed(1)
   shape = (16, 16, 1)

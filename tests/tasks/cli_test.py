@@ -48,6 +48,7 @@ def program(main):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('main', 'code', 'last_line', 'has_traceback'),
   [
@@ -73,6 +74,7 @@ def test_an_error_of_a_computation_is_for_people():
   assert said.startswith('Error: ') and 'Traceback' not in said
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_130_and_one_line():
   process = program('wait')
   assert process.stdout.readline() == 'ready\n'

@@ -8,6 +8,7 @@ from tests import small_models
 from tests.tasks import small_runs
 
 
+@pytest.mark.slow
 def test_a_running_folder_is_only_read(copy_run, capsys):
   folder = copy_run('proto')
   shutil.rmtree(folder.evaluation, ignore_errors=True)

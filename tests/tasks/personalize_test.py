@@ -18,6 +18,7 @@ def personalize(*flags):
   small_runs.prepare('personalize', *flags)()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('personalization', ['maml', 'proto'])
 def test_a_device_of_the_run(copy_run, runtime, personalization, capsys):
   run = copy_run(personalization)

@@ -53,6 +53,7 @@ def test_takes_tffs_own_examples():
   assert np.median(x) == 0 and np.max(x) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['pfl_dyn', 'scaffold'])
 def test_trains_and_tests_through_the_runtime(tmp_path, runtime, method):
   import tff_debias

@@ -75,9 +75,9 @@ def test_defaults_complete_the_settings():
   }
 
 
-@pytest.mark.parametrize('personalization', ['maml', 'proto'])
+@pytest.mark.slow
 def test_trains_and_tests_through_the_runtime(
-  folder, runtime, personalization, tmp_path, monkeypatch
+  folder, runtime, tmp_path, monkeypatch
 ):
   def small(length, num_characters, num_outputs):
     layers = tf.keras.layers
@@ -94,12 +94,12 @@ def test_trains_and_tests_through_the_runtime(
   experiment = experiment_lib.Experiment(
     settings_lib.Settings(
       task='shakespeare',
-      personalization=personalization,
+      personalization='maml',
       data_dir=folder,
       num_clients=2,
       clients_per_round=2,
       local_steps=1,
-      maml_steps=1 if personalization == 'maml' else None,
+      maml_steps=1,
     )
   )
   process = experiment.build_process(
@@ -119,6 +119,7 @@ def test_trains_and_tests_through_the_runtime(
   assert 0 < tested['num_examples'] <= num_characters
 
 
+@pytest.mark.slow
 def test_network_has_exact_second_derivatives():
   tf.keras.utils.set_random_seed(0)
   keras_model = networks.character_lstm(80, 128, 128)

@@ -16,6 +16,9 @@ from tests.tasks import small_runs
 import tff_debias
 
 
+pytestmark = pytest.mark.slow
+
+
 def read(path):
   with open(path, newline='') as file:
     return list(csv.DictReader(file))

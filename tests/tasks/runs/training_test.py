@@ -52,6 +52,7 @@ def weights(folder):
   return tf.keras.models.load_model(folder.meta_model).get_weights()
 
 
+@pytest.mark.slow
 def test_rounds_that_run_again_replace_their_metrics(copy, run):
   """A run is finished, goes on, and goes back, to the same numbers."""
   before = run.read_metrics()
@@ -67,6 +68,7 @@ def test_rounds_that_run_again_replace_their_metrics(copy, run):
   tf.nest.map_structure(np.testing.assert_array_equal, weights(copy), model)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_one_line_with_a_way_back(copy, run, runtime):
   path = f'{copy.checkpoints}/round_6/variables'
   os.truncate(f'{path}/variables.data-00000-of-00001', 10)
@@ -102,6 +104,7 @@ def test_refuses_rounds_that_are_not_there(copy, rounds, from_round, message):
   assert copy.read_metrics()[-1]['round'] == 6
 
 
+@pytest.mark.slow
 def test_reads_the_model_of_a_round(copy, run, runtime):
   loaded, round_num = training.load(experiment(), copy)
   assert round_num == 6
