@@ -15,7 +15,6 @@ from tasks.runs import training
 from tests.tasks import small_runs
 import tff_debias
 
-
 pytestmark = pytest.mark.slow
 
 
