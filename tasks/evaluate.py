@@ -51,7 +51,7 @@ def _parser() -> cli.Parser:
     'tests',
     'steps',
     'The last step of the curve against MAML steps; by default twice the steps'
-    ' of the training.',
+    " of the run's tests.",
     kind=int,
     at_least=1,
   )
@@ -83,7 +83,7 @@ def prepare(argv: Sequence[str]) -> cli.Job:
     args.few_shot = sorted({int(text) for text in texts})
   if args.local_training is None:
     has_baseline = catalog.TASKS[settings.task].has_baseline
-    args.local_training = 100 if has_baseline else 0
+    args.local_training = catalog.LOCAL_STEPS if has_baseline else 0
   return lambda: _evaluate(args, folder, settings)
 
 

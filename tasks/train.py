@@ -160,7 +160,7 @@ def _train(
     baseline = folder_lib.RunFolder(os.path.join(folder.path, 'baseline'))
     others = train(other, baseline, None)
     alone = training.train_locally(
-      settings, training.LOCAL_STEPS, os.path.join(folder.path, 'alone.json')
+      settings, catalog.LOCAL_STEPS, os.path.join(folder.path, 'alone.json')
     )
     name = f'{methods.title(other.method_names[0])} (without correction)'
     figures.save_convergence(
@@ -205,6 +205,14 @@ def verdict(
   flags += [f'--partition={settings.partition}']
   flags += [f'--personalizations={settings.personalization_in_tests}']
   flags += [f'--{name}={value}' for name, value in settings.changes().items()]
+  # The baseline has trained with the MAML steps of the corrected method.
+  defaults = catalog.defaults(
+    settings.task, 'none', settings.personalization_in_tests, settings.data_dir
+  )
+  for name in ('maml_steps', 'maml_learning_rate'):
+    value = getattr(settings, name)
+    if name not in settings.changes() and value != defaults.get(name):
+      flags.append(f'--{name}={value}')
   if settings.data_dir:
     flags.append(f'--data_dir={settings.data_dir}')
   if len(rows) - 1 != settings.defaults()['rounds']:

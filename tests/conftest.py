@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope='session')
 def runtime():
-  """One worker for all the tests of this process that ask for it."""
+  """One context for all the tests of this process that ask for it."""
   from tff_debias import runtime as runtime_lib
 
   with runtime_lib.local_context():

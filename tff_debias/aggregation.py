@@ -22,7 +22,8 @@ _SUMS = (
   tff.aggregators.SecureSumFactory,
   tff.aggregators.SumFactory,
 )
-# Of these an exact mean is made. The last two functions make classes.
+# Of these an exact mean is made. The last three are functions that make
+# classes.
 _EXACT = (
   'MeanFactory',
   'UnweightedMeanFactory',

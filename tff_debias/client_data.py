@@ -82,7 +82,7 @@ def compose_with_client_data(
 ) -> tff.learning.templates.LearningProcess:
   """Makes `next` take the ids of the participants instead of their data.
 
-  Only ids are sent to a worker, which reads the data.
+  The data are read where a client is simulated. A worker receives ids only.
   `tff.simulation.build_uniform_sampling_fn` chooses ids for
   `run_training_process`, `tff.program.ClientIdDataSource` for `train_model`.
 
@@ -121,7 +121,7 @@ def compose_with_dataset_computation(
 
   >>> @tff.tensorflow.computation(np.str_)
   ... def read(path):
-  ...   return tf.data.Dataset.load(path).batch(20)
+  ...   return tf.data.TFRecordDataset(path).map(parse).batch(20)
   >>> process = tff_debias.compose_with_dataset_computation(process, read)
 
   Args:
@@ -228,6 +228,7 @@ def _check_data(read: tff.Computation, wanted: tff.SequenceType) -> None:
   found = read.type_signature.result
   if not wanted.is_assignable_from(found):
     raise TypeError(
-      f'The client data must be {wanted}, batches of the model, got {found}.'
-      ' Use client_data.preprocess to shuffle, batch and repeat them.'
+      f'The data of a client must be {wanted}, batches of the model, got'
+      f' {found}. Shuffle, batch and repeat them in dataset_computation, or by'
+      ' client_data.preprocess.'
     )

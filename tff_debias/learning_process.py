@@ -70,8 +70,9 @@ def build_learning_process(
   `weight_decay`.
 
   Args:
-    model: The model, from `from_keras` or `from_functional`; or a
-      `tff.learning.models.FunctionalModel`.
+    model: The model, from `from_keras` or `from_functional`; or what TFF takes:
+      a `model_fn`, a `VariableModel`, a `FunctionalModel` or a `BaselineTask`.
+      A `VariableModel` written by hand has no personalization.
     personalization: T_i.
     correction: R_i.
     learning_rate: β, the constant learning rate of the local steps; by default

@@ -27,10 +27,10 @@ def train(
 ) -> tuple[Any, list[dict[str, float]]]:
   """Trains a process, with a progress bar.
 
-  A client of a round takes `local_steps` local steps. For MAML and prototypes a
-  step takes two batches, support and query, and for others one; so all methods
-  take the same number of steps. The order of a client's examples is random, and
-  they are repeated, so that all batches have the same size.
+  A client of a round takes `local_steps` local steps. With a personalization a
+  step takes two batches, support and query, and without one it takes one. So
+  all methods take the same number of steps. The order of a client's examples
+  is random, and they are repeated, so that all batches have the same size.
 
   >>> state, table = tff_debias.train(process, client_data, 50, 10, 20, 10)
   >>> print(table[-1])
@@ -107,7 +107,8 @@ def get_batches_per_step(process: Process) -> int:
       or of TFF.
 
   Returns:
-    2 for MAML and prototypes: support and query. 1 for others and for TFF's.
+    The personalization's `batches_per_step`: 1 without personalization, by
+    default 2 (support and query). 1 for TFF's processes.
   """
   return getattr(process, '_batches_per_step', 1)
 

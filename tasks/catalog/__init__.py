@@ -50,6 +50,9 @@ class Row(NamedTuple):
   has_baseline: bool = False
 
 
+#: The steps of a device that trains alone, where no flag says how many.
+LOCAL_STEPS = 100
+
 _NPZ = 'downloaded, or NAME.npz in --data_dir'
 _FILE = 'NAME.npz in --data_dir'
 _FILES = 'DEVICE.npz for each device in --data_dir'

@@ -29,7 +29,7 @@ class Evaluation:
   Attributes:
     title: What was evaluated.
     round_num: The round of the meta-model.
-    trained_steps: The number of MAML steps in training; 0 without MAML.
+    trained_steps: The number of MAML steps in its tests; 0 without MAML.
     clients: A row for each device: its id `client`, its `group` (of `GROUPS`),
       its numbers of `train_examples` and `test_examples`, `meta_accuracy` and
       `meta_loss` (of the meta-model as it is), `accuracy` and `loss`
@@ -64,7 +64,7 @@ def evaluate(
 
   At most `max_clients` devices are evaluated, chosen at random. `few_shot` are
   numbers of local examples, by default 1, 2, 5, 10, 20, 50, … The curve against
-  MAML steps ends at `num_steps`, by default twice those of the experiment.
+  MAML steps ends at `num_steps`, by default twice those of its tests.
   With `local_steps`, each device also trains alone for that number of steps.
   """
   personalization = experiment.personalization_in_tests
@@ -74,8 +74,8 @@ def evaluate(
   is_proto = isinstance(experiment.personalization, tff_debias.Proto)
   if num_steps is not None and not is_maml:
     raise errors.UserError(
-      f'--steps={num_steps} is for MAML, but the run has'
-      f' --personalization={experiment.settings.personalization_in_tests}.'
+      f'--steps={num_steps} is for MAML, but the run is tested with'
+      f' {experiment.settings.personalization_in_tests}.'
     )
   devices = _Devices(experiment, round_num, max_clients)
   if type(personalization) is tff_debias.NoPersonalization:

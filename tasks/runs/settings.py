@@ -400,7 +400,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def help_defaults(args: argparse.Namespace) -> dict[str, Any]:
-  """The values of `--help` for the flags that give no setting."""
+  """The values that `--help` shows for settings that no flag gives."""
   settings = Settings(**given(args))
   return settings.defaults() | vars(settings.resolve())
 

@@ -25,9 +25,6 @@ import tff_debias
 from tff_debias import checks
 from tff_debias import runtime
 
-#: The steps of a device that trains alone, where no number is given.
-LOCAL_STEPS = 100
-
 _PREFIX = 'round_'
 
 

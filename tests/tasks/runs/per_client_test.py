@@ -238,5 +238,5 @@ def test_the_pictures_show_something(evaluated):
 
 
 def test_refuses_steps_without_maml():
-  with pytest.raises(errors.UserError, match='--steps=3 is for MAML, .*=proto'):
+  with pytest.raises(errors.UserError, match='--steps=3 is for MAML, .*proto'):
     per_client.evaluate(small_runs.experiment(), None, 1, num_steps=3)
