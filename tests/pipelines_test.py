@@ -7,6 +7,10 @@ import asyncio
 import collections
 import csv
 import datetime
+import os
+import signal
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -32,13 +36,8 @@ def client(client_id):
   )
 
 
-@pytest.fixture(scope='module')
-def processes(runtime, tmp_path_factory):
-  """A process, the same of ids, and the folder in which all runs keep states.
-
-  Every test begins a run of its own.
-  """
-  folder = tmp_path_factory.mktemp('clients')
+def build(folder):
+  """A process, and the same of ids."""
   process = tff_debias.build_pfl_dyn(
     small_models.linear_model(),
     tff_debias.Maml(num_steps=1, learning_rate=0.1),
@@ -47,8 +46,17 @@ def processes(runtime, tmp_path_factory):
     storage=tff_debias.ClientStorage(folder),
     learning_rate=0.05,
   )
-  composed = tff_debias.compose_with_client_data(process, CLIENT_DATA)
-  return process, composed, folder
+  return process, tff_debias.compose_with_client_data(process, CLIENT_DATA)
+
+
+@pytest.fixture(scope='module')
+def processes(runtime, tmp_path_factory):
+  """A process, the same of ids, and the folder in which all runs keep states.
+
+  Every test begins a run of its own.
+  """
+  folder = tmp_path_factory.mktemp('clients')
+  return *build(folder), folder
 
 
 @pytest.fixture(scope='module')
@@ -132,6 +140,47 @@ def test_train_model_goes_on_from_a_checkpoint(
     state = programs.train_model(
       process, SOURCE, manager, num_rounds, None if is_own else context
     )
+  assert_same(process.get_model_weights(state), expected)
+
+
+def train_until_killed(folder, clients):
+  """Trains in this process, which dies when it has the second checkpoint.
+
+  Rounds of a few milliseconds are ahead of their checkpoints then.
+  """
+
+  class Manager(tff_debias.StorageStateManager):
+    async def save(self, program_state, version):
+      await super().save(program_state, version)
+      if version == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+  manager = Manager(
+    tff.program.FileProgramStateManager(folder),
+    tff_debias.ClientStorage(clients),
+  )
+  _, process = build(clients)
+  programs.train_model(process, SOURCE, manager, len(ROUNDS))
+
+
+@pytest.mark.slow
+def test_train_model_that_is_killed_goes_on(
+  processes, expected, manager, tmp_path
+):
+  folders = [str(tmp_path / 'state'), str(processes[2])]
+  killed = subprocess.run(
+    [
+      *(sys.executable, '-c'),
+      f'import pipelines_test; pipelines_test.train_until_killed(*{folders})',
+    ],
+    cwd=os.path.dirname(__file__),
+    capture_output=True,
+    text=True,
+  )
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  assert max(asyncio.run(manager.get_versions())) == 2
+  _, process, _ = processes
+  state = programs.train_model(process, SOURCE, manager, len(ROUNDS))
   assert_same(process.get_model_weights(state), expected)
 
 
