@@ -211,7 +211,8 @@ def verdict(
   )
   for name in ('maml_steps', 'maml_learning_rate'):
     value = getattr(settings, name)
-    if name not in settings.changes() and value != defaults.get(name):
+    is_given = value is None or name in settings.changes()
+    if not is_given and value != defaults[name]:
       flags.append(f'--{name}={value}')
   if settings.data_dir:
     flags.append(f'--data_dir={settings.data_dir}')
