@@ -105,7 +105,7 @@ def prepare(argv: Sequence[str]) -> cli.Job:
   s = comparison.runs[0].settings
   row = catalog.TASKS[s.task]
   if args.local_training is None:
-    args.local_training = catalog.LOCAL_STEPS if row.has_baseline else 0
+    args.local_training = row.local_steps
   names = {run.settings.personalization_in_tests for run in comparison.runs}
   targets = {k: row.targets.get((str(s.partition), k), ()) for k in names}
   if args.targets is not None:

@@ -82,8 +82,7 @@ def prepare(argv: Sequence[str]) -> cli.Job:
       )
     args.few_shot = sorted({int(text) for text in texts})
   if args.local_training is None:
-    has_baseline = catalog.TASKS[settings.task].has_baseline
-    args.local_training = catalog.LOCAL_STEPS if has_baseline else 0
+    args.local_training = catalog.TASKS[settings.task].local_steps
   return lambda: _evaluate(args, folder, settings)
 
 

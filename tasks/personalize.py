@@ -15,6 +15,7 @@ import numpy as np
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
+from tasks.runs import settings as settings_lib
 
 
 def prepare(argv: Sequence[str]) -> cli.Job:
@@ -52,13 +53,16 @@ def prepare(argv: Sequence[str]) -> cli.Job:
       ' the examples of a new one.'
     )
   folder = folder_lib.RunFolder(args.run)
-  folder.read()
+  settings = folder.read()
   examples = _read_examples(args.examples) if args.examples else None
-  return lambda: _personalize(args, folder, examples)
+  return lambda: _personalize(args, folder, settings, examples)
 
 
 def _personalize(
-  args: argparse.Namespace, folder: folder_lib.RunFolder, examples: Any
+  args: argparse.Namespace,
+  folder: folder_lib.RunFolder,
+  settings: settings_lib.Settings,
+  examples: Any,
 ) -> None:
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import training
@@ -66,7 +70,7 @@ def _personalize(
   from tff_debias import export
   from tff_debias import runtime
 
-  experiment = experiment_lib.Experiment(folder.read())
+  experiment = experiment_lib.Experiment(settings)
   name, test = args.client, None
   if name:
     ids = experiment.train_data.client_ids

@@ -204,16 +204,9 @@ def verdict(
   flags = ['--seeds=0,1,2,3,4', f'--task={settings.task}']
   flags += [f'--partition={settings.partition}']
   flags += [f'--personalizations={settings.personalization_in_tests}']
-  flags += [f'--{name}={value}' for name, value in settings.changes().items()]
-  # The baseline has trained with the MAML steps of the corrected method.
-  defaults = catalog.defaults(
-    settings.task, 'none', settings.personalization_in_tests, settings.data_dir
-  )
-  for name in ('maml_steps', 'maml_learning_rate'):
-    value = getattr(settings, name)
-    is_given = value is None or name in settings.changes()
-    if not is_given and value != defaults[name]:
-      flags.append(f'--{name}={value}')
+  # What is a default of the corrected method may be none of the other.
+  changes = other.changes() | settings.changes()
+  flags += [f'--{name}={value}' for name, value in changes.items()]
   if settings.data_dir:
     flags.append(f'--data_dir={settings.data_dir}')
   if len(rows) - 1 != settings.defaults()['rounds']:

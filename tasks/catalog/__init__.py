@@ -49,8 +49,13 @@ class Row(NamedTuple):
   targets: Mapping[tuple[str, str], tuple[float, ...]] = {}
   has_baseline: bool = False
 
+  @property
+  def local_steps(self) -> int:
+    """The steps of each device that trains alone, where no flag says."""
+    return LOCAL_STEPS if self.has_baseline else 0
 
-#: The steps of a device that trains alone, where no flag says how many.
+
+#: The steps of a device that trains alone.
 LOCAL_STEPS = 100
 
 _NPZ = 'downloaded, or NAME.npz in --data_dir'

@@ -219,13 +219,10 @@ class Experiment:
       for client_id, data in zip(client_ids, datasets, strict=True)
     ]
 
-  @functools.cached_property
+  @property
   def keeps_state(self) -> bool:
     """Whether clients keep a state, and so take part with their ids."""
-    weights = self.model.initial_weights.trainable
-    return self.settings.evaluated_model == 'all' or bool(
-      self.correction.initial_state(weights)
-    )
+    return self.settings.evaluated_model == 'all' or self.correction.is_kept
 
   @functools.cached_property
   def evaluation_data(self) -> list[collections.OrderedDict[str, Any]]:

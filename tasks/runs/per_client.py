@@ -106,29 +106,27 @@ def evaluate(
     meta = {name: values * np.nan for name, values in personalized.items()}
     if not is_proto:
       meta = run('meta-model', build(model, tff_debias.NoPersonalization()))
+  no_values = np.full(len(devices.ids), np.nan)
+  alone = {size: no_values for size in (None, *few_shot)}
   if local_steps:
     local_training = experiment.build_local_training(local_steps)
-
-  def alone(size: int | None = None) -> np.ndarray:
-    if not local_steps:
-      return np.full(len(devices.ids), np.nan)
-    initial = model.initial_weights
-    return devices.run(initial, 'alone', local_training, size)['accuracy']
-
-  all_alone = alone()
+    for size in alone:
+      initial = model.initial_weights
+      results = devices.run(initial, 'alone', local_training, size)
+      alone[size] = results['accuracy']
   shots: list[tuple[Any, Results, np.ndarray]] = []
   if few_shot:
     shots = [
-      (0, meta, all_alone * np.nan),
-      *[(n, run(f'{n} examples', test, n), alone(n)) for n in few_shot],
-      ('all', personalized, all_alone),
+      (0, meta, no_values),
+      *[(n, run(f'{n} examples', test, n), alone[n]) for n in few_shot],
+      ('all', personalized, alone[None]),
     ]
   return Evaluation(
     f'{experiment.settings.title}; the model'
     f' {experiment.settings.evaluated_model!r} after round {round_num}',
     round_num,
     trained,
-    devices.rows(meta, personalized, all_alone),
+    devices.rows(meta, personalized, alone[None]),
     [
       row
       for size, results, trained_alone in shots
@@ -176,11 +174,6 @@ class _Devices:
     answers = experiment_lib.run_in_parts(
       evaluation, weights, data, len(places), name
     )
-    return self._results(places, answers)
-
-  def _results(
-    self, places: np.ndarray, answers: Sequence[Mapping[str, Any]]
-  ) -> Results:
     results: Results = {}
     for i, answer in zip(places, answers, strict=True):
       for name, value in answer.items():

@@ -226,9 +226,6 @@ def test_a_model_by_hand_is_refused_by_personalizations(personalization):
     tff_debias.build_per_fed_avg(Labels, personalization)
 
 
-# What is no model.
-
-
 def test_a_model_stays_the_same():
   model = networks.make(networks.sequential(networks.dense(2)))
   assert models.as_model(model) is model

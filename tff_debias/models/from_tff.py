@@ -65,8 +65,6 @@ def _from_keras_model(model: Any) -> model_lib.Model:
   """The model inside of `tff.learning.models.from_keras_model`."""
 
   def loss(labels: Any, predictions: Any) -> tf.Tensor:
-    if len(model._loss_fns) == 1:
-      return model._loss_fns[0](labels, predictions)
     return tf.add_n(
       [
         weight * loss_fn(label, prediction)
