@@ -90,6 +90,14 @@ def manager(processes, tmp_path):
   )
 
 
+def native_program_context():
+  """TFF's own, around the context of the tests."""
+  local = tff.framework.get_context_stack().current
+  return tff.program.NativeFederatedContext(
+    tff_debias.runtime.AsyncLocalContext(local)
+  )
+
+
 SOURCE = programs.data_source(ROUNDS, tff.FederatedType(np.str_, tff.CLIENTS))
 
 
@@ -133,9 +141,7 @@ def test_train_model_goes_on_from_a_checkpoint(
   processes, expected, manager, is_own
 ):
   _, process, _ = processes
-  context = tff.program.NativeFederatedContext(
-    tff_debias.runtime.AsyncLocalContext()
-  )
+  context = native_program_context()
   for num_rounds in 3, len(ROUNDS):
     state = programs.train_model(
       process, SOURCE, manager, num_rounds, None if is_own else context
@@ -194,7 +200,7 @@ def test_train_model_with_data_sets_in_tffs_own_program_context(
     programs.data_source(rounds, fed_avg.next.type_signature.parameter[1]),
     tff.program.FileProgramStateManager(tmp_path),
     len(ROUNDS),
-    tff.program.NativeFederatedContext(tff_debias.runtime.AsyncLocalContext()),
+    native_program_context(),
   )
   own = fed_avg.initialize()
   for client_data in rounds:
@@ -251,10 +257,9 @@ def test_train_model_with_vizier(processes, expected, tmp_path):
     rate = trial.parameters['learning_rate']
     return released.setdefault(rate, tff.program.MemoryReleaseManager())
 
+  context = programs.program_context()
   with (
-    tff.framework.get_context_stack().install(
-      tff_debias.runtime.ProgramContext()
-    ),
+    tff.framework.get_context_stack().install(context),
     asyncio.Runner() as runner,
   ):
     runner.run(
