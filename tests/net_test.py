@@ -104,13 +104,17 @@ def _experiment(method, personalization):
     digits.load = load
 
 
-@functools.cache
-def _test(personalization):
+def _build_test(personalization):
   """The test of a personalization, the same for each method."""
   return _experiment('fed_avg', personalization).build_evaluation()
 
 
-def _train(method, personalizations, folder):
+@pytest.fixture(scope='module')
+def build_test():
+  return functools.cache(_build_test)
+
+
+def _train(method, personalizations, build_test, folder):
   """The weights of the meta-model, and the metrics of every round."""
   import tensorflow as tf
 
@@ -118,7 +122,7 @@ def _train(method, personalizations, folder):
   from tasks.runs import training
 
   def test(weights, data):
-    return {p: _test(p)(weights, data) for p in personalizations}
+    return {p: build_test(p)(weights, data) for p in personalizations}
 
   experiment = _experiment(method, personalizations[0])
   experiment.build_evaluation = lambda: test
@@ -141,13 +145,13 @@ def _train(method, personalizations, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(('method', 'personalizations'), _RUNS)
 def test_a_run_has_the_stored_numbers(
-  method, personalizations, tmp_path, runtime, monkeypatch
+  method, personalizations, build_test, tmp_path, runtime, monkeypatch
 ):
   from tasks.runs import training
 
   # The context of the tests keeps the compiled test.
   monkeypatch.setattr(training.runtime, 'local_context', contextlib.nullcontext)
-  numbers = _train(method, personalizations, tmp_path)
+  numbers = _train(method, personalizations, build_test, tmp_path)
   with np.load(_STORED) as stored:
     for key, values in numbers.items():
       np.testing.assert_allclose(
@@ -159,7 +163,7 @@ def _store():
   numbers = {}
   for method, personalizations in _RUNS:
     with tempfile.TemporaryDirectory() as folder:
-      numbers |= _train(method, personalizations, folder)
+      numbers |= _train(method, personalizations, _build_test, folder)
   np.savez_compressed(_STORED, **numbers)
 
 

@@ -36,7 +36,7 @@ def test_stored_notebooks_are_up_to_date(path, first_cell):
   assert code[0] == first_cell
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=180)
 def test_notebooks_run_in_colab(outer, marked, monkeypatch):
   """One after another in one kernel, which has to start TensorFlow once."""
   # With this variable ipykernel shows nothing that C code writes.
