@@ -12,6 +12,7 @@ import computations
 import numpy as np
 import pytest
 import small_models
+import storage_runs
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -98,6 +99,25 @@ def test_a_method_in_tffs_native_context(name, trained, native_context):
   process, expected = trained(name)
   with tff.framework.get_context_stack().install(native_context):
     assert_same(train(name, process), expected)
+
+
+@pytest.mark.slow
+def test_states_in_the_worker_of_tff(native_context, tmp_path):
+  with tff.framework.get_context_stack().install(native_context):
+    process = storage_runs.build(tmp_path)
+    state = process.initialize()
+
+    def play(*numbers):
+      return process.next(state, storage_runs.clients(*numbers)).state
+
+    state = play(0, 1)
+    play(0, 2)  # An attempt that is not gone on from.
+    state = play(1, 2)
+    for twice in ([3, 0, 3], [4, 4]):
+      with pytest.raises(Exception, match=f'take part once.*{twice[0]}'):
+        play(*twice)
+    state = play(0, 1, 2, 3, 4)
+  storage_runs.assert_is_after(state, [0, 1], [1, 2], [0, 1, 2, 3, 4])
 
 
 @pytest.fixture(scope='module')
