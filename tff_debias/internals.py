@@ -9,5 +9,8 @@ from tensorflow.python.eager.context import anonymous_name
 from tensorflow.python.eager.context import context as eager_context
 from tensorflow.python.eager.context import eager_mode
 from tensorflow.python.eager.execute import execute_with_cancellation
+from tensorflow.python.eager.polymorphic_function.atomic_function import (
+  from_func_graph,
+)
 from tensorflow.python.ops.lookup_ops import LookupInterface
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable

@@ -341,6 +341,10 @@ def stateful():
       ),
       'gamma.*has a constraint.* Remove it',
     ),
+    (
+      lambda: sequential(layers.SpectralNormalization(dense(2))),
+      'value of a tensor.*spectral_normalization',
+    ),
   ],
 )
 def test_a_keras_model_that_is_refused(build, advice):

@@ -32,32 +32,22 @@ class Dyn(base.Correction):
   def __post_init__(self) -> None:
     checks.check_number('alpha', self.alpha, positive=True)
 
-  def initial_state(self, weights: base.Weights) -> base.State:
+  def initial_state(self, weights):
     """See base class: λ_i = 0."""
     return tuple(tf.zeros_like(w) for w in weights)
 
-  def gradient_term(
-    self,
-    state: base.State,
-    mean_state: base.State,
-    weights: base.Weights,
-    start: base.Weights,
-  ) -> base.Weights:
+  def gradient_term(self, state, mean_state, weights, start):
     """See base class."""
     return tuple(
       self.alpha * (w - w_start) - lam
       for lam, w, w_start in zip(state, weights, start, strict=True)
     )
 
-  def state_change(
-    self, state: base.State, mean_state: base.State, work: base.LocalWork
-  ) -> base.State:
+  def state_change(self, state, mean_state, work):
     """See base class: -α (w_i - w^t)."""
     return tuple(-self.alpha * u for u in work.update)
 
-  def broadcast_model(
-    self, weights: base.Weights, mean_state: base.State
-  ) -> base.Weights:
+  def broadcast_model(self, weights, mean_state):
     """See base class: w^t = mean_S w_i - h/α."""
     return tuple(
       w - h / self.alpha for w, h in zip(weights, mean_state, strict=True)

@@ -12,13 +12,11 @@ class NewestModel(base.KeptState):
   the share of the clients that took part. A round sends one more model up.
   """
 
-  def initial_state(self, weights: base.Weights) -> base.State:
+  def initial_state(self, weights):
     """See base class."""
     return (*(tf.zeros_like(w) for w in weights), tf.zeros([]))
 
-  def state_change(
-    self, state: base.State, mean_state: base.State, work: base.LocalWork
-  ) -> base.State:
+  def state_change(self, state, mean_state, work):
     """See base class."""
     models = tuple(w + u for w, u in zip(work.start, work.update, strict=True))
     return tuple(

@@ -9,12 +9,6 @@ from tff_debias.corrections import base
 class NoCorrection(base.Correction):
   """R_i(w) = 0, and the server takes the mean of the participants' models."""
 
-  def gradient_term(
-    self,
-    state: base.State,
-    mean_state: base.State,
-    weights: base.Weights,
-    start: base.Weights,
-  ) -> base.Weights | None:
+  def gradient_term(self, state, mean_state, weights, start):
     """See base class."""
     return None

@@ -28,13 +28,7 @@ class Prox(base.Correction):
   def __post_init__(self) -> None:
     checks.check_number('mu', self.mu, positive=True)
 
-  def gradient_term(
-    self,
-    state: base.State,
-    mean_state: base.State,
-    weights: base.Weights,
-    start: base.Weights,
-  ) -> base.Weights:
+  def gradient_term(self, state, mean_state, weights, start):
     """See base class."""
     return tuple(
       self.mu * (w - w_start) for w, w_start in zip(weights, start, strict=True)

@@ -42,23 +42,15 @@ class Scaf(base.Correction):
     """See base class."""
     return self.num_steps is None
 
-  def initial_state(self, weights: base.Weights) -> base.State:
+  def initial_state(self, weights):
     """See base class: c_i = 0."""
     return tuple(tf.zeros_like(w) for w in weights)
 
-  def gradient_term(
-    self,
-    state: base.State,
-    mean_state: base.State,
-    weights: base.Weights,
-    start: base.Weights,
-  ) -> base.Weights:
+  def gradient_term(self, state, mean_state, weights, start):
     """See base class."""
     return tuple(c - c_i for c, c_i in zip(mean_state, state, strict=True))
 
-  def state_change(
-    self, state: base.State, mean_state: base.State, work: base.LocalWork
-  ) -> base.State:
+  def state_change(self, state, mean_state, work):
     """See base class: -c - (w_i - w^t) / (K β_t)."""
     scale = work.num_steps * work.learning_rate
     return tuple(

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
+from tff_debias import checks
 from tff_debias.models import metrics as metrics_lib
 from tff_debias.models import model as model_lib
 from tff_debias.models import stand_ins
@@ -156,11 +157,18 @@ def _check_calls(
 ) -> Any:
   """The specs of the predictions of a model that changes no variable."""
   for training in (True, False):
-    traced = tracing.trace(
-      lambda w, x, training=training: apply(w, x, training).predictions,
-      tracing.specs_of(weights),
-      x_spec,
-    )
+    try:
+      traced = tracing.trace(
+        lambda w, x, training=training: apply(w, x, training).predictions,
+        tracing.specs_of(weights),
+        x_spec,
+      )
+    except tf.errors.OperatorNotAllowedInGraphError as e:
+      raise ValueError(
+        'The model asks in Python for the value of a tensor, as'
+        f' SpectralNormalization does: {checks.first_line(e)}. Use a layer that'
+        ' does not.'
+      ) from e
     graph = traced.graph.as_graph_def()
     functions = [graph.node, *[f.node_def for f in graph.library.function]]
     if any(n.op.startswith('Assign') for nodes in functions for n in nodes):

@@ -1,5 +1,6 @@
 """Imports the TensorFlow graphs of TFF as functions of this process."""
 
+from collections.abc import Iterable
 import itertools
 from typing import Any
 from typing import TypeAlias
@@ -25,18 +26,27 @@ class Function:
     proto.graph_def.Unpack(graph_def)
     _make_function_names_unique(graph_def)
     _make_variables_local(graph_def, proto.initialize_op)
+    bindings = [_tensor_names(b) for b in (proto.parameter, proto.result)]
+    nodes = [name.split(':')[0] for name in itertools.chain(*bindings)]
+    # A function runs all of its stateful operations, needed or not.
+    needed = _ancestors(graph_def, nodes)
+    for place in reversed(range(len(graph_def.node))):
+      if graph_def.node[place].name not in needed:
+        del graph_def.node[place]
+    for function in graph_def.library.function:
+      internals.eager_context().add_function_def(function)
     # Not a tf.function, which would order stateful operations its own way.
-    imported = tf.compat.v1.wrap_function(
-      lambda: tf.graph_util.import_graph_def(graph_def, name=''), []
-    )
-    with imported.graph.as_default() as graph:
-      inputs, outputs = (
-        [graph.get_tensor_by_name(name) for name in _tensor_names(binding)]
-        for binding in (proto.parameter, proto.result)
+    with tf.__internal__.FuncGraph('tff').as_default() as graph:
+      tf.graph_util.import_graph_def(graph_def, name='')
+      graph.inputs, outputs = (
+        [graph.get_tensor_by_name(name) for name in names] for names in bindings
       )
-      # Kept, because its deletion removes the function from TensorFlow.
-      self._concrete = imported.prune(inputs, _after_freeing_variables(outputs))
-    self._name = self._concrete.name.decode()
+      graph.outputs = _after_freeing_variables(outputs)
+    # Kept, because its deletion removes the function from TensorFlow.
+    self._function = internals.from_func_graph(
+      f'tff_{next(_import_ids)}', graph, {}
+    )
+    self._name = self._function.name.decode()
     self._num_outputs = len(outputs)
     options = internals.eager_context().function_call_options.as_attrs()
     self._attributes = tuple(itertools.chain(*options.items()))
@@ -102,21 +112,30 @@ def _make_variables_local(
   TFF runs a graph in a session, whose variables are its own. In a process those
   of one name are one, also for two clients that run at the same time.
   """
-  inputs = {
-    node.name: {i.lstrip('^').split(':')[0] for i in node.input}
-    for node in graph_def.node
-  }
-  initialization: set[str] = set()
-  remaining = {initialize_op} - {''}
-  while remaining:
-    initialization |= remaining
-    remaining = set().union(*(inputs[name] for name in remaining))
-    remaining -= initialization
+  initialization = _ancestors(graph_def, {initialize_op} - {''})
   for node in graph_def.node:
     if node.op == 'VarHandleOp':
       node.attr['shared_name'].s = _ANONYMOUS
-    if node.name not in initialization and inputs[node.name] & initialization:
+    if node.name not in initialization and _inputs(node) & initialization:
       node.input.append(f'^{initialize_op}')
+
+
+def _ancestors(
+  graph_def: tf.compat.v1.GraphDef, names: Iterable[str]
+) -> set[str]:
+  """The names of nodes and of all nodes that they are made of."""
+  inputs = {node.name: _inputs(node) for node in graph_def.node}
+  found: set[str] = set()
+  remaining = set(names)
+  while remaining:
+    found |= remaining
+    remaining = set().union(*(inputs[name] for name in remaining)) - found
+  return found
+
+
+def _inputs(node: tf.compat.v1.NodeDef) -> set[str]:
+  """The names of the nodes that a node reads or waits for."""
+  return {name.lstrip('^').split(':')[0] for name in node.input}
 
 
 def _after_freeing_variables(results: Tensors) -> Tensors:
