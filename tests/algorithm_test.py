@@ -362,22 +362,6 @@ def test_support_and_query_are_not_mixed_up():
   np.testing.assert_allclose(result.update[0], [[0.4]], rtol=1e-6)
 
 
-@pytest.mark.parametrize('correction', CORRECTIONS)
-def test_a_client_without_a_step_is_left_out(correction):
-  model, weights = small_models.network(
-    metrics=tf.keras.metrics.SparseCategoricalAccuracy
-  )
-  state, mean = states_of(correction, weights)
-  run = trainer(
-    model, PERSONALIZATIONS['maml'], CORRECTIONS[correction], state, mean
-  )
-  # One example makes no support and query.
-  for num_batches in (0, 1):
-    result = run(small_models.dataset(BATCHES[-1:]).take(num_batches))
-    assert_is_left_out(result, state)
-    assert not result.has_stepped
-
-
 @pytest.mark.parametrize('personalization', ['maml', 'proto'])
 def test_every_second_example_of_one_batch_is_of_the_query(personalization):
   model, _ = small_models.network()
@@ -406,7 +390,9 @@ def assert_is_left_out(result, state):
   'personalization, correction',
   [('none', 'none'), ('none', 'scaf'), ('maml', 'dyn'), ('proto', 'scaf')],
 )
-def test_a_client_that_is_not_finite_is_left_out(personalization, correction):
+def test_a_client_without_a_finite_step_is_left_out(
+  personalization, correction
+):
   model, weights = small_models.network(
     metrics=tf.keras.metrics.SparseCategoricalAccuracy
   )
@@ -427,108 +413,37 @@ def test_a_client_that_is_not_finite_is_left_out(personalization, correction):
     result = run(small_models.dataset(batches))
     assert_is_left_out(result, state)
     assert result.has_stepped
+  # No batch, or one of one example, which makes no support and query.
+  for num_batches in range(PERSONALIZATIONS[personalization].batches_per_step):
+    result = run(small_models.dataset(BATCHES[-1:]).take(num_batches))
+    assert_is_left_out(result, state)
+    assert not result.has_stepped
 
 
-def test_a_client_that_diverges_is_left_out():
+@pytest.mark.parametrize(
+  ('batches', 'rate'),
+  [
+    # It diverges.
+    ([([1.0], [0.0])] * 60, 10.0),
+    # The loss is 10^40, which is not finite, its derivative only -20.
+    ([([1.0], [0.0]), ([1e-19], [1e20])], RATE),
+  ],
+)
+def test_a_client_whose_weights_or_loss_overflow_is_left_out(batches, rate):
   state = (np.array([[3.0]], np.float32),)
   result = train(
     one_weight_model(),
     PERSONALIZATIONS['none'],
     CORRECTIONS['dyn'],
-    pairs(*[([1.0], [0.0])] * 60),
+    pairs(*batches),
     state=state,
-    rate=10.0,
+    rate=rate,
     max_grad_norm=float('inf'),
   )
   assert_is_left_out(result, state)
 
 
-def test_an_overflowing_loss_leaves_a_client_out():
-  # The loss is 10^40, which is not finite, its derivative only -20.
-  result = train(
-    one_weight_model(),
-    PERSONALIZATIONS['none'],
-    CORRECTIONS['none'],
-    pairs(([1.0], [0.0]), ([1e-19], [1e20])),
-  )
-  assert_is_left_out(result, ())
-
-
-def test_the_rate_of_the_round_is_used():
-  # λ does not know the rate, c_i must undo it.
-  for rate in (0.01, 0.1):
-    for name, expected in (('dyn', 0.4 * 2 * rate), ('scaf', 2.0)):
-      zero = (tf.zeros([1, 1]),)
-      result = train(
-        one_weight_model(),
-        PERSONALIZATIONS['none'],
-        CORRECTIONS[name],
-        pairs(([1.0], [0.0])),
-        state=zero,
-        mean=zero if name == 'scaf' else (),
-        rate=rate,
-        weight_decay=0.0,
-      )
-      np.testing.assert_allclose(result.states[0][0], [[expected]], rtol=1e-5)
-
-
-def test_batches_that_are_mappings():
-  model, weights = small_models.network()
-  named = models.Model(
-    model.initial_weights,
-    dict(zip('xy', small_models.CLASSIFIER_SPEC, strict=True)),
-    model.apply,
-    model.loss,
-    model.metrics,
-  )
-  dataset = small_models.dataset(BATCHES)
-  results = [
-    train(m, PERSONALIZATIONS['proto'], CORRECTIONS['none'], d)
-    for m, d in (
-      (model, dataset),
-      (named, dataset.map(lambda x, y: {'y': y, 'x': x})),
-    )
-  ]
-  assert_close(results[1].update, results[0].update)
-  assert results[1].sums.loss_sum > 0
-
-
-def test_frozen_weights_stay():
-  frozen = tf.keras.layers.Dense(
-    1, use_bias=False, kernel_initializer='ones', trainable=False
-  )
-  keras_model = tf.keras.Sequential(
-    [
-      tf.keras.layers.Input((1,)),
-      frozen,
-      tf.keras.layers.Dense(1, use_bias=False, kernel_initializer='ones'),
-    ]
-  )
-  model = models.from_keras(
-    keras_model,
-    tf.keras.losses.MeanSquaredError(),
-    (tf.TensorSpec([None, 1]), tf.TensorSpec([None, 1])),
-  )
-  start = models.ModelWeights(
-    (np.array([[1.0]], np.float32),), (np.array([[3.0]], np.float32),)
-  )
-  result = train(
-    model,
-    PERSONALIZATIONS['none'],
-    CORRECTIONS['none'],
-    pairs(([1.0], [0.0])),
-    rate=0.01,
-    weight_decay=0.0,
-    max_grad_norm=float('inf'),
-    start=start,
-  )
-  # (3 w)² has the derivative 18 w.
-  assert len(result.update) == 1
-  np.testing.assert_allclose(result.update[0], [[-0.18]], rtol=1e-5)
-
-
-@pytest.mark.parametrize('correction', ['none', 'dyn'])
-def test_an_embedding_is_clipped_like_any_layer(correction):
+def test_an_embedding_is_clipped_like_any_layer():
   # Its gradient is a list of rows, some more than once.
   keras_model = tf.keras.Sequential(
     [
@@ -543,14 +458,12 @@ def test_an_embedding_is_clipped_like_any_layer(correction):
     tf.keras.losses.MeanSquaredError(),
     (tf.TensorSpec([None, 4], tf.int32), tf.TensorSpec([None, 1])),
   )
-  weights = model.initial_weights.trainable
-  state = () if correction == 'none' else tuple(map(np.zeros_like, weights))
   result = train(
     model,
     PERSONALIZATIONS['none'],
-    CORRECTIONS[correction],
+    CORRECTIONS['dyn'],
     tf.data.Dataset.from_tensors((np.zeros((1, 4), np.int32), [[0.0]])),
-    state=state,
+    state=tuple(map(np.zeros_like, model.initial_weights.trainable)),
     rate=1.0,
     weight_decay=0.0,
     max_grad_norm=1.0,
@@ -560,65 +473,3 @@ def test_an_embedding_is_clipped_like_any_layer(correction):
   gradient = [np.zeros((5, 2)), np.full((8, 1), 16.0)]
   gradient[0][0] = 64
   assert_close(result.update, [-g for g in reference.clip(gradient, 1.0)[0]])
-
-
-def test_second_derivatives_of_a_convolution():
-  random = np.random.RandomState(0)
-  keras_model = tf.keras.Sequential(
-    [
-      tf.keras.layers.Input((6, 6, 2)),
-      tf.keras.layers.Conv2D(3, 3, activation='relu'),
-      tf.keras.layers.MaxPool2D(2),
-      tf.keras.layers.Flatten(),
-      tf.keras.layers.Dense(3),
-    ]
-  )
-  loss_fn = tf.keras.losses.SparseCategoricalCrossentropy(True)
-  model = models.from_keras(
-    keras_model,
-    loss_fn,
-    (tf.TensorSpec([None, 6, 6, 2]), tf.TensorSpec([None], tf.int32)),
-  )
-  batches = [
-    (
-      random.normal(size=(4, 6, 6, 2)).astype(np.float32),
-      random.randint(3, size=4).astype(np.int32),
-    )
-    for _ in range(4)
-  ]
-  result = train(
-    model,
-    PERSONALIZATIONS['maml'],
-    CORRECTIONS['none'],
-    small_models.dataset(batches),
-    weight_decay=0.0,
-    max_grad_norm=float('inf'),
-  )
-
-  def loss(weights, batch):
-    x = tf.nn.relu(tf.nn.conv2d(batch[0], weights[0], 1, 'VALID') + weights[1])
-    x = tf.reshape(tf.nn.max_pool2d(x, 2, 2, 'VALID'), [-1, 12])
-    return loss_fn(batch[1], x @ weights[2] + weights[3])
-
-  # The same again, eagerly and without a loop in a graph.
-  weights = start = tuple(map(tf.constant, keras_model.get_weights()))
-  for support, query in (batches[:2], batches[2:]):
-    with tf.GradientTape() as outer:
-      outer.watch(weights)
-      adapted = weights
-      for _ in range(2):
-        with tf.GradientTape() as inner:
-          inner.watch(adapted)
-          value = loss(adapted, support)
-        adapted = tuple(
-          u - 0.3 * g
-          for u, g in zip(adapted, inner.gradient(value, adapted), strict=True)
-        )
-      value = loss(adapted, query)
-    gradient = outer.gradient(value, weights)
-    weights = tuple(
-      w - RATE * g for w, g in zip(weights, gradient, strict=True)
-    )
-  assert_close(
-    result.update, [w - w_t for w, w_t in zip(weights, start, strict=True)]
-  )

@@ -21,10 +21,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 def pytest_collection_modifyitems(items):
   """Puts the files with slow tests first, or one process would end late."""
-  slow = collections.Counter(
-    item.path for item in items if item.get_closest_marker('slow')
-  )
-  items.sort(key=lambda item: -slow[item.path])
+  seconds = collections.Counter()
+  for item in items:
+    if marker := item.get_closest_marker('slow'):
+      seconds[item.path] += marker.kwargs.get('seconds', 8)
+  items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope='session')

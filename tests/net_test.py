@@ -4,8 +4,10 @@
 says that a number changes.
 """
 
+import contextlib
 import csv
 import dataclasses
+import functools
 import os
 import pathlib
 import sys
@@ -16,22 +18,27 @@ import pytest
 
 _STORED = pathlib.Path(__file__).with_name('net.npz')
 _ROUNDS = 5
-_METHODS = (
-  'fed_avg',
-  'per_fed_avg',
-  'fed_prox',
-  'fed_dyn',
-  'pfl_dyn',
-  'scaffold',
-  'pfl_scaf',
+_BOTH = ('maml', 'proto')
+# The methods with the personalizations of a run. One that trains without a
+# personalization is tested with both.
+_RUNS = (
+  *((method, _BOTH) for method in ('fed_avg', 'fed_prox', 'fed_dyn')),
+  ('scaffold', _BOTH),
+  *(
+    (method, (personalization,))
+    for method in ('per_fed_avg', 'pfl_dyn', 'pfl_scaf')
+    for personalization in _BOTH
+  ),
 )
 _COLUMNS = {
   'loss': 'client_work/train/loss',
   'training_accuracy': 'client_work/train/accuracy',
-  'accuracy': 'evaluation/by_client/accuracy/mean',
-  'test_loss': 'evaluation/by_client/loss/mean',
   'update_norm': 'finalizer/update_norm',
   'correction_norm': 'finalizer/server_correction_norm',
+}
+_TEST_COLUMNS = {
+  'accuracy': 'by_client/accuracy/mean',
+  'test_loss': 'by_client/loss/mean',
 }
 
 
@@ -85,41 +92,68 @@ def _settings(method, personalization):
   )
 
 
-def _train(method, personalization, folder):
-  """The weights of the meta-model, and the metrics of every round."""
-  import tensorflow as tf
-
+def _experiment(method, personalization):
   from tasks.catalog import digits
   from tasks.runs import experiment as experiment_lib
-  from tasks.runs import folder as folder_lib
-  from tasks.runs import training
 
   load = digits.load
   digits.load = lambda *arguments: _balanced(load(*arguments))
   try:
-    experiment = experiment_lib.Experiment(_settings(method, personalization))
+    return experiment_lib.Experiment(_settings(method, personalization))
   finally:
     digits.load = load
+
+
+def _build_test(personalization):
+  """The test of a personalization, the same for each method."""
+  return _experiment('fed_avg', personalization).build_evaluation()
+
+
+@pytest.fixture(scope='module')
+def build_test():
+  return functools.cache(_build_test)
+
+
+def _train(method, personalizations, build_test, folder):
+  """The weights of the meta-model, and the metrics of every round."""
+  import tensorflow as tf
+
+  from tasks.runs import folder as folder_lib
+  from tasks.runs import training
+
+  def test(weights, data):
+    return {p: build_test(p)(weights, data) for p in personalizations}
+
+  experiment = _experiment(method, personalizations[0])
+  experiment.build_evaluation = lambda: test
   run = folder_lib.RunFolder(os.path.join(folder, 'run'))
   training.run(experiment, run, _ROUNDS)
   weights = tf.keras.models.load_model(run.meta_model).get_weights()
-  numbers = {'weights': np.concatenate([w.ravel() for w in weights])}
+  weights = np.concatenate([w.ravel() for w in weights])
   with open(run.metrics) as file:
     rows = list(csv.DictReader(file))
-  for name, column in _COLUMNS.items():
-    values = [float(row[column]) for row in rows if row[column]]
-    numbers[name] = np.array(values, np.float32)
+  numbers = {}
+  for p in personalizations:
+    numbers[f'{method}/{p}/weights'] = weights
+    tests = {n: f'evaluation/{p}/{c}' for n, c in _TEST_COLUMNS.items()}
+    for name, column in (_COLUMNS | tests).items():
+      values = [float(row[column]) for row in rows if row[column]]
+      numbers[f'{method}/{p}/{name}'] = np.array(values, np.float32)
   return numbers
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('personalization', ['maml', 'proto'])
-@pytest.mark.parametrize('method', _METHODS)
-def test_a_run_has_the_stored_numbers(method, personalization, tmp_path):
-  numbers = _train(method, personalization, tmp_path)
+@pytest.mark.parametrize(('method', 'personalizations'), _RUNS)
+def test_a_run_has_the_stored_numbers(
+  method, personalizations, build_test, tmp_path, runtime, monkeypatch
+):
+  from tasks.runs import training
+
+  # The context of the tests keeps the compiled test.
+  monkeypatch.setattr(training.runtime, 'local_context', contextlib.nullcontext)
+  numbers = _train(method, personalizations, build_test, tmp_path)
   with np.load(_STORED) as stored:
-    for name, values in numbers.items():
-      key = f'{method}/{personalization}/{name}'
+    for key, values in numbers.items():
       np.testing.assert_allclose(
         values, stored[key], rtol=1e-5, atol=1e-5, err_msg=key
       )
@@ -127,11 +161,9 @@ def test_a_run_has_the_stored_numbers(method, personalization, tmp_path):
 
 def _store():
   numbers = {}
-  for method in _METHODS:
-    for personalization in ('maml', 'proto'):
-      with tempfile.TemporaryDirectory() as folder:
-        for name, values in _train(method, personalization, folder).items():
-          numbers[f'{method}/{personalization}/{name}'] = values
+  for method, personalizations in _RUNS:
+    with tempfile.TemporaryDirectory() as folder:
+      numbers |= _train(method, personalizations, _build_test, folder)
   np.savez_compressed(_STORED, **numbers)
 
 

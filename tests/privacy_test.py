@@ -11,29 +11,15 @@ import tensorflow_federated as tff
 
 from tff_debias import aggregation
 from tff_debias import corrections
-from tff_debias import learning_process
-from tff_debias import personalizations
 from tff_debias import privacy
 from tff_debias import storage as storage_lib
 
-NONE = personalizations.NoPersonalization()
 DYN = corrections.Dyn(alpha=0.5)
-DATA = small_models.linear_data(5)
 SECURE_METRICS = tff.learning.metrics.secure_sum_then_finalize
 
 
-def build(correction, folder=None, **options):
-  if folder is not None:
-    options.setdefault('num_clients', 5)
-    options['storage'] = storage_lib.ClientStorage(folder)
-  model = options.pop('model', None) or small_models.linear_model()
-  return learning_process.build_learning_process(
-    model, NONE, correction, **options
-  )
-
-
-def client(i):
-  return small_models.client(f'client {i}', *DATA[i], 3)
+build = small_models.linear_process
+client = small_models.linear_client
 
 
 def mean_of_states(folder, state):
@@ -82,22 +68,22 @@ def test_noise_moves_the_mean_of_the_states_by_a_random_walk(tmp_path):
   assert len({float(value) for value in steps.flat}) == steps.size
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize('correction', [DYN, corrections.Scaf()])
-def test_a_client_clips_before_it_changes_its_state(tmp_path, correction):
-  bound = 0.05
-  process = build(correction, tmp_path, max_update_norm=bound)
+def assert_clips_before_a_state_changes(process, folder, bound, change):
+  """Given the change of a state by an update of the norm 1."""
   state, metrics = process.next(process.initialize(), [client(0)])
   # The first round: nothing else than the bound can have this norm.
   assert abs(metrics['finalizer']['update_norm'] - bound) < 1e-6
-  work = 0.5 if isinstance(correction, corrections.Dyn) else 1 / (3 * 0.1)
   (mean,) = state.finalizer['mean_states'][0]
-  assert abs(np.linalg.norm(mean) - work * bound / 5) < 1e-6
+  assert abs(np.linalg.norm(mean) - change * bound / 5) < 1e-6
   *_, (state, _, _) = rounds(process, 4, seed=1)
+  assert_in_step(state, folder)
+
+
+def assert_in_step(state, folder):
+  """The server's h or c is the mean of the clients' λ_i or c_i."""
   np.testing.assert_allclose(
     state.finalizer['mean_states'][0][0],
-    mean_of_states(tmp_path, state),
+    mean_of_states(folder, state),
     rtol=0,
     atol=1e-6,
   )
@@ -111,10 +97,14 @@ def test_a_fixed_denominator_is_of_the_model_only(tmp_path):
   planned = build(
     correction,
     tmp_path / 'planned',
-    model_aggregator=privacy.dp_aggregator(0.0, 4, 0.3),
+    model_aggregator=privacy.dp_aggregator(0.0, 4, 0.05),
   )
-  plain = build(correction, tmp_path / 'plain', max_update_norm=0.3)
-  clients = [client(0), client(1), small_models.client('none', *DATA[2], 0)]
+  plain = build(correction, tmp_path / 'plain', max_update_norm=0.05)
+  # A step of c_i divides by 3 steps of 0.1.
+  assert_clips_before_a_state_changes(
+    plain, tmp_path / 'plain', 0.05, 1 / (3 * 0.1)
+  )
+  clients = [client(0), client(1), client(2, 0)]
   (state, _), (other, _) = (
     process.next(process.initialize(), clients) for process in (planned, plain)
   )
@@ -129,12 +119,7 @@ def test_a_fixed_denominator_is_of_the_model_only(tmp_path):
     rtol=1e-6,
   )
   for state, _, _ in rounds(planned, 6):
-    np.testing.assert_allclose(
-      state.finalizer['mean_states'][0][0],
-      mean_of_states(tmp_path / 'planned', state),
-      rtol=0,
-      atol=1e-6,
-    )
+    assert_in_step(state, tmp_path / 'planned')
 
 
 class GeometricMedianFactory(tff.aggregators.UnweightedMeanFactory):
@@ -265,6 +250,12 @@ def epsilon_by_hand(noise, rate, num_rounds, delta):
   return best
 
 
+def exact_epsilon(event, num_rounds, delta):
+  """By the distribution of the privacy loss, a little above."""
+  exact = dp_accounting.pld.PLDAccountant(value_discretization_interval=1e-3)
+  return exact.compose(event, num_rounds).get_epsilon(delta)
+
+
 def test_what_is_spent_is_that_of_the_accountant_by_hand():
   delta = 1e-5
   for noise, num_rounds in ((1.0, 100), (0.6, 10)):
@@ -279,14 +270,10 @@ def test_what_is_spent_is_that_of_the_accountant_by_hand():
     by_hand = epsilon_by_hand(noise, 0.05, num_rounds, delta)
     assert epsilon == pytest.approx(by_hand, rel=2e-3)
     # And it is not below the exact loss.
-    exact = dp_accounting.pld.PLDAccountant()
-    exact.compose(
-      dp_accounting.PoissonSampledDpEvent(
-        0.05, dp_accounting.GaussianDpEvent(noise)
-      ),
-      num_rounds,
+    event = dp_accounting.PoissonSampledDpEvent(
+      0.05, dp_accounting.GaussianDpEvent(noise)
     )
-    assert epsilon > exact.get_epsilon(delta) - 1e-3
+    assert epsilon > exact_epsilon(event, num_rounds, delta) - 1e-3
 
 
 def test_unsampled_and_replaced_clients_count():
@@ -306,9 +293,8 @@ def test_unsampled_and_replaced_clients_count():
     (spent(10, 'unknown'), 1.0),
     (spent(100, 'fixed_size'), 0.5),
   ):
-    exact = dp_accounting.pld.PLDAccountant()
-    exact.compose(dp_accounting.GaussianDpEvent(noise), 20)
-    assert exact.get_epsilon(1e-5) < epsilon < 1.1 * exact.get_epsilon(1e-5)
+    exact = exact_epsilon(dp_accounting.GaussianDpEvent(noise), 20, 1e-5)
+    assert exact < epsilon < 1.1 * exact
 
 
 def test_nothing_is_spent_before_the_first_round_and_all_without_noise():
@@ -351,7 +337,6 @@ def test_what_cannot_be_accounted_for_is_refused(wrong, message):
 @pytest.mark.slow
 def test_nothing_leaves_a_client_in_the_clear(tmp_path):
   for correction, factory in (
-    (DYN, privacy.secure_aggregator(1.0)),
     (
       corrections.Scaf(num_steps=3),
       privacy.dp_aggregator(1.0, 2, 1.0, secure=True),
@@ -372,9 +357,9 @@ def test_nothing_leaves_a_client_in_the_clear(tmp_path):
 def test_secure_sums_give_the_same_numbers(tmp_path):
   runs = {}
   for name, options in {
-    'plain': dict(max_update_norm=0.3),
+    'plain': dict(max_update_norm=0.05),
     'secure': dict(
-      model_aggregator=privacy.secure_aggregator(0.3),
+      model_aggregator=privacy.secure_aggregator(0.05),
       metrics_aggregator=SECURE_METRICS,
     ),
   }.items():
@@ -382,6 +367,12 @@ def test_secure_sums_give_the_same_numbers(tmp_path):
       metrics=lambda: [tf.keras.metrics.MeanAbsoluteError('error')]
     )
     process = build(DYN, tmp_path / name, model=model, **options)
+    if name == 'secure':
+      tff.test.assert_not_contains_unsecure_aggregation(process.next)
+    else:
+      assert_clips_before_a_state_changes(
+        process, tmp_path / name, 0.05, DYN.alpha
+      )
     runs[name] = []
     for state, metrics, _ in rounds(process, 2):
       work = metrics['client_work']
@@ -395,11 +386,7 @@ def test_secure_sums_give_the_same_numbers(tmp_path):
         state.client_work['lineage'].num_clients,
       ]
       runs[name].append((exact, counted))
-    np.testing.assert_allclose(
-      state.finalizer['mean_states'][0][0],
-      mean_of_states(tmp_path / name, state),
-      atol=1e-6,
-    )
+    assert_in_step(state, tmp_path / name)
   for plain, secure in zip(runs['plain'], runs['secure'], strict=True):
     np.testing.assert_allclose(plain[0], secure[0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(plain[1], secure[1], rtol=0, atol=2e-4)

@@ -40,6 +40,13 @@ def data_source(rounds, federated_type):
   return Source()
 
 
+def program_context():
+  """Runs programs in the tests' context, which keeps what it compiled."""
+  local = tff.framework.get_context_stack().current
+  is_ours = isinstance(local, runtime.LocalContext)
+  return runtime.ProgramContext(local if is_ours else None)
+
+
 def train_model(process, source, manager, num_rounds, context=None, **options):
   """Trains with two participants a round; returns the last state."""
   released = tff.program.MemoryReleaseManager()
@@ -54,7 +61,7 @@ def train_model(process, source, manager, num_rounds, context=None, **options):
     evaluation_periodicity=1,
     **options,
   )
-  context = context or runtime.ProgramContext()
+  context = context or program_context()
   with (
     tff.framework.get_context_stack().install(context),
     asyncio.Runner() as runner,

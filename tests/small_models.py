@@ -1,10 +1,8 @@
 """Models, data and processes that are small, for the tests."""
 
 import collections
-import contextlib
 import math
 import os
-import signal
 
 import numpy as np
 import tensorflow as tf
@@ -174,10 +172,3 @@ def snapshot(folder):
       with open(path, 'rb') as file:
         found[os.path.relpath(path, folder)] = file.read()
   return found
-
-
-def end_session(process):
-  """Ends a process of a session of its own, and all that it started."""
-  with contextlib.suppress(ProcessLookupError):
-    os.killpg(process.pid, signal.SIGKILL)
-  process.wait()

@@ -110,18 +110,15 @@ def test_tffs_own_process_trains_as_ours(tmp_path):
   np.testing.assert_allclose(found[3], found[2], rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-  ('numbers', 'message'),
-  [
+def test_wrong_numbers_are_named():
+  model = tff_debias.from_keras(keras_model(), _Mean(), _SPEC)
+  process = tff_debias.build_fed_avg(model, learning_rate=0.1)
+  data = tff_debias.client_data_from(examples([3, 0]))
+  for numbers, message in (
     ((0, 1, 1, 1), 'rounds must be at least 1'),
     ((1, 3, 1, 1), 'clients_per_round must be at most 2'),
     ((1, 2, 1, 0), 'batch_size must be at least 1'),
     ((1, 2, 1, 1), 'phone_1 has no example'),
-  ],
-)
-def test_wrong_numbers_are_named(numbers, message):
-  model = tff_debias.from_keras(keras_model(), _Mean(), _SPEC)
-  process = tff_debias.build_fed_avg(model, learning_rate=0.1)
-  data = tff_debias.client_data_from(examples([3, 0]))
-  with pytest.raises(ValueError, match=message):
-    tff_debias.train(process, data, *numbers)
+  ):
+    with pytest.raises(ValueError, match=message):
+      tff_debias.train(process, data, *numbers)

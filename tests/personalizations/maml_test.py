@@ -61,13 +61,14 @@ def distance(first, second):
   return max(np.abs(a - b).max() for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize('first_order', [False, True])
 @pytest.mark.parametrize('weight_decay', [0.0, 0.3])
 @pytest.mark.parametrize('num_steps', [1, 3])
-def test_the_gradient_goes_through_all_steps(num_steps, weight_decay):
+def test_the_loss_and_its_gradient(num_steps, weight_decay, first_order):
   model, weights = small_models.network()
   settings = (num_steps, 0.4, weight_decay)
   result, gradient = meta_loss(
-    personalizations.Maml(num_steps, 0.4),
+    personalizations.Maml(num_steps, 0.4, first_order),
     model,
     weights,
     (SUPPORT, QUERY),
@@ -78,43 +79,21 @@ def test_the_gradient_goes_through_all_steps(num_steps, weight_decay):
     reference.maml_loss(weights, SUPPORT, QUERY, *settings),
     rtol=1e-5,
   )
-  expected = reference.derivative(
+  adapted = reference.maml_adapted(weights, SUPPORT, *settings)
+  # ∇L(u_j; A) is a constant to the first order, but wd u_j is not.
+  slope = (1 - 0.4 * weight_decay) ** num_steps
+  without = [slope * g for g in reference.loss_gradient(adapted, QUERY)]
+  exact = reference.derivative(
     lambda ws: reference.maml_loss(ws, SUPPORT, QUERY, *settings), weights
   )
-  assert_close(gradient, expected)
-  adapted = reference.maml_adapted(weights, SUPPORT, *settings)
+  assert_close(gradient, without if first_order else exact)
   # The second derivatives are worth seeing.
-  assert distance(expected, reference.loss_gradient(adapted, QUERY)) > 0.05
+  assert distance(exact, without) > 0.05
   np.testing.assert_array_equal(result.labels, QUERY[1])
   np.testing.assert_allclose(
     result.predictions, reference.logits(adapted, QUERY[0]), atol=1e-5
   )
   assert result.num_examples == 4
-
-
-@pytest.mark.parametrize('weight_decay', [0.0, 0.3])
-@pytest.mark.parametrize('num_steps', [1, 3])
-def test_first_order_leaves_out_the_second_derivatives(num_steps, weight_decay):
-  model, weights = small_models.network()
-  settings = (num_steps, 0.4, weight_decay)
-  result, gradient = meta_loss(
-    personalizations.Maml(num_steps, 0.4, first_order=True),
-    model,
-    weights,
-    (SUPPORT, QUERY),
-    weight_decay,
-  )
-  np.testing.assert_allclose(
-    result.loss,
-    reference.maml_loss(weights, SUPPORT, QUERY, *settings),
-    rtol=1e-5,
-  )
-  adapted = reference.maml_adapted(weights, SUPPORT, *settings)
-  # ∇L(u_j; A) is a constant, but wd u_j is not.
-  slope = (1 - 0.4 * weight_decay) ** num_steps
-  assert_close(
-    gradient, [slope * g for g in reference.loss_gradient(adapted, QUERY)]
-  )
 
 
 @pytest.mark.parametrize('first_order', [False, True])
@@ -251,30 +230,6 @@ def test_non_trainable_weights_are_used_and_kept():
   assert personalized.non_trainable[0] == 3
   result = maml.meta_loss(model, weights, (data, data), 0.0)
   np.testing.assert_allclose(result.loss, 2 * 1.6**2, rtol=1e-5)
-
-
-def test_dropout_is_on_in_training_and_off_in_the_test():
-  seen = []
-  quadratic = quadratic_model()
-
-  def apply(weights, x, training):
-    seen.append(training)
-    return quadratic.apply(weights, x, training)
-
-  model = models.Model(
-    quadratic.initial_weights,
-    quadratic.input_spec,
-    apply,
-    quadratic.loss,
-    quadratic.metrics,
-  )
-  data = np.zeros((1, 2), np.float32), np.zeros(1, np.float32)
-  maml = personalizations.Maml(2, 0.1)
-  weights = models.ModelWeights((tf.ones(2),), ())
-  maml.meta_loss(model, weights, (data, data), 0.0)
-  assert seen == [True, True, True]
-  maml.evaluate(model, weights, data)
-  assert seen[3:] == [False]
 
 
 @pytest.mark.parametrize('num_steps', [0, -1, 1.5, 2.0, '3', None, INFINITY])

@@ -56,24 +56,3 @@ def test_the_model_is_evaluated_as_it_is():
       result.predictions, reference.logits(weights, batch[0]), atol=1e-5
     )
     assert result.num_examples == size
-
-
-def test_dropout_is_on_in_training_and_off_in_the_test():
-  keras_model = tf.keras.Sequential(
-    [
-      tf.keras.layers.Input((3,)),
-      tf.keras.layers.Dropout(0.5),
-      tf.keras.layers.Dense(3, kernel_initializer='identity'),
-    ]
-  )
-  model = models.from_keras(
-    keras_model,
-    tf.keras.losses.SparseCategoricalCrossentropy(True),
-    small_models.CLASSIFIER_SPEC,
-  )
-  batch = np.ones((50, 3), np.float32), np.zeros(50, np.int32)
-  weights = constants(model.initial_weights.trainable)
-  trained = tf.function(lambda: NONE.meta_loss(model, weights, (batch,), 0.0))()
-  assert set(np.unique(trained.predictions)) == {0, 2}
-  tested = tf.function(lambda: NONE.evaluate(model, weights, batch))()
-  np.testing.assert_array_equal(tested.predictions, 1)

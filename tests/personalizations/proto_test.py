@@ -280,30 +280,6 @@ def test_num_classes_can_differ_from_the_outputs():
   np.testing.assert_allclose(result.loss, np.log1p(np.exp(-0.5)), rtol=1e-5)
 
 
-def test_dropout_is_on_in_training_and_off_in_the_test():
-  keras_model = tf.keras.Sequential(
-    [
-      tf.keras.layers.Input((1,)),
-      tf.keras.layers.Dropout(0.5),
-      tf.keras.layers.Dense(2),
-    ]
-  )
-  model = models.from_keras(
-    keras_model,
-    LOSS,
-    (tf.TensorSpec([None, 1]), small_models.CLASSIFIER_SPEC[1]),
-  )
-  data = np.ones((40, 1), np.float32), np.zeros(40, np.int32)
-  weights = model.initial_weights.trainable
-  result, _ = meta_loss(model, weights, data, data)
-  # The mean of zeros and twos, to which some are nearer than others.
-  assert len(np.unique(result.predictions[:, 0])) == 2
-  prototypes = personalize(model, tf.data.Dataset.from_tensors(data))
-  np.testing.assert_array_equal(prototypes.centers[0], [1])
-  result = evaluate(model, prototypes, data)
-  np.testing.assert_array_equal(result.predictions[:, 0], 0)
-
-
 @pytest.mark.parametrize(
   'spec',
   [
@@ -378,30 +354,19 @@ def test_one_logit_for_two_classes_is_refused():
     personalizations.Proto(1)
 
 
-def functional(feature_fn):
-  @tf.function
-  def predict(weights, x, training):
-    return x @ weights[0][0]
-
+def test_a_functional_model_needs_a_feature():
   functional_model = tff.learning.models.FunctionalModel(
     initial_weights=((np.eye(3, dtype=np.float32),), ()),
-    predict_on_batch_fn=predict,
+    predict_on_batch_fn=tf.function(
+      lambda weights, x, training: x @ weights[0][0]
+    ),
     loss_fn=lambda output, label, sample_weight=None: LOSS(label, output),
     input_spec=small_models.CLASSIFIER_SPEC,
   )
-  return models.from_functional(functional_model, feature_fn)
-
-
-def test_a_functional_model_needs_a_feature():
   with pytest.raises(ValueError, match='feature_fn'):
-    PROTO.check_model(functional(None))
-  model = functional(lambda weights, x, training: 2 * x @ weights[0][0])
-  PROTO.check_model(model)
-  x = np.eye(3, dtype=np.float32)
-  result, _ = meta_loss(
-    model,
-    model.initial_weights.trainable,
-    (x[:2], labels(0, 2)),
-    (x[2:], labels(2)),
+    PROTO.check_model(models.from_functional(functional_model))
+  PROTO.check_model(
+    models.from_functional(
+      functional_model, lambda weights, x, training: 2 * x @ weights[0][0]
+    )
   )
-  np.testing.assert_allclose(tf.gather(result.predictions[0], [0, 2]), -8)

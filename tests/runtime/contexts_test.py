@@ -21,8 +21,14 @@ from tff_debias import runtime as runtime_lib
 pytestmark = pytest.mark.usefixtures('runtime')
 
 
-def fed_avg(**options):
-  return tff_debias.build_fed_avg(small_models.linear_model(), **options)
+def fed_avg():
+  return tff_debias.build_fed_avg(small_models.linear_model())
+
+
+@pytest.fixture(scope='module')
+def process(runtime):
+  """A process whose clients keep no state."""
+  return fed_avg()
 
 
 def participants(count, num_batches=2):
@@ -112,8 +118,7 @@ def test_memory_does_not_grow_with_the_number_of_participants():
   assert peaks[2] < peaks[1] + 100  # The results of all would be 480 MB.
 
 
-def test_threads_may_share_a_context():
-  process = fed_avg()
+def test_threads_may_share_a_context(process):
   context = tff.framework.get_context_stack().current
   state = process.initialize()
   cohorts = [participants(count) for count in (2, 3, 4)]
@@ -189,15 +194,20 @@ def wrong_data():
   }
 
 
-@pytest.mark.parametrize('what', list(wrong_data()))
-def test_an_error_names_the_client_and_the_reason(what, tmp_path):
-  data, error, message = wrong_data()[what]
-  process = tff_debias.build_fed_dyn(
+@pytest.fixture(scope='module')
+def process_of_states(runtime, tmp_path_factory):
+  return tff_debias.build_fed_dyn(
     small_models.linear_model(),
     alpha=0.5,
     num_clients=4,
-    storage=tff_debias.ClientStorage(tmp_path),
+    storage=tff_debias.ClientStorage(tmp_path_factory.mktemp('states')),
   )
+
+
+@pytest.mark.parametrize('what', list(wrong_data()))
+def test_an_error_names_the_client_and_the_reason(what, process_of_states):
+  data, error, message = wrong_data()[what]
+  process = process_of_states
   clients = [
     collections.OrderedDict(client_id=f'{i}', data=own)
     for i, own in enumerate(participants(3))
@@ -209,13 +219,13 @@ def test_an_error_names_the_client_and_the_reason(what, tmp_path):
       process.next(state, clients)
 
 
-def test_an_endless_data_set_inside_of_the_computation_is_an_error():
+def test_an_endless_data_set_inside_of_the_computation_is_an_error(process):
   client_data = small_models.linear_client_data(['a', 'b']).preprocess(
     lambda data: data.batch(4).repeat()
   )
-  process = tff_debias.compose_with_client_data(fed_avg(), client_data)
+  composed = tff_debias.compose_with_client_data(process, client_data)
   with pytest.raises(runtime_lib.ComputationError, match="'a'.*has no end"):
-    process.next(process.initialize(), ['a'])
+    composed.next(composed.initialize(), ['a'])
 
 
 def test_a_label_out_of_range_is_named():
@@ -229,8 +239,7 @@ def test_a_label_out_of_range_is_named():
     process.next(process.initialize(), [data])
 
 
-def test_an_id_where_clients_keep_no_state_is_an_error():
-  process = fed_avg()
+def test_an_id_where_clients_keep_no_state_is_an_error(process):
   client = collections.OrderedDict(client_id='a', data=participants(1)[0])
   with pytest.raises(TypeError, match="'a'.*give the data set without an id"):
     process.next(process.initialize(), [client])
@@ -239,8 +248,7 @@ def test_an_id_where_clients_keep_no_state_is_an_error():
 @pytest.mark.parametrize(
   'argument', [[], 7, [1], {'a': 1}], ids=['none', 'number', 'list', 'dict']
 )
-def test_a_wrong_argument_is_a_type_error(argument):
-  process = fed_avg()
+def test_a_wrong_argument_is_a_type_error(argument, process):
   with pytest.raises(TypeError):
     process.next(argument, participants(2))
 
@@ -294,9 +302,8 @@ def test_a_program_is_interrupted_goes_on_and_opens_no_process_or_port():
   assert 'Traceback' not in program.stderr
 
 
-def test_a_call_can_be_awaited_and_canceled():
+def test_a_call_can_be_awaited_and_canceled(process):
   context = tff.framework.get_context_stack().current
-  process = fed_avg()
   state = process.initialize()
   expected = weights(process.next(state, participants(3)).state)
   arg = tff.structure.Struct([('state', state), ('clients', participants(3))])
@@ -324,20 +331,3 @@ def test_a_call_can_be_awaited_and_canceled():
   assert ticks > 5  # The event loop went on meanwhile.
   for output in outputs:
     np.testing.assert_array_equal(weights(output.state), expected)
-
-
-@pytest.mark.slow
-def test_secure_sums_are_the_sums():
-  process = fed_avg(
-    model_aggregator=tff_debias.secure_aggregator(4.0),
-    metrics_aggregator=tff.learning.metrics.secure_sum_then_finalize,
-  )
-  tff.test.assert_contains_secure_aggregation(process.next)
-  plain = fed_avg()
-  clients = participants(3)
-  results = [
-    p.next(p.initialize(), clients).state.global_model_weights.trainable[0]
-    for p in (process, plain)
-  ]
-  np.testing.assert_allclose(*results, atol=1e-5)
-  assert np.abs(results[0]).max() > 0.1

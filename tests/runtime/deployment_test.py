@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import gc
 import os
 import socket
@@ -11,6 +12,7 @@ import computations
 import numpy as np
 import pytest
 import small_models
+import storage_runs
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -33,31 +35,10 @@ METHODS = {
   'scaffold': (tff_debias.build_scaffold, {}),
   'pfl_scaf, prototypes': (tff_debias.build_pfl_scaf, {'by': PROTO}),
 }
-_COHORTS = [[0, 1, 2], [2, 3], [0, 3, 1]]
-
-
-def train(name, folder):
-  """The weights after three rounds."""
-  build, options = METHODS[name]
-  options = dict(options)
-  by = [options.pop('by')] if 'by' in options else []
-  model, _ = small_models.network()
-  process = build(model, *by, **options, **states(name, folder))
-  state = process.initialize()
-  for cohort in _COHORTS:
-    state = process.next(state, [client(name, i) for i in cohort]).state
-  return process.get_model_weights(state).trainable
 
 
 def keeps_state(name):
   return 'dyn' in name or 'scaf' in name
-
-
-def states(name, folder):
-  if not keeps_state(name):
-    return {}
-  storage = tff_debias.ClientStorage(os.path.join(folder, 'states'))
-  return {'num_clients': 4, 'storage': storage}
 
 
 def client(name, i):
@@ -68,6 +49,34 @@ def client(name, i):
   if not keeps_state(name):
     return data
   return collections.OrderedDict(client_id=f'client {i}', data=data)
+
+
+def train(name, process):
+  """The weights after three rounds of a run of its own."""
+  state = process.initialize()
+  for cohort in ([0, 1, 2], [2, 3], [0, 3, 1]):
+    state = process.next(state, [client(name, i) for i in cohort]).state
+  return process.get_model_weights(state).trainable
+
+
+@pytest.fixture(scope='module')
+def trained(runtime, tmp_path_factory):
+  """Gives the process of a method, and the weights that it has here."""
+
+  @functools.cache
+  def train_here(name):
+    build, options = METHODS[name]
+    by = [options['by']] if 'by' in options else []
+    options = {key: o for key, o in options.items() if key != 'by'}
+    if keeps_state(name):
+      options['num_clients'] = 4
+      options['storage'] = tff_debias.ClientStorage(
+        tmp_path_factory.mktemp('states')
+      )
+    process = build(small_models.network()[0], *by, **options)
+    return process, train(name, process)
+
+  return train_here
 
 
 def assert_same(weights, expected):
@@ -86,13 +95,29 @@ def native_context():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', list(METHODS))
-def test_a_method_in_tffs_native_context(
-  name, runtime, native_context, tmp_path
-):
-  expected = train(name, tmp_path / 'here')
+def test_a_method_in_tffs_native_context(name, trained, native_context):
+  process, expected = trained(name)
   with tff.framework.get_context_stack().install(native_context):
-    weights = train(name, tmp_path / 'native')
-  assert_same(weights, expected)
+    assert_same(train(name, process), expected)
+
+
+@pytest.mark.slow
+def test_states_in_the_worker_of_tff(native_context, tmp_path):
+  with tff.framework.get_context_stack().install(native_context):
+    process = storage_runs.build(tmp_path)
+    state = process.initialize()
+
+    def play(*numbers):
+      return process.next(state, storage_runs.clients(*numbers)).state
+
+    state = play(0, 1)
+    play(0, 2)  # An attempt that is not gone on from.
+    state = play(1, 2)
+    for twice in ([3, 0, 3], [4, 4]):
+      with pytest.raises(Exception, match=f'take part once.*{twice[0]}'):
+        play(*twice)
+    state = play(0, 1, 2, 3, 4)
+  storage_runs.assert_is_after(state, [0, 1], [1, 2], [0, 1, 2, 3, 4])
 
 
 @pytest.fixture(scope='module')
@@ -114,10 +139,10 @@ def addresses():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['per_fed_avg, MAML', 'pfl_dyn, prototypes'])
-def test_a_method_on_two_workers(name, runtime, addresses, tmp_path):
-  expected = train(name, tmp_path / 'here')
+def test_a_method_on_two_workers(name, trained, addresses):
+  process, expected = trained(name)
   with runtime_lib.remote_context(addresses):
-    assert_same(train(name, tmp_path / 'remote'), expected)
+    assert_same(train(name, process), expected)
 
 
 def test_two_workers_work_at_the_same_time(addresses, tmp_path):

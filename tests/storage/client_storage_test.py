@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -115,21 +113,6 @@ def test_two_runs_do_not_see_each_other(tmp_path):
   two = two.round({'a': 2})
   assert (one.read('a'), two.read('a')) == (1, 2)
   assert len(os.listdir(tmp_path)) == 2
-
-
-def test_a_write_is_done_when_its_fingerprint_is_there(tmp_path):
-  # TFF's graphs are of the first kind, in which nothing runs by itself.
-  run, token = storage_runs.Run(tmp_path), storage_lib.new_token()
-  with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-    fingerprint = session.run(
-      run.storage.write(
-        storage_lib.Lineage(*map(tf.constant, run.saved)),
-        tf.constant(token.numpy()),
-        tf.constant('a'),
-        [tf.ones([3]), -tf.ones([2, 2])],
-      )
-    )
-  assert run.finish([(1, fingerprint)]).read('a') == 1
 
 
 def test_hostile_ids_stay_inside_and_apart(tmp_path):
@@ -290,48 +273,3 @@ def test_a_map_reduce_form_is_exact(process):
       state['finalizer']['mean_states'][0][0],
       *rounds[:t],
     )
-
-
-# TFF's context leaves its worker behind, so it has a process of its own.
-_TFF_WORKER_PROGRAM = """
-import sys
-
-import tensorflow_federated as tff
-
-import storage_runs
-
-context = tff.backends.native.create_sync_local_cpp_execution_context()
-tff.framework.set_default_context(context)
-process = storage_runs.build(sys.argv[1])
-state = process.initialize()
-state = process.next(state, storage_runs.clients(0, 1)).state
-process.next(state, storage_runs.clients(0, 2))
-state = process.next(state, storage_runs.clients(1, 2)).state
-for twice in ([3, 0, 3], [4, 4]):
-  try:
-    process.next(state, storage_runs.clients(*twice))
-  except Exception as e:
-    assert f'client {twice[0]}' in str(e), e
-  else:
-    raise AssertionError('no error')
-state = process.next(state, storage_runs.clients(0, 1, 2, 3, 4)).state
-storage_runs.assert_is_after(state, [0, 1], [1, 2], [0, 1, 2, 3, 4])
-"""
-
-
-@pytest.mark.slow
-def test_the_same_in_the_worker_of_tff(tmp_path):
-  with open(tmp_path / 'errors', 'w+') as errors:
-    process = subprocess.Popen(
-      [sys.executable, '-c', _TFF_WORKER_PROGRAM, str(tmp_path / 'clients')],
-      cwd=os.path.dirname(storage_runs.__file__),
-      stdout=subprocess.DEVNULL,
-      stderr=errors,
-      start_new_session=True,
-    )
-    try:
-      return_code = process.wait(timeout=300)
-      errors.seek(0)
-      assert return_code == 0, errors.read()[-2000:]
-    finally:
-      small_models.end_session(process)
