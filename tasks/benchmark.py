@@ -5,7 +5,6 @@ ratio below 1 says that a method is faster than the one it is divided by. Only
 methods without personalization have such ratios.
 """
 
-import argparse
 import collections
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -22,7 +21,6 @@ from typing import Any
 from typing import TypeAlias
 
 from tasks import cli
-from tasks.runs import errors
 
 # Names of this module, as AutoGraph finds no others in annotations.
 Tensor: TypeAlias = Any  # tf.Tensor
@@ -35,43 +33,40 @@ _LEARNING_RATE, _MAML_RATE = 0.1, 0.01
 _WEIGHT_DECAY, _MAX_GRAD_NORM = 1e-3, 10.0
 
 
+_USAGE = """
+Measures rounds against a bare TensorFlow loop and TFF, all in one run.
+
+what:
+  --case=NAME,NAME,…  What to measure: the paper's network without
+    personalization (plain), with prototypes (proto), with MAML (maml); a tiny
+    network with all (tiny). One of plain, proto, maml, tiny.
+    [plain,proto,maml,tiny]
+  --repetitions=N  The times that each method is measured, at least 1. [5]
+
+training:
+  --clients_per_round=N  The devices (not tiny), at least 1. [10]
+  --local_steps=N  The steps of a device (plain, proto), at least 1. [50]
+  --maml_local_steps=N  The same (maml), as a step is longer; at least 1. [5]
+  --maml_steps=N  The steps s of MAML, at least 1. [5]
+  --batch_size=N  The batch size (not tiny), at least 1. [50]
+
+output:
+  --output_dir=NAME  The folder for benchmark.md. [runs/benchmark]
+
+Examples:
+  python -m tasks.benchmark
+  python -m tasks.benchmark --case=tiny
+  python -m tasks.benchmark --case=plain,maml --repetitions=10
+"""
+
+
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what measures and writes the tables."""
-  parser = cli.Parser(
-    'benchmark',
-    'Measures rounds against a bare TensorFlow loop and TFF, all in one run.',
-    ['', '--case=tiny', '--case=plain,maml --repetitions=10'],
-  )
-  parser.add(
-    'what',
-    'case',
-    "What to measure: the paper's network without personalization (plain), with"
-    ' prototypes (proto), with MAML (maml); a tiny network with all (tiny).',
-    [*_KINDS, 'tiny'],
-    list,
-  )
-  for group, name, default, help_text in (
-    ('what', 'repetitions', 5, 'The times that each method is measured.'),
-    ('training', 'clients_per_round', 10, 'The devices (not tiny).'),
-    ('training', 'local_steps', 50, 'The steps of a device (plain, proto).'),
-    ('training', 'maml_local_steps', 5, 'The same (maml): a step is longer.'),
-    ('training', 'maml_steps', 5, 'The steps s of MAML.'),
-    ('training', 'batch_size', 50, 'The batch size (not tiny).'),
-  ):
-    parser.add(group, name, help_text, default, int, 1)
-  parser.add(
-    'output', 'output_dir', 'The folder for benchmark.md.', 'runs/benchmark'
-  )
-  args = parser.parse(argv)
-  for case in args.case:
-    if case not in (*_KINDS, 'tiny'):
-      raise errors.UserError(
-        f'--case={case} is not one of {", ".join(_KINDS)}, tiny.'
-      )
+  args = cli.Parser(_USAGE).parse(argv)
   return lambda: _measure_all(args)
 
 
-def _measure_all(args: argparse.Namespace) -> None:
+def _measure_all(args: cli.Args) -> None:
   from tasks.reports import tables
   from tff_debias import runtime
 
@@ -139,7 +134,7 @@ def to_rows(seconds: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
 
 
 def build_rounds(
-  case: str, args: argparse.Namespace, folder: str
+  case: str, args: cli.Args, folder: str
 ) -> tuple[str, dict[str, Callable[[], None]]]:
   """A title, and for each method a function that runs its next round.
 

@@ -4,7 +4,6 @@ The meta-model is that of the newest checkpoint of a run. The run should be your
 own, or of somebody whose programs you would run.
 """
 
-import argparse
 from collections.abc import Sequence
 import os
 from typing import Any
@@ -17,34 +16,30 @@ from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 
+_USAGE = """
+Writes the personalized model of a device.
+
+what:
+  --run=NAME  The folder of the run.
+  --client=NAME  The client of the run, such as client_0007.
+  --examples=NAME  In the place of --client: a file .npz with the examples of a
+    new client, the arrays x (raw input, as in the data set) and y (the classes,
+    integers).
+
+output:
+  --output_dir=NAME  The folder for the model. By default personalized/CLIENT in
+    the folder of the run (without --client, the name of the file of examples).
+
+Examples:
+  python -m tasks.personalize --run=runs/NAME --client=client_0007
+  python -m tasks.personalize --run=runs/NAME --examples=mine.npz
+  python -m tasks.personalize --run=runs/NAME --client=a --output_dir=mine
+"""
+
 
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what personalizes the model and writes it."""
-  parser = cli.Parser(
-    'personalize',
-    'Writes the personalized model of a device.',
-    [
-      '--run=runs/NAME --client=client_0007',
-      '--run=runs/NAME --examples=mine.npz',
-      '--run=runs/NAME --examples=mine.npz --output_dir=models/mine',
-    ],
-  )
-  parser.add('what', 'run', 'The folder of the run.')
-  parser.add('what', 'client', 'The client of the run, such as client_0007.')
-  parser.add(
-    'what',
-    'examples',
-    'In the place of --client: a file .npz with the examples of a new client,'
-    ' the arrays x (raw input, as in the data set) and y (the classes,'
-    ' integers).',
-  )
-  parser.add(
-    'output',
-    'output_dir',
-    'The folder for the model. By default personalized/CLIENT in the folder of'
-    ' the run (without --client, the name of the file of examples).',
-  )
-  args = parser.parse(argv)
+  args = cli.Parser(_USAGE).parse(argv)
   if not args.run:
     raise errors.UserError('--run=runs/NAME must name the run.')
   if bool(args.client) == bool(args.examples):
@@ -59,7 +54,7 @@ def prepare(argv: Sequence[str]) -> cli.Job:
 
 
 def _personalize(
-  args: argparse.Namespace,
+  args: cli.Args,
   folder: folder_lib.RunFolder,
   settings: settings_lib.Settings,
   examples: Any,

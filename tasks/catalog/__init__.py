@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 
+from tasks.runs import errors
+
 if TYPE_CHECKING:
   from tasks.catalog import task
 
@@ -165,9 +167,8 @@ def defaults(
   is_scaf = correction == 'scaf'
   others = dict(TASKS[name].settings)
   if name == 'npz':
-    num_files = len(glob.glob(os.path.join(data_dir or '', '*.npz')))
-    others['num_clients'] = max(num_files, 1)
-    others['clients_per_round'] = min(10, max(num_files, 1))
+    others['num_clients'] = max(1, len(_files(data_dir)))
+    others['clients_per_round'] = min(10, others['num_clients'])
   return {
     'rounds': 1000,
     'personalization': 'proto',
@@ -191,6 +192,28 @@ def defaults(
     'rounds_per_evaluation': 10,
     **others,
   }
+
+
+def targets(
+  name: str, partition: str, personalization: str
+) -> tuple[float, ...]:
+  """The accuracies fixed beforehand for a task, or none."""
+  return TASKS[name].targets.get((partition, personalization), ())
+
+
+def device_files(data_dir: str | None) -> list[str]:
+  """The files of the task `npz`; none is a `UserError`."""
+  paths = _files(data_dir)
+  if data_dir is None or not paths:
+    raise errors.UserError(
+      f'--data_dir={data_dir} must be a folder with a file DEVICE.npz for each'
+      ' device, written by numpy.savez(path, x=inputs, y=classes).'
+    )
+  return paths
+
+
+def _files(data_dir: str | None) -> list[str]:
+  return sorted(glob.glob(os.path.join(data_dir or '', '*.npz')))
 
 
 def load(name: str, data_dir: str | None) -> 'task.Task':

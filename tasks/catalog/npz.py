@@ -4,13 +4,13 @@ A file has the arrays `x`, the inputs `[n, ...]`, and `y`, the classes from 0,
 integers `[n]`; and `x_test` and `y_test`, or each fifth example is for tests.
 """
 
-import glob
 import os
 import zipfile
 
 import numpy as np
 import tensorflow as tf
 
+from tasks import catalog
 from tasks.catalog import networks
 from tasks.catalog import task
 from tasks.runs import errors
@@ -19,14 +19,8 @@ import tff_debias
 
 def load(data_dir: str | None = None) -> task.Task:
   """Loads the devices in a folder; a network takes inputs as they are."""
-  paths = sorted(glob.glob(os.path.join(data_dir or '', '*.npz')))
-  if data_dir is None or not paths:
-    raise errors.UserError(
-      f'--data_dir={data_dir} must be a folder with a file DEVICE.npz for each'
-      ' device, written by numpy.savez(path, x=inputs, y=classes).'
-    )
   train, test = {}, {}
-  for path in paths:
+  for path in catalog.device_files(data_dir):
     name = os.path.splitext(os.path.basename(path))[0]
     train[name], test[name] = _read(path)
   try:

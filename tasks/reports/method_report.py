@@ -12,7 +12,8 @@ from tasks.runs import methods
 
 _OF_TARGET = ('reached', 'rounds', 'models', 'saving', 'saving_bound')
 _PLAIN = [row.title for row in methods.METHODS.values() if not row.personalizes]
-_NOTES = (
+#: What explains the tables.
+NOTES = (
   'Accuracy: personalized, the mean over devices. ±: the standard deviation'
   ' over seeds. Gap: the final accuracy less that of the uncorrected method,'
   ' for the same seed. [ ]: the range over seeds.',
@@ -79,13 +80,8 @@ def to_rows(
   return rows
 
 
-def to_markdown(
-  rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()
-) -> str:
-  """Tables of `to_rows`, one for each personalization, and notes below.
-
-  `notes` stand after those that explain the tables.
-  """
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Tables of `to_rows`, one for each personalization."""
   parts = []
   for personalization, group in _groups(rows, 'personalization').items():
     lines = []
@@ -110,7 +106,6 @@ def to_markdown(
             line[f'{name} to {target:g}'] = cell
       lines.append(line)
     parts.append(tables.to_markdown(lines))
-  parts.append('\n'.join(f'* {note}' for note in (*_NOTES, *notes)))
   return '\n\n'.join(parts)
 
 

@@ -98,7 +98,7 @@ for name in __main__._PROGRAMS:
       try:
         prepare(flags)
       except SystemExit as e:
-        assert not e.code and said.getvalue().count('python -m') >= 4, name
+        assert not e.code and said.getvalue().count('python -m') >= 3, name
       except errors.UserError as e:
         assert 'There is no flag --rum.' in str(e), name
 __main__.main()
