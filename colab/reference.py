@@ -53,6 +53,8 @@ td { padding: .15em 1.5em .15em 0; vertical-align: top }
 code, td:first-child { font: 14px/1.6 ui-monospace, monospace }
 a { color: #0b5394; text-decoration: none }
 """
+# Breaks long types in a signature.
+_WRAPPED = '<style>.pdoc .param {white-space: pre-wrap}</style>'
 
 
 def build(folder: pathlib.Path) -> None:
@@ -73,7 +75,8 @@ def build(folder: pathlib.Path) -> None:
     warnings.simplefilter('error', UserWarning)
     pdoc.pdoc(tff_debias.__name__, output_directory=folder)
   for page in folder.rglob('*.html'):
-    page.write_text(_with_public_names(page.read_text()))
+    text = _with_public_names(page.read_text())
+    page.write_text(text.replace('</body>', f'{_WRAPPED}</body>'))
   pages = {}
   exporter = nbconvert.HTMLExporter()
   exporter.log.setLevel(logging.ERROR)  # Pictures have no other text.
@@ -112,6 +115,7 @@ def _index(pages: dict[str, tuple[str, str]]) -> str:
       page = f'tff_debias/{name}.html'
     line = html.escape(inspect.getdoc(value).split('\n')[0])
     line = re.sub('`(.*?)`', r'<code>\1</code>', line)
+    line = re.sub(r'\*(\w+)\*', r'<em>\1</em>', line)
     title = _TITLES.get(module, module.replace('_', ' ').capitalize())
     groups[title].append((page, name, line))
   groups['Notebooks'] = [(page, *texts) for page, texts in pages.items()]
