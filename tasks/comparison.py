@@ -18,6 +18,7 @@ import sys
 import time
 from typing import Any
 
+from tasks import catalog
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
@@ -167,7 +168,7 @@ class Comparison:
         flags = [f'--rounds={self.rounds}', *settings.to_flags()]
         print(f'{folder.path}: {shlex.join(flags)}')
       sys.exit(0)
-    s.check_data()
+    catalog.check_data(s.task, s.data_dir)
 
   def train(self) -> list[Any]:
     """Trains what is not finished; gives the `savings.Curve` of each run."""

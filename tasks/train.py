@@ -85,7 +85,7 @@ def prepare(argv: Sequence[str]) -> cli.Job:
   if args.show_settings:
     print('\n'.join([f'--rounds={rounds}', *settings.to_flags()]))
     sys.exit(0)
-  settings.check_data()
+  catalog.check_data(settings.task, settings.data_dir)
   if args.baseline is None:
     row = catalog.TASKS[settings.task]
     args.baseline = row.has_baseline and settings.correction != 'none'

@@ -17,7 +17,7 @@ from tasks.runs import errors
 import tff_debias
 
 
-def load(data_dir: str | None = None) -> task.Task:
+def load(data_dir: str | None, *unused: str) -> task.Task:
   """Loads the devices in a folder; a network takes inputs as they are."""
   train, test = {}, {}
   for path in catalog.device_files(data_dir):

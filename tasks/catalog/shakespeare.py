@@ -21,7 +21,7 @@ _LENGTH = 80
 _NUM_CHARACTERS = 128
 
 
-def load(data_dir: str | None = None) -> task.Task:
+def load(data_dir: str | None, name: str) -> task.Task:
   """Loads the task, with the roles as its natural partition only.
 
   An example is the codes of 80 characters, int32 `[80]`. Its class is the code
@@ -30,7 +30,7 @@ def load(data_dir: str | None = None) -> task.Task:
   """
   return make_task(
     *readers.load_users(
-      tff.simulation.datasets.shakespeare.load_data, 'shakespeare', data_dir
+      tff.simulation.datasets.shakespeare.load_data, name, data_dir
     )
   )
 

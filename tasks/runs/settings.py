@@ -245,11 +245,6 @@ class Settings:
           f'--{name}={value} must be at most {most}, {what}.'
         )
 
-  def check_data(self) -> None:
-    """Raises a `UserError` if data of your own are missing, at once."""
-    if self.task == 'npz':
-      catalog.device_files(self.data_dir)
-
   def changes(self) -> dict[str, Any]:
     """What differs from the defaults in resolved settings, for a run's name.
 

@@ -4,19 +4,18 @@ import tensorflow_federated as tff
 import tff_files
 
 from tasks.catalog import emnist
-from tasks.catalog import emnist_digits
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import settings as settings_lib
 
 
 @pytest.mark.parametrize(
-  'module, num_classes', [(emnist, 62), (emnist_digits, 10)]
+  'name, num_classes', [('emnist', 62), ('emnist_digits', 10)]
 )
-def test_a_device_is_a_writer(tmp_path, module, num_classes):
+def test_a_device_is_a_writer(tmp_path, name, num_classes):
   splits = tff_files.writers(4, num_classes)
   other = tff_files.writers(2, 72 - num_classes)
   tff_files.write(tmp_path / 'emnist_all.sqlite', splits | other)
-  loaded = module.load(str(tmp_path))
+  loaded = emnist.load(str(tmp_path), name)
   assert loaded.num_classes == num_classes
   for data, writers in zip(loaded.natural, splits.values(), strict=True):
     assert data.client_ids == list(writers)
@@ -27,9 +26,7 @@ def test_a_device_is_a_writer(tmp_path, module, num_classes):
         assert one['y'].shape == () and one['y'].dtype == np.int32
         np.testing.assert_array_equal(one['x'][..., 0], raw['pixels'])
         assert one['y'] == raw['label']
-  settings = settings_lib.Settings(
-    task=module.__name__.split('.')[-1], personalization='maml'
-  )
+  settings = settings_lib.Settings(task=name, personalization='maml')
   resolved = settings.resolve()
   assert resolved.partition == 'natural'
   # As TFF's documentation says of its data.

@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def test_every_character_is_told_from_the_80_before(folder):
-  loaded = shakespeare.load(folder)
+  loaded = shakespeare.load(folder, 'shakespeare')
   for data, roles in zip(loaded.natural, _TEXTS.values(), strict=True):
     assert data.client_ids == list(roles)
     for role, texts in roles.items():

@@ -34,7 +34,7 @@ def users(names, num_examples):
 
 def replace_digits(monkeypatch, made, **settings):
   """Puts another task in digits' place, with published defaults."""
-  monkeypatch.setattr(digits, 'load', lambda data_dir: made)
+  monkeypatch.setattr(digits, 'load', lambda *_: made)
   row = catalog.TASKS['digits']._replace(settings=settings)
   monkeypatch.setitem(catalog.TASKS, 'digits', row)
 
