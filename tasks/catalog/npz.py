@@ -5,12 +5,12 @@ integers `[n]`; and `x_test` and `y_test`, or each fifth example is for tests.
 """
 
 import os
-import zipfile
 
 import numpy as np
 import tensorflow as tf
 
 from tasks import catalog
+from tasks import examples
 from tasks.catalog import networks
 from tasks.catalog import task
 from tasks.runs import errors
@@ -22,7 +22,16 @@ def load(data_dir: str | None, *unused: str) -> task.Task:
   train, test = {}, {}
   for path in catalog.device_files(data_dir):
     name = os.path.splitext(os.path.basename(path))[0]
-    train[name], test[name] = _read(path)
+    arrays = examples.read(path)
+    x, y = arrays['x'], arrays['y']
+    if 'x_test' in arrays:
+      train[name], test[name] = (x, y), (arrays['x_test'], arrays['y_test'])
+    else:
+      is_test = np.arange(len(y)) % 5 == 4
+      train[name], test[name] = (
+        (x[~is_test], y[~is_test]),
+        (x[is_test], y[is_test]),
+      )
   try:
     natural = tuple(map(tff_debias.client_data_from, (train, test)))
   except (TypeError, ValueError) as e:
@@ -39,18 +48,3 @@ def load(data_dir: str | None, *unused: str) -> task.Task:
     ),
     natural=(natural[0], natural[1]),
   )
-
-
-def _read(path: str) -> tuple[task.Examples, task.Examples]:
-  try:
-    with np.load(path) as file:
-      x, y = file['x'], file['y']
-      if 'x_test' in file:
-        return (x, y), (file['x_test'], file['y_test'])
-  # A single array is no context manager: a TypeError.
-  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-    raise errors.UserError(
-      f'{path} must be a file .npz with the arrays x and y: {e}'
-    ) from e
-  is_test = np.arange(len(y)) % 5 == 4
-  return (x[~is_test], y[~is_test]), (x[is_test], y[is_test])

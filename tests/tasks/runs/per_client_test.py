@@ -221,10 +221,10 @@ def test_a_personalization_of_ones_own_has_figures_of_the_meta_model(
   )
   assert not result.steps
   expected = read(os.path.join(evaluated['maml'], 'clients.csv'))
-  for row, own in zip(expected, result.clients, strict=True):
-    for name in ('meta_accuracy', 'meta_loss', 'accuracy', 'loss', 'gain'):
-      assert own[name] == pytest.approx(float(row[name]), abs=1e-5)
-  assert any(own['gain'] > 0.1 for own in result.clients)
+  for name in ('meta_accuracy', 'meta_loss', 'accuracy', 'loss', 'gain'):
+    values = [float(row[name]) for row in expected]
+    np.testing.assert_allclose(result.clients[name], values, atol=1e-5)
+  assert max(result.clients['gain']) > 0.1
 
 
 def test_the_pictures_show_something(evaluated):
