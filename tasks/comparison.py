@@ -192,8 +192,8 @@ class Comparison:
       rows = folder.read_metrics()
       if not folder.is_current(folder.picture):
         figures.save_convergence(rows, settings, folder.picture)
-      tests = [t for t in folder_lib.evaluations(rows) if t['round'] in tested]
-      curves.append(savings.curve(settings, tests, self._args.smoothing))
+      rows = [row for row in rows if row['round'] in tested]
+      curves.append(savings.curve(settings, rows, self._args.smoothing))
     return curves
 
   def _train_all(self) -> None:

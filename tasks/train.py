@@ -153,7 +153,7 @@ def verdict(
     settings.task, settings.partition, settings.personalization_in_tests
   )[:1]
   for own, metrics in ((settings, rows), (other, others)):
-    curve = savings.curve(own, folder_lib.evaluations(metrics)[1:])
+    curve = savings.curve(own, metrics)
     name = methods.title(own.method_names[0])
     names.append(name)
     means.append(statistics.mean(curve.tests[-_LAST_TESTS:]))

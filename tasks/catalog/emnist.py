@@ -28,21 +28,13 @@ def load(data_dir: str | None, name: str) -> task.Task:
   load_data = functools.partial(
     tff.simulation.datasets.emnist.load_data, only_digits
   )
-  data = readers.load_users(load_data, 'emnist_all', data_dir)
-  return make_task(*data, 10 if only_digits else 62)
-
-
-def make_task(
-  train: task.ClientData, test: task.ClientData, num_classes: int
-) -> task.Task:
-  """Makes the task of the data of `tff.simulation.datasets.emnist`."""
-  scaling = functools.partial(
-    tf.keras.layers.Rescaling, -1.0, 1.0, name='scaling'
-  )
+  train, test = readers.load_users(load_data, 'emnist_all', data_dir)
   return task.Task(
-    num_classes=num_classes,
+    num_classes=10 if only_digits else 62,
     build_model=lambda num_outputs: networks.cnn(
-      (28, 28, 1), num_outputs, scaling()
+      (28, 28, 1),
+      num_outputs,
+      tf.keras.layers.Rescaling(-1.0, 1.0, name='scaling'),
     ),
     natural=(train.preprocess(_preprocess), test.preprocess(_preprocess)),
   )

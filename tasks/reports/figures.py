@@ -119,9 +119,9 @@ def save_convergence(
   runs = {method: rows, **(baselines or {})}
   lines = lines_of(runs)
   for name, metrics in runs.items():
-    tests, label = _tests(metrics), methods.title(name)
+    tests, label = folder_lib.evaluations(metrics), methods.title(name)
     axis.plot(tests['round'], tests['accuracy'], label=label, **lines[name])
-  tests = _tests(rows)
+  tests = folder_lib.evaluations(rows)
   x, low, high = (tests[k] for k in ('round', 'low', 'high'))
   label = f'{methods.title(method)}, 10 % to 90 % of devices'
   add_band(axis, x, low, high, lines[method], label)
@@ -133,12 +133,6 @@ def save_convergence(
   figure.suptitle(f'{settings.title}, seed {settings.seed}')
   add_legend(figure)
   save(figure, path)
-
-
-def _tests(rows: Rows) -> dict[str, np.ndarray]:
-  """The columns of `folder.evaluations`."""
-  tests = folder_lib.evaluations(rows)
-  return {name: np.array([test[name] for test in tests]) for name in tests[0]}
 
 
 def _rounds_label(models: float, rounds: float) -> str:

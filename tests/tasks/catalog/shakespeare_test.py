@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 import tff_files
 
 from tasks.catalog import networks
@@ -50,16 +49,6 @@ def test_every_character_is_told_from_the_80_before(folder):
       assert found == expected
       assert dataset.element_spec['x'] == tf.TensorSpec([80], tf.int32)
       assert dataset.element_spec['y'] == tf.TensorSpec([], tf.int32)
-
-
-def test_takes_tffs_own_examples():
-  data = tff.simulation.datasets.shakespeare.get_synthetic()
-  made = shakespeare.make_task(data, data)
-  dataset = made.natural[0].create_tf_dataset_for_client(
-    'MUCH_ADO_ABOUT_NOTHING_EMILIA'
-  )
-  text = bytes(int(example['y']) for example in dataset)
-  assert text.startswith(b'Never.But now, my lord.How if fair')
 
 
 def test_defaults_complete_the_settings():
