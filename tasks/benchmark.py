@@ -59,7 +59,7 @@ Examples:
 
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what measures and writes the tables."""
-  args = cli.Parser(_USAGE).parse(argv)
+  args = cli.parse(_USAGE, argv)
   return lambda: _measure_all(args)
 
 

@@ -123,73 +123,68 @@ def read_flags(text: str) -> list[Flag]:
   return flags
 
 
-class Parser:
-  """The flags of a program, and --help.
+def parse(
+  usage: str,
+  argv: Sequence[str],
+  shared: Iterable[Flag] = (),
+  defaults: Callable[[Args], Mapping[str, Any]] = vars,
+) -> Args:
+  """The values of the flags of a program; a wrong flag is a `UserError`.
 
-  The text says what the program does, has its flags as in `read_flags`, and
-  ends with «Examples:». `shared` are flags of other texts, which come first.
+  With --help it prints the help and ends the program.
+
+  Args:
+    usage: What the program does, an empty line, its flags as in `read_flags`,
+      and examples below «Examples:».
+    argv: The flags as they are given. The result has them as `argv`, too.
+    shared: Flags of other texts, which come first in their groups.
+    defaults: Gives what --help shows for flags that are `None`.
   """
+  flags = {flag.name: flag for flag in (*shared, *read_flags(usage))}
+  args = Args(argv=argv)
+  for name, flag in flags.items():
+    default = flag.default and flag.read(flag.default)
+    setattr(args, name, [] if flag.is_repeated else default)
+  rest = iter(argv)
+  for argument in rest:
+    if argument in ('--help', '-h'):
+      continue
+    name, is_given, text = argument.partition('=')
+    flag = _find(name, flags)
+    if not is_given and flag.value:
+      text = next(rest, '')
+    elif not is_given:
+      text = 'true' if name == f'--{flag.name}' else 'false'
+    value = flag.read(text)
+    if flag.is_repeated:
+      value = [*getattr(args, flag.name), value]
+    setattr(args, flag.name, value)
+  if {'--help', '-h'} & set(argv):
+    given = {k: v for k, v in vars(args).items() if v is not None}
+    values = {**defaults(args), **given}
+    about, _, _ = usage.strip().partition('\n\n')
+    print(about)
+    for group in dict.fromkeys(flag.group for flag in flags.values()):
+      print(f'\n{group}:')
+      for flag in flags.values():
+        if flag.group == group:
+          print(flag.help(values.get(flag.name)))
+    print(usage[usage.index('\nExamples:') :].rstrip())
+    sys.exit(0)
+  return args
 
-  def __init__(self, text: str, shared: Iterable[Flag] = ()):
-    self._text = text.strip()
-    self._flags = {flag.name: flag for flag in (*shared, *read_flags(text))}
 
-  def parse(
-    self,
-    argv: Sequence[str],
-    defaults: Callable[[Args], Mapping[str, Any]] = vars,
-  ) -> Args:
-    """The values of the flags; a wrong flag is a `UserError`.
-
-    With --help it prints the help and ends the program. `defaults` gives the
-    values that stand there for flags that are `None`. The result has the flags
-    as they were given, too, as `argv`.
-    """
-    args = Args(argv=argv)
-    for name, flag in self._flags.items():
-      default = flag.default and flag.read(flag.default)
-      setattr(args, name, [] if flag.is_repeated else default)
-    rest = iter(argv)
-    for argument in rest:
-      if argument in ('--help', '-h'):
-        continue
-      name, is_given, text = argument.partition('=')
-      flag = self._find(name)
-      if not is_given and flag.value:
-        text = next(rest, '')
-      elif not is_given:
-        text = 'true' if name == f'--{flag.name}' else 'false'
-      value = flag.read(text)
-      if flag.is_repeated:
-        value = [*getattr(args, flag.name), value]
-      setattr(args, flag.name, value)
-    if {'--help', '-h'} & set(argv):
-      given = {k: v for k, v in vars(args).items() if v is not None}
-      print(self._help({**defaults(args), **given}))
-      sys.exit(0)
-    return args
-
-  def _find(self, name: str) -> Flag:
-    """The flag --NAME or, without a value, --noNAME."""
-    if not name.startswith('--'):
-      raise errors.UserError(f'There is an argument without a flag, {name}.')
-    negated = self._flags.get(name.removeprefix('--no'))
-    if negated and not negated.value:
-      return negated
-    if name[2:] not in self._flags:
-      hint = errors.did_you_mean(name[2:], self._flags)
-      raise errors.UserError(f'There is no flag {name}.{hint} See --help.')
-    return self._flags[name[2:]]
-
-  def _help(self, defaults: Mapping[str, Any]) -> str:
-    intro, _, _ = self._text.partition('\n\n')
-    _, _, examples = self._text.partition('\nExamples:\n')
-    groups: dict[str, list[str]] = {}
-    for flag in self._flags.values():
-      lines = groups.setdefault(flag.group, [f'{flag.group}:'])
-      lines.append(flag.help(defaults.get(flag.name)))
-    parts = [intro, *('\n'.join(lines) for lines in groups.values())]
-    return '\n\n'.join([*parts, f'Examples:\n{examples}'])
+def _find(name: str, flags: Mapping[str, Flag]) -> Flag:
+  """The flag --NAME or, without a value, --noNAME."""
+  if not name.startswith('--'):
+    raise errors.UserError(f'There is an argument without a flag, {name}.')
+  negated = flags.get(name.removeprefix('--no'))
+  if negated and not negated.value:
+    return negated
+  if name[2:] not in flags:
+    hint = errors.did_you_mean(name[2:], flags)
+    raise errors.UserError(f'There is no flag {name}.{hint} See --help.')
+  return flags[name[2:]]
 
 
 def run(

@@ -66,14 +66,13 @@ def parse(usage: str, argv: Sequence[str]) -> cli.Args:
   # Of these there are several values, in flags of their own.
   own = (*methods.PARTS, 'method', 'seed')
   shared = [f for name, f in settings_lib.FLAGS.items() if name not in own]
-  parser = cli.Parser(usage, [*shared, *cli.read_flags(_FLAGS)])
-  return parser.parse(argv, _help_defaults)
+  shared += cli.read_flags(_FLAGS)
+  return cli.parse(usage, argv, shared, _help_defaults)
 
 
 def _help_defaults(args: cli.Args) -> dict[str, Any]:
   """The values of `--help`: those that are the same for all methods."""
-  given = {k: v for k, v in vars(args).items() if k in ('task', 'data_dir')}
-  settings = settings_lib.Settings(**{k: v for k, v in given.items() if v})
+  settings = settings_lib.Settings(args.task or 'digits', args.data_dir)
   defaults = {**vars(settings), **settings.defaults()}
   return {k: v for k, v in defaults.items() if k not in OVERRIDABLE}
 

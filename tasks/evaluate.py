@@ -41,7 +41,7 @@ Examples:
 
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what evaluates and prints the summary."""
-  args = cli.Parser(_USAGE).parse(argv)
+  args = cli.parse(_USAGE, argv)
   if args.run is None:
     raise errors.UserError('Name the folder of the run: --run=runs/NAME.')
   folder = folder_lib.RunFolder(args.run)

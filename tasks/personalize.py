@@ -38,7 +38,7 @@ Examples:
 
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what personalizes the model and writes it."""
-  args = cli.Parser(_USAGE).parse(argv)
+  args = cli.parse(_USAGE, argv)
   if not args.run:
     raise errors.UserError('--run=runs/NAME must name the run.')
   if bool(args.client) == bool(args.examples):

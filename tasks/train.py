@@ -57,8 +57,8 @@ _LAST_TESTS = 5
 
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what trains, draws the picture and compares."""
-  parser = cli.Parser(_USAGE, settings_lib.FLAGS.values())
-  args = parser.parse(argv, settings_lib.help_defaults)
+  shared = settings_lib.FLAGS.values()
+  args = cli.parse(_USAGE, argv, shared, settings_lib.help_defaults)
   given = settings_lib.given(args)
   if args.run and (args.output_dir or args.tuned):
     raise errors.UserError(
@@ -87,8 +87,8 @@ def prepare(argv: Sequence[str]) -> cli.Job:
     sys.exit(0)
   catalog.check_data(settings.task, settings.data_dir)
   if args.baseline is None:
-    row = catalog.TASKS[settings.task]
-    args.baseline = row.has_baseline and settings.correction != 'none'
+    is_short = catalog.TASKS[settings.task].local_steps > 0
+    args.baseline = is_short and settings.correction != 'none'
   return lambda: _train(args, settings, folder_lib.RunFolder(path), rounds)
 
 

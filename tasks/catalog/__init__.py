@@ -34,8 +34,9 @@ class Row(NamedTuple):
     settings: Its defaults where they are not the published ones.
     targets: Accuracies for comparisons, fixed beforehand, by the partition and
       the personalization.
-    has_baseline: Whether a run is so short that `tasks.train` trains the method
-      without its correction too, and the programs train each device alone.
+    local_steps: The steps of each device that trains alone, where no flag says.
+      If there are some, a run is so short that `tasks.train` trains the method
+      without its correction too.
   """
 
   title: str
@@ -43,15 +44,10 @@ class Row(NamedTuple):
   module: str
   settings: Mapping[str, Any] = {}
   targets: Mapping[tuple[str, str], tuple[float, ...]] = {}
-  has_baseline: bool = False
-
-  @property
-  def local_steps(self) -> int:
-    """The steps of each device that trains alone, where no flag says."""
-    return LOCAL_STEPS if self.has_baseline else 0
+  local_steps: int = 0
 
 
-#: The steps of a device that trains alone.
+#: The steps of a device that trains alone beside a run with --baseline.
 LOCAL_STEPS = 100
 
 # Few images and many local steps: debiasing gains most there (README).
@@ -102,9 +98,7 @@ _CIFAR10_TARGETS = {
 }
 
 TASKS: dict[str, Row] = {
-  'digits': Row(
-    'digits', 10, 'digits', _DIGITS, _DIGITS_TARGETS, has_baseline=True
-  ),
+  'digits': Row('digits', 10, 'digits', _DIGITS, _DIGITS_TARGETS, LOCAL_STEPS),
   'fashion_mnist_small': Row(
     'Fashion-MNIST, 14×14', 10, 'published', _SMALL, _SMALL_TARGETS
   ),

@@ -119,16 +119,16 @@ def _groups(
 
 def _gap(runs: Sequence[Mapping[str, Any]]) -> str:
   gaps = [run['gap'] for run in runs if run['gap'] is not None]
-  if not gaps:
-    return ''
-  mean = f'{statistics.mean(gaps):+.3f}'
-  return mean + _range(gaps, '+.3f')
+  return _with_range(statistics.mean(gaps), gaps, '+.3f') if gaps else ''
 
 
-def _range(values: Sequence[float], form: str) -> str:
+def _with_range(
+  mean: float, values: Sequence[float], form: str, unit: str = ''
+) -> str:
+  text = f'{mean:{form}}{unit}'
   if len(values) < 2:
-    return ''
-  return f' [{min(values):{form}}, {max(values):{form}}]'
+    return text
+  return f'{text} [{min(values):{form}}, {max(values):{form}}]'
 
 
 def _cost(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -154,10 +154,9 @@ def _saving(runs: Sequence[Mapping[str, Any]]) -> str:
   mean = savings.mean_saving(saved)
   if mean.bound == '?':
     return 'open'
-  factor = f'{mean.ratio:.2f} ×'
   if mean.bound:
-    return f'{mean.bound} {factor}'
-  return factor + _range([s.ratio for s in saved], '.2f')
+    return f'{mean.bound} {mean.ratio:.2f} ×'
+  return _with_range(mean.ratio, [s.ratio for s in saved], '.2f', ' ×')
 
 
 def curve_rows(curves: Sequence[savings.Curve]) -> list[dict[str, Any]]:

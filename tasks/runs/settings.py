@@ -158,21 +158,16 @@ class Settings:
 
   def _complete_method(self) -> dict[str, str | None]:
     """The method and its parts, made of those of them that are given."""
-    method, row = self.method, methods.METHODS.get(self.method)
+    method = self.method
+    row = methods.METHODS[method or 'pfl_dyn']
     parts = {
       name: components.normalized(name, getattr(self, name))
       for name in methods.PARTS
     }
-    if method is None and parts['correction'] is None:
-      row = methods.METHODS['pfl_dyn']
-    if row is not None:
-      parts['correction'] = parts['correction'] or row.correction
+    parts['correction'] = parts['correction'] or row.correction
     if parts['personalization'] is None:
-      is_plain = row is not None and not row.personalizes
-      defaults = catalog.defaults(self.task)
-      parts['personalization'] = (
-        'none' if is_plain else defaults['personalization']
-      )
+      default = catalog.defaults(self.task)['personalization']
+      parts['personalization'] = default if row.personalizes else 'none'
     found = methods.find(parts['correction'], parts['personalization'])
     if method not in (None, found):
       raise errors.UserError(
