@@ -55,11 +55,6 @@ def test_mlp_is_relu_layers_and_a_linear_one():
   np.testing.assert_allclose(model(x), feature @ w3 + b3, rtol=1e-4, atol=1e-5)
 
 
-def test_every_call_makes_a_new_model():
-  first, second = networks.mlp((2,), (3,), 1), networks.mlp((2,), (3,), 1)
-  assert first.trainable_variables[0] is not second.trainable_variables[0]
-
-
 @pytest.mark.parametrize(
   'build, input_shape',
   [
