@@ -76,18 +76,15 @@ def run_in_parts(
 
 def _validation(data: ClientData, period: int) -> tuple[ClientData, ClientData]:
   """Splits training data: each `period`-th example is for validation."""
-  shards = tf.data.Dataset.shard
 
-  def training(client_id: str) -> tf.data.Dataset:
-    examples = data.serializable_dataset_fn(client_id)
-    parts = [shards(examples, period, i) for i in range(period - 1)]
+  def training(examples: tf.data.Dataset) -> tf.data.Dataset:
+    parts = [examples.shard(period, i) for i in range(period - 1)]
     return functools.reduce(tf.data.Dataset.concatenate, parts)
 
-  def validation(client_id: str) -> tf.data.Dataset:
-    return shards(data.serializable_dataset_fn(client_id), period, period - 1)
+  def validation(examples: tf.data.Dataset) -> tf.data.Dataset:
+    return examples.shard(period, period - 1)
 
-  build = functools.partial(ClientData.from_clients_and_tf_fn, data.client_ids)
-  return build(training), build(validation)
+  return data.preprocess(training), data.preprocess(validation)
 
 
 class Experiment:
