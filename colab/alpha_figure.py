@@ -111,10 +111,8 @@ def draw(
     axes.grid(alpha=0.3)
   for axes in panels[1]:
     axes.set_xlabel('α K β')
-  panels[0][0].set_ylabel(
-    f'accuracy, rounds {NUM_ROUNDS - 2 * ROUNDS_PER_TEST} to {NUM_ROUNDS}'
-  )
-  panels[1][0].set_ylabel('largest loss on the way')
+  panels[0][0].set_ylabel('mean of the last 3 tests')
+  panels[1][0].set_ylabel('largest loss before')
   handles, labels = panels[0][0].get_legend_handles_labels()
   figure.legend(
     handles,

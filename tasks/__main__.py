@@ -1,56 +1,31 @@
-"""Lists the programs and the tasks: `python -m tasks`."""
+"""The programs; each has --help:
 
-from tasks import catalog
+  python -m tasks.train        trains one method on one task
+  python -m tasks.compare      compares methods, each with several seeds
+  python -m tasks.tune         chooses settings on validation examples
+  python -m tasks.evaluate     evaluates a run device by device
+  python -m tasks.personalize  writes a device's personalized model
+  python -m tasks.benchmark    measures rounds against a bare loop and TFF
 
-_PROGRAMS = {
-  'train': 'trains one method on one task',
-  'compare': 'compares methods, each with several seeds',
-  'tune': 'chooses settings on validation examples',
-  'evaluate': 'evaluates a run device by device',
-  'personalize': "writes a device's personalized model",
-  'benchmark': 'measures rounds against a bare loop and TFF',
-}
+The tasks, for --task=NAME, with their default settings:
 
-# The files of those tasks whose data have another name.
-_FILES = {
-  'fashion_mnist_small': 'fashion_mnist',
-  'emnist': 'emnist_all',
-  'emnist_digits': 'emnist_all',
-}
+                     devices examples  classes     weights  file in
+                             a device  a device             --data_dir
+  digits                 100       12  5 of 10       2,778
+  fashion_mnist_small    100      600  5 of 10      34,122  fashion_mnist.npz *
+  fashion_mnist          100      600  5 of 10     573,578  fashion_mnist.npz *
+  cifar10                100      500  5 of 10     797,962  cifar10.npz *
+  cifar100               100      500  20 of 100   815,332  cifar100.npz *
+  mini_imagenet          100      500  20 of 100 1,514,792  mini_imagenet.npz
+  emnist_digits        3,383      101  10          573,578  emnist_all.sqlite *
+  emnist               3,400      198  62          583,614  emnist_all.sqlite *
+  shakespeare            715           128         830,592  shakespeare.sqlite *
+  npz                                                       DEVICE.npz of each
 
-
-def main() -> None:
-  """Prints both lists."""
-  print('Programs; each has --help:\n')
-  for name, does in _PROGRAMS.items():
-    print(f'  python -m tasks.{name:12}{does}')
-  print('\nTasks, for --task=NAME, with their default settings:\n')
-  table = [
-    ['', 'devices', 'examples a device', 'classes a device', 'weights']
-    + ['minutes a round', 'data']
-  ]
-  for name, row in catalog.TASKS.items():
-    defaults = catalog.defaults(name)
-    devices = None if name == 'npz' else defaults['num_clients']
-    each = row.examples and devices and round(row.examples / devices)
-    held = defaults['classes_per_client']
-    classes = (
-      row.classes and f'{held} of {row.classes}' if held else row.classes
-    )
-    cells = [devices, each, classes, row.weights, row.minutes]
-    texts = ['' if cell is None else str(cell) for cell in cells]
-    table.append(
-      [name, *texts, row.data.replace('NAME', _FILES.get(name, name))]
-    )
-  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-  for line in table:
-    padded = (c.ljust(w) for c, w in zip(line, widths, strict=True))
-    print(f'  {"  ".join(padded)}'.rstrip())
-  print(
-    '\nBegin with: python -m tasks.train'
-    '\nMinutes are those of two cores, where a run was measured.'
-  )
-
+* Without --data_dir, the data are downloaded. Digits come with scikit-learn.
+A round takes 0.4 seconds for digits and 12 for cifar10, on two cores.
+Begin with: python -m tasks.train
+"""
 
 if __name__ == '__main__':
-  main()
+  print(__doc__.strip())

@@ -5,7 +5,6 @@ ratio below 1 says that a method is faster than the one it is divided by. Only
 methods without personalization have such ratios.
 """
 
-import argparse
 import collections
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -22,56 +21,49 @@ from typing import Any
 from typing import TypeAlias
 
 from tasks import cli
-from tasks.runs import errors
 
-# Names of this module, as AutoGraph finds no others in annotations.
-Tensor: TypeAlias = Any  # tf.Tensor
-Weights: TypeAlias = Sequence[Tensor]
-Batch: TypeAlias = Mapping[str, Tensor]
+#: Runs the next round of a method.
+Round: TypeAlias = Callable[[], None]
 
-_KINDS = ('plain', 'proto', 'maml')
 _BARE, _TFF = 'bare TensorFlow loop', "TFF's FedAvg in TFF's context"
 _LEARNING_RATE, _MAML_RATE = 0.1, 0.01
 _WEIGHT_DECAY, _MAX_GRAD_NORM = 1e-3, 10.0
 
 
+_USAGE = """
+Measures rounds against a bare TensorFlow loop and TFF, all in one run.
+
+what:
+  --case=NAME,NAME,…  What to measure: the paper's network without
+    personalization (plain), with prototypes (proto), with MAML (maml); a tiny
+    network with all (tiny). One of plain, proto, maml, tiny.
+    [plain,proto,maml,tiny]
+  --repetitions=N  The times that each method is measured, at least 1. [5]
+
+training:
+  --clients_per_round=N  The devices (not tiny), at least 1. [10]
+  --local_steps=N  The steps of a device (plain, proto), at least 1. [50]
+  --maml_local_steps=N  The same (maml), as a step is longer; at least 1. [5]
+  --maml_steps=N  The steps s of MAML, at least 1. [5]
+  --batch_size=N  The batch size (not tiny), at least 1. [50]
+
+output:
+  --output_dir=NAME  The folder for benchmark.md. [runs/benchmark]
+
+Examples:
+  python -m tasks.benchmark
+  python -m tasks.benchmark --case=tiny
+  python -m tasks.benchmark --case=plain,maml --repetitions=10
+"""
+
+
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what measures and writes the tables."""
-  parser = cli.Parser(
-    'benchmark',
-    'Measures rounds against a bare TensorFlow loop and TFF, all in one run.',
-    ['', '--case=tiny', '--case=plain,maml --repetitions=10'],
-  )
-  parser.add(
-    'what',
-    'case',
-    "What to measure: the paper's network without personalization (plain), with"
-    ' prototypes (proto), with MAML (maml); a tiny network with all (tiny).',
-    [*_KINDS, 'tiny'],
-    list,
-  )
-  for group, name, default, help_text in (
-    ('what', 'repetitions', 5, 'The times that each method is measured.'),
-    ('training', 'clients_per_round', 10, 'The devices (not tiny).'),
-    ('training', 'local_steps', 50, 'The steps of a device (plain, proto).'),
-    ('training', 'maml_local_steps', 5, 'The same (maml): a step is longer.'),
-    ('training', 'maml_steps', 5, 'The steps s of MAML.'),
-    ('training', 'batch_size', 50, 'The batch size (not tiny).'),
-  ):
-    parser.add(group, name, help_text, default, int, 1)
-  parser.add(
-    'output', 'output_dir', 'The folder for benchmark.md.', 'runs/benchmark'
-  )
-  args = parser.parse(argv)
-  for case in args.case:
-    if case not in (*_KINDS, 'tiny'):
-      raise errors.UserError(
-        f'--case={case} is not one of {", ".join(_KINDS)}, tiny.'
-      )
+  args = cli.parse(_USAGE, argv)
   return lambda: _measure_all(args)
 
 
-def _measure_all(args: argparse.Namespace) -> None:
+def _measure_all(args: cli.Args) -> None:
   from tasks.reports import tables
   from tff_debias import runtime
 
@@ -97,7 +89,7 @@ def _measure_all(args: argparse.Namespace) -> None:
 
 
 def measure(
-  rounds: Mapping[str, Callable[[], None]], repetitions: int, in_a_row: int
+  rounds: Mapping[str, Round], repetitions: int, in_a_row: int
 ) -> dict[str, list[float]]:
   """The seconds of a round by method, measured in turn: 1, 2, …, 1, 2, ….
 
@@ -139,8 +131,8 @@ def to_rows(seconds: Mapping[str, Sequence[float]]) -> list[dict[str, str]]:
 
 
 def build_rounds(
-  case: str, args: argparse.Namespace, folder: str
-) -> tuple[str, dict[str, Callable[[], None]]]:
+  case: str, args: cli.Args, folder: str
+) -> tuple[str, dict[str, Round]]:
   """A title, and for each method a function that runs its next round.
 
   All have the same network and the same random images, as only time counts.
@@ -155,15 +147,13 @@ def build_rounds(
 
   title, build = "The paper's network (797,962 weights)", networks.cnn
   shape: tuple[int, ...] = (32, 32, 3)
-  examples = 500
+  examples, kinds = 500, [case]
   devices, batch_size = args.clients_per_round, args.batch_size
-  steps = args.local_steps
-  if case == 'maml':
-    steps = args.maml_local_steps
-  elif case == 'tiny':
+  steps = args.maml_local_steps if case == 'maml' else args.local_steps
+  if case == 'tiny':
     title, shape, examples = 'A tiny network (64-32-16-10)', (8, 8), 30
     build = functools.partial(networks.mlp, hidden_sizes=(32, 16))
-    devices = batch_size = steps = 10
+    kinds, devices, batch_size, steps = ['plain', 'proto', 'maml'], 10, 10, 10
 
   def build_keras_model() -> tf.keras.Model:
     scaling = tf.keras.layers.Rescaling(1 / 255)
@@ -181,23 +171,22 @@ def build_rounds(
     'proto': tff_debias.Proto(),
     'maml': tff_debias.Maml(args.maml_steps, _MAML_RATE),
   }
-  rounds: dict[str, Callable[[], None]] = {}
-  for kind in _KINDS if case == 'tiny' else (case,):
+  rounds: dict[str, Round] = {}
+  for kind in kinds:
     personalization = personalizations[kind]
+    num_batches = steps * personalization.batches_per_step
     batches = [
-      pipeline.training_dataset(
-        device(i), batch_size, steps * personalization.batches_per_step, seed=i
-      )
+      pipeline.training_dataset(device(i), batch_size, num_batches, seed=i)
       for i in range(devices)
     ]
     participants = [
       collections.OrderedDict(client_id=f'device {i}', data=data)
       for i, data in enumerate(batches)
     ]
-    for name, correction in (
-      ('uncorrected', tff_debias.NoCorrection()),
-      ('Dyn', tff_debias.Dyn(alpha=0.1)),
-      ('Scaf', tff_debias.Scaf()),
+    for name, correction, data in (
+      ('uncorrected', tff_debias.NoCorrection(), batches),
+      ('Dyn', tff_debias.Dyn(alpha=0.1), participants),
+      ('Scaf', tff_debias.Scaf(), participants),
     ):
       process = tff_debias.build_learning_process(
         model,
@@ -209,20 +198,15 @@ def build_rounds(
         num_clients=devices,
         storage=tff_debias.ClientStorage(os.path.join(folder, kind, name)),
       )
-      has_states = name != 'uncorrected'
-      rounds[f'{kind}: {name}'] = _rounds(
-        process, participants if has_states else batches
-      )
+      rounds[f'{kind}: {name}'] = _rounds(process, data)
     if kind == 'plain':
-      rounds[f'{kind}: {_BARE}'] = _bare_rounds(
-        model.initial_weights.trainable, batches
-      )
+      rounds[f'{kind}: {_BARE}'] = _bare_rounds(build_keras_model(), batches)
       rounds[f'{kind}: {_TFF}'] = _tff_rounds(build_keras_model, batches)
   sizes = f'{devices} devices × {steps} steps × batch {batch_size}'
   return f'{title}, a round of {sizes} ({case})', rounds
 
 
-def _rounds(process: Any, data: Sequence[Any]) -> Callable[[], None]:
+def _rounds(process: Any, data: Sequence[Any]) -> Round:
   state = process.initialize()
 
   def run() -> None:
@@ -234,7 +218,7 @@ def _rounds(process: Any, data: Sequence[Any]) -> Callable[[], None]:
 
 def _tff_rounds(
   build_keras_model: Callable[[], Any], batches: Sequence[Any]
-) -> Callable[[], None]:
+) -> Round:
   import tensorflow as tf
   import tensorflow_federated as tff
 
@@ -251,12 +235,11 @@ def _tff_rounds(
   )
   stack = tff.framework.get_context_stack()
   with stack.install(context):
-    run = _rounds(
-      tff.learning.algorithms.build_unweighted_fed_avg(
-        build_model, tff.learning.optimizers.build_sgdm(_LEARNING_RATE)
-      ),
-      batches,
+    optimizer = tff.learning.optimizers.build_sgdm(_LEARNING_RATE)
+    process = tff.learning.algorithms.build_unweighted_fed_avg(
+      build_model, optimizer
     )
+    run = _rounds(process, batches)
 
   def run_in_context() -> None:
     with stack.install(context):
@@ -265,57 +248,44 @@ def _tff_rounds(
   return run_in_context
 
 
-def _bare_rounds(
-  weights: Weights, batches: Sequence[Any]
-) -> Callable[[], None]:
+def _bare_rounds(keras_model: Any, batches: Sequence[Any]) -> Round:
   import tensorflow as tf
 
-  train = build_bare_training()
-  start = tuple(map(tf.constant, weights))
+  train = build_bare_training(keras_model)
+  train(batches[0])  # Keras cannot trace it after TFF has built a model.
 
   def run() -> None:
-    results = [train(start, data) for data in batches]
+    results = [train(data) for data in batches]
     for parts in zip(*results, strict=True):
       (tf.add_n(parts) / len(parts)).numpy()
 
   return run
 
 
-def build_bare_training() -> Callable[[Weights, Any], Weights]:
+def build_bare_training(keras_model: Any) -> Callable[[Any], Any]:
   """The local work of a device in plain TensorFlow, without personalization.
 
-  The network is written out, and there is neither a correction nor a metric.
-  The function takes weights and batches, and gives the new weights.
+  There is neither a correction nor a metric. The function takes batches, and
+  gives the weights after them; each time it starts at the weights of now.
   """
   import tensorflow as tf
 
-  def loss(weights: Weights, batch: Batch) -> Tensor:
-    x = tf.cast(batch['x'], tf.float32) / 255
-    for kernel, bias in zip(weights[:-2:2], weights[1:-2:2], strict=True):
-      if kernel.shape.rank == 4:
-        x = tf.nn.relu(tf.nn.conv2d(x, kernel, 1, 'VALID') + bias)
-        x = tf.nn.max_pool2d(x, 2, 2, 'VALID')
-      else:
-        x = tf.nn.relu(tf.reshape(x, [-1, kernel.shape[0]]) @ kernel + bias)
-    logits = x @ weights[-2] + weights[-1]
-    return tf.reduce_mean(
-      tf.nn.sparse_softmax_cross_entropy_with_logits(batch['y'], logits)
-    )
+  loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+  weights = keras_model.trainable_variables
+  start = [tf.constant(w) for w in weights]
 
   @tf.function
-  def train(weights: Weights, batches: Any) -> Weights:
-    weights = tuple(weights)
+  def train(batches):
+    for w, value in zip(weights, start, strict=True):
+      w.assign(value)
     for batch in batches:
       with tf.GradientTape() as tape:
-        tape.watch(weights)
-        value = loss(weights, batch)
+        value = loss(batch['y'], keras_model(batch['x']))
       gradient = tape.gradient(value, weights)
       gradient, _ = tf.clip_by_global_norm(gradient, _MAX_GRAD_NORM)
-      weights = tuple(
-        w - _LEARNING_RATE * (g + _WEIGHT_DECAY * w)
-        for w, g in zip(weights, gradient, strict=True)
-      )
-    return weights
+      for w, g in zip(weights, gradient, strict=True):
+        w.assign_sub(_LEARNING_RATE * (g + _WEIGHT_DECAY * w))
+    return [tf.identity(w) for w in weights]
 
   return train
 

@@ -1,154 +1,190 @@
 """Starts and ends a program: flags first, TensorFlow later, clear errors."""
 
-import argparse
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import functools
+import dataclasses
 import gc
 import importlib
 import logging
+import operator
 import os
 import re
 import sys
 import textwrap
+import types
 from typing import Any
 from typing import NoReturn
+from typing import TypeAlias
 
 from tasks.runs import errors
 
-_KINDS = {int: 'N', float: 'X', str: 'NAME', list: 'A,B,…'}
-
+#: The values of the flags of a program, by name.
+Args: TypeAlias = types.SimpleNamespace
 #: The work of a program after its flags are checked.
 Job = Callable[[], None]
 
+_KINDS: Mapping[str, type] = {'N': int, 'X': float, '': bool}
+_BOOLS = {'true': True, 'false': False}
+_BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
+  'above': operator.gt,
+  'at least': operator.ge,
+  'below': operator.lt,
+  'at most': operator.le,
+}
 
-class Parser(argparse.ArgumentParser):
-  """The flags of a program, --NAME=VALUE, in the groups of its help."""
 
-  def __init__(self, program: str, about: str, examples: Sequence[str]):
-    commands = (f'  python -m tasks.{program} {e}'.rstrip() for e in examples)
-    super().__init__(
-      f'tasks.{program}',
-      f'python -m tasks.{program} [--NAME=VALUE ...]',
-      about,
-      'Examples:\n' + '\n'.join(commands),
-      formatter_class=_Formatter,
-      add_help=False,
-      allow_abbrev=False,
+@dataclasses.dataclass(frozen=True)
+class Flag:
+  """A flag --NAME=VALUE, as the text of a program has it.
+
+  The letters for the value say its kind: `N` is an integer, `X` a number, none
+  a flag --NAME or --noNAME, and others are text. `N,N,…` is a list, and `N…` a
+  flag that can be given several times. The meaning is for people, but «at least
+  1», «above 0», «below 1», «at most 2» and «One of a, b.» are checked too.
+  """
+
+  group: str
+  name: str
+  value: str
+  meaning: str
+  default: str | None = None
+
+  @property
+  def is_repeated(self) -> bool:
+    """Whether its value is the list of all that are given."""
+    return self.value.endswith('…') and ',' not in self.value
+
+  def read(self, text: str) -> Any:
+    """The value that a text gives; a wrong one is a `UserError`."""
+    if ',' in self.value:
+      return [self._convert(part, text) for part in text.split(',') if part]
+    return self._convert(text, text)
+
+  def _convert(self, part: str, text: str) -> Any:
+    kind = _KINDS.get(re.split('[,…]', self.value)[0], str)
+    try:
+      value = _BOOLS[part.lower()] if kind is bool else kind(part)
+    except (ValueError, KeyError) as e:
+      raise errors.UserError(
+        f'--{self.name}={text} must be of {kind.__name__}. See --help.'
+      ) from e
+    self.check(value)
+    return value
+
+  def check(self, value: Any) -> None:
+    """Raises a `UserError` if a value is not as the meaning says."""
+    bounds = '|'.join(_BOUNDS)
+    for words, limit in re.findall(rf'({bounds}) (\d+\.?\d*)\b', self.meaning):
+      if not _BOUNDS[words](value, float(limit)):
+        raise errors.UserError(
+          f'--{self.name}={value} must be {words} {limit}. See --help.'
+        )
+    if choices := re.search(r'One of ((?:\w+, )+\w+)\.', self.meaning):
+      known = choices[1].split(', ')
+      if value not in known:
+        raise errors.UserError(
+          f'--{self.name}={value} is not one of {choices[1]}.'
+          + errors.did_you_mean(value, known)
+        )
+
+  def help(self, default: Any) -> str:
+    """The lines of --help, with a default in brackets; no word is broken."""
+    head = f'--{self.name}={self.value}' if self.value else f'--[no]{self.name}'
+    text = self.meaning
+    if default not in (None, '', []):
+      shown = default if isinstance(default, list) else [default]
+      text += f' [{", ".join(map(str, shown))}]'
+    lines = textwrap.wrap(
+      text, 52, break_long_words=False, break_on_hyphens=False
     )
-    self._by_group: dict[str, Any] = {}
-
-  def add(
-    self,
-    group: str,
-    name: str,
-    help_text: str,
-    default: Any = None,
-    kind: type = str,
-    at_least: int | None = None,
-    repeated: bool = False,
-  ) -> None:
-    """Adds a flag; of the kind bool it is --NAME or --noNAME.
-
-    A list is of texts between commas. `repeated` flags give a list too.
-    """
-    if group not in self._by_group:
-      self._by_group[group] = self.add_argument_group(group)
-    options: dict[str, Any] = {'help': help_text, 'default': default}
-    options['type'] = functools.partial(convert, kind, at_least=at_least)
-    if repeated:
-      options['action'] = 'append'
-    if kind is bool:
-      options |= {'nargs': '?', 'const': True, 'metavar': ''}
-      self.add_argument(
-        f'--no{name}',
-        dest=name,
-        action='store_const',
-        const=False,
-        default=argparse.SUPPRESS,
-        help=argparse.SUPPRESS,
-      )
-    else:
-      options['metavar'] = _KINDS[kind]
-    self._by_group[group].add_argument(f'--{name}', **options)
-
-  def parse(
-    self,
-    argv: Sequence[str],
-    defaults: Callable[[argparse.Namespace], Mapping[str, Any]] | None = None,
-  ) -> argparse.Namespace:
-    """The values of the flags; a wrong flag is a `UserError`.
-
-    With --help it prints the help and ends the program. `defaults` gives the
-    values that stand there for flags that are `None`. The result has the flags
-    as they were given, too, as `argv`.
-    """
-    asks = {'--help', '-h'}
-    args, others = self.parse_known_args([a for a in argv if a not in asks])
-    if asks & set(argv):
-      values = {} if defaults is None else defaults(args)
-      for action in self._actions:
-        if action.default is None:
-          action.default = values.get(action.dest)
-      self.print_help()
-      sys.exit(0)
-    if others:
-      name = others[0].partition('=')[0]
-      if not name.startswith('--'):
-        self.error(f'There is an argument without a flag, {others[0]}.')
-      hint = errors.did_you_mean(
-        name[2:], [a.dest for a in self._actions if a.help != argparse.SUPPRESS]
-      )
-      self.error(f'There is no flag {name}.{hint}')
-    args.argv = argv
-    return args
-
-  def error(self, message: str) -> NoReturn:
-    """Raises a `UserError`."""
-    message = message.removeprefix('argument ').replace(': ', '=', 1)
-    raise errors.UserError(f'{message} See --help.')
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-  """Writes --NAME=VALUE, and the default in brackets; breaks no word."""
-
-  def __init__(self, prog: str):
-    super().__init__(prog, max_help_position=28, width=80)
-
-  def _format_action_invocation(self, action: argparse.Action) -> str:
-    name, value = action.option_strings[0], action.metavar
-    return f'{name}={value}' if value else f'--[no]{name[2:]}'
-
-  def _expand_help(self, action: argparse.Action) -> str:
-    default = action.default
-    if default in (None, '', []):
-      return action.help or ''
-    if isinstance(default, list):
-      default = ','.join(default)
-    return f'{action.help} [{default}]'
-
-  def _split_lines(self, text: str, width: int) -> list[str]:
-    return textwrap.wrap(
-      text, width, break_long_words=False, break_on_hyphens=False
+    if len(head) > 24:
+      lines.insert(0, '')
+    return f'  {head:26}{lines[0]}'.rstrip() + ''.join(
+      f'\n{28 * " "}{line}' for line in lines[1:]
     )
 
 
-def convert(kind: type, text: str, at_least: int | None = None) -> Any:
-  """The value of a flag, of a kind; a wrong one is an `ArgumentTypeError`."""
-  if kind is list:
-    return [part for part in text.split(',') if part]
-  try:
-    if kind is bool:
-      return {'true': True, 'false': False}[text.lower()]
-    value = kind(text)
-  except (ValueError, KeyError) as e:
-    raise argparse.ArgumentTypeError(
-      f'{text} must be of {kind.__name__}.'
-    ) from e
-  if at_least is not None and value < at_least:
-    raise argparse.ArgumentTypeError(f'{text} must be at least {at_least}.')
-  return value
+def read_flags(text: str) -> list[Flag]:
+  """The flags in a text: a line --NAME=VALUE, two spaces and the meaning.
+
+  The meaning can go on in lines with a deeper indent, and end with a default in
+  brackets. A line that ends with a colon names the group of the flags below.
+  """
+  flags = []
+  for group, block in re.findall(r'^(\w+):\n((?:  .*\n)+)', text, re.M):
+    for head, rest in re.findall(r'^  --(\S+)  (.*(?:\n    .*)*)', block, re.M):
+      name, _, value = head.removeprefix('[no]').partition('=')
+      meaning, default = ' '.join(rest.split()), None
+      if found := re.fullmatch(r'(.*) \[(.*)\]', meaning):
+        meaning, default = found.groups()
+      flags.append(Flag(group, name, value, meaning, default))
+  return flags
+
+
+def parse(
+  usage: str,
+  argv: Sequence[str],
+  shared: Iterable[Flag] = (),
+  defaults: Callable[[Args], Mapping[str, Any]] = vars,
+) -> Args:
+  """The values of the flags of a program; a wrong flag is a `UserError`.
+
+  With --help it prints the help and ends the program.
+
+  Args:
+    usage: What the program does, an empty line, its flags as in `read_flags`,
+      and examples below «Examples:».
+    argv: The flags as they are given. The result has them as `argv`, too.
+    shared: Flags of other texts, which come first in their groups.
+    defaults: Gives what --help shows for flags that are `None`.
+  """
+  flags = {flag.name: flag for flag in (*shared, *read_flags(usage))}
+  args = Args(argv=argv)
+  for name, flag in flags.items():
+    default = flag.default and flag.read(flag.default)
+    setattr(args, name, [] if flag.is_repeated else default)
+  rest = iter(argv)
+  for argument in rest:
+    if argument in ('--help', '-h'):
+      continue
+    name, is_given, text = argument.partition('=')
+    flag = _find(name, flags)
+    if not is_given and flag.value:
+      text = next(rest, '')
+    elif not is_given:
+      text = 'true' if name == f'--{flag.name}' else 'false'
+    value = flag.read(text)
+    if flag.is_repeated:
+      value = [*getattr(args, flag.name), value]
+    setattr(args, flag.name, value)
+  if {'--help', '-h'} & set(argv):
+    given = {k: v for k, v in vars(args).items() if v is not None}
+    values = {**defaults(args), **given}
+    about, _, _ = usage.strip().partition('\n\n')
+    print(about)
+    for group in dict.fromkeys(flag.group for flag in flags.values()):
+      print(f'\n{group}:')
+      for flag in flags.values():
+        if flag.group == group:
+          print(flag.help(values.get(flag.name)))
+    print(usage[usage.index('\nExamples:') :].rstrip())
+    sys.exit(0)
+  return args
+
+
+def _find(name: str, flags: Mapping[str, Flag]) -> Flag:
+  """The flag --NAME or, without a value, --noNAME."""
+  if not name.startswith('--'):
+    raise errors.UserError(f'There is an argument without a flag, {name}.')
+  negated = flags.get(name.removeprefix('--no'))
+  if negated and not negated.value:
+    return negated
+  if name[2:] not in flags:
+    hint = errors.did_you_mean(name[2:], flags)
+    raise errors.UserError(f'There is no flag {name}.{hint} See --help.')
+  return flags[name[2:]]
 
 
 def run(

@@ -4,24 +4,55 @@ Each is as a run of `tasks.train`, in a folder of its own. The flags here are
 those that both programs have.
 """
 
-import argparse
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import itertools
 import os
 import pathlib
 import shlex
+import subprocess
 import sys
+import time
 from typing import Any
 
+from tasks import catalog
 from tasks import cli
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import methods
-from tasks.runs import parallel
 from tasks.runs import settings as settings_lib
+
+_FLAGS = f"""
+method:
+  --methods=NAME,NAME,…  The methods, by default all.
+    [{','.join(methods.METHODS)}]
+  --correction=NAME…  A correction of your own besides the methods, such as
+    my_module:MyCorrection(gamma=0.5); can be given several times.
+  --personalizations=NAME,NAME,…  The personalizations. The methods that train
+    without one are tested with each, in a run for each; with none they are
+    tested without. [maml,proto]
+
+training:
+  --seeds=N,N,…  The seeds. [0,1,2]
+  --rounds=N  The number of rounds, at least 1.
+  --runs_at_a_time=N  How many runs at a time, at least 1. By default one for
+    two cores.
+  --workers=NAME,NAME,…  TFF's workers that simulate the clients, HOST:PORT; by
+    default this process does. All of them must see the folder of the runs.
+
+tests:
+  --smoothing=N  The number of tests whose mean is the accuracy: a test and
+    those before it, at least 1. [1]
+
+output:
+  --output_dir=NAME  The folder of the runs and results. By default a folder in
+    runs/ with a name made of the task, the partition and the settings that all
+    runs share.
+  --[no]show_settings  Prints the settings of each run and trains nothing.
+"""
 
 #: The settings that belong to a method. The others are the same for all.
 OVERRIDABLE = sorted(
@@ -29,86 +60,26 @@ OVERRIDABLE = sorted(
   + [k for k, (owner, _) in methods.ONLY_WITH.items() if owner != 'partition']
 )
 
-# The others have flags of their own, for several values.
-_OF_A_RUN = (*methods.PARTS, 'method', 'seed')
 
-#: The settings of a run, and the values of those that only it has.
-Member = tuple[settings_lib.Settings, Mapping[str, Any]]
-
-
-def parser(program: str, about: str, examples: Sequence[str]) -> cli.Parser:
-  """The flags that both programs have."""
-  made = cli.Parser(program, about, examples)
-  settings_lib.add_flags(made, without=_OF_A_RUN)
-  made.add(
-    'method',
-    'methods',
-    f'The methods, by default all: {", ".join(methods.METHODS)}.',
-    list(methods.METHODS),
-    list,
-  )
-  made.add(
-    'method',
-    'correction',
-    'A correction of your own besides the methods, such as'
-    ' my_module:MyCorrection(gamma=0.5); can be given several times.',
-    [],
-    repeated=True,
-  )
-  made.add(
-    'method',
-    'personalizations',
-    'The personalizations: maml, proto. The methods that train without one are'
-    ' tested with each, in a run for each; with none they are tested without.',
-    ['maml', 'proto'],
-    list,
-  )
-  made.add('training', 'seeds', 'The seeds.', ['0', '1', '2'], list)
-  made.add('training', 'rounds', 'The number of rounds.', None, int, 1)
-  made.add(
-    'training',
-    'runs_at_a_time',
-    'How many runs at a time. By default one for two cores.',
-    None,
-    int,
-    1,
-  )
-  settings_lib.add_workers(made)
-  made.add(
-    'tests',
-    'smoothing',
-    'The number of tests whose mean is the accuracy: a test and those before'
-    ' it.',
-    1,
-    int,
-    1,
-  )
-  made.add(
-    'output',
-    'output_dir',
-    'The folder of the runs and results. By default a folder in runs/ with a'
-    ' name made of the task, the partition and the settings that all runs'
-    ' share.',
-  )
-  made.add(
-    'output',
-    'show_settings',
-    'Prints the settings of each run and trains nothing.',
-    False,
-    bool,
-  )
-  return made
+def parse(usage: str, argv: Sequence[str]) -> cli.Args:
+  """The flags of a program, with those that both programs have."""
+  # Of these there are several values, in flags of their own.
+  own = (*methods.PARTS, 'method', 'seed')
+  shared = [f for name, f in settings_lib.FLAGS.items() if name not in own]
+  shared += cli.read_flags(_FLAGS)
+  return cli.parse(usage, argv, shared, _help_defaults)
 
 
-def help_defaults(args: argparse.Namespace) -> dict[str, Any]:
+def _help_defaults(args: cli.Args) -> dict[str, Any]:
   """The values of `--help`: those that are the same for all methods."""
-  settings = settings_lib.Settings(task=args.task, data_dir=args.data_dir)
-  defaults = settings.defaults()
+  settings = settings_lib.Settings(args.task or 'digits', args.data_dir)
+  defaults = {**vars(settings), **settings.defaults()}
   return {k: v for k, v in defaults.items() if k not in OVERRIDABLE}
 
 
-def settings_of(args: argparse.Namespace) -> list[settings_lib.Settings]:
+def settings_of(args: cli.Args) -> list[settings_lib.Settings]:
   """The settings of every run: each seed, method and personalization."""
+  given = {**settings_lib.given(args), 'correction': None}
   chosen: list[dict[str, Any]] = [{'method': name} for name in args.methods]
   chosen += [{'correction': text} for text in args.correction]
   found: dict[settings_lib.Settings, None] = {}
@@ -116,44 +87,32 @@ def settings_of(args: argparse.Namespace) -> list[settings_lib.Settings]:
     args.seeds, chosen, args.personalizations
   ):
     row = methods.METHODS.get(own.get('method', ''))
-    given = {**own, 'seed': settings_lib.parse('seed', seed)}
+    values = {**given, **own, 'seed': seed}
     if row is None or row.personalizes:
-      given['personalization'] = personalization
+      values['personalization'] = personalization
     elif personalization != 'none':
-      given['tested_personalization'] = personalization
-    found[_with_effect(args, given)] = None
+      values['tested_personalization'] = personalization
+    found[settings_lib.with_effect(values)] = None
   if not found:
     raise errors.UserError(
       '--methods, --personalizations and --seeds must not be empty.'
     )
-  for name, value in settings_lib.given(args).items():
-    if value is not None and not any(s.has_effect(name) for s in found):
+  for name, value in given.items():
+    if not any(settings.has_effect(name) for settings in found):
       raise errors.UserError(
         f'--{name}={value} has no effect on any of the methods. Leave it out.'
       )
   return list(found)
 
 
-def _with_effect(
-  args: argparse.Namespace, given: Mapping[str, Any]
-) -> settings_lib.Settings:
-  """The settings of flags and of `given`, without those that have no effect."""
-  values = {**settings_lib.given(args), 'correction': None, **given}
-  of_all = values.keys() - methods.ONLY_WITH.keys()
-  known = settings_lib.Settings(**{name: values[name] for name in of_all})
-  return settings_lib.Settings(
-    **{name: value for name, value in values.items() if known.has_effect(name)}
-  )
-
-
-def parse(flag: str, assignment: str) -> tuple[str, list[Any]]:
+def read_values(flag: str, assignment: str) -> tuple[str, list[Any]]:
   """The setting and the values of NAME=VALUE,VALUE in a flag.
 
   Raises:
     UserError: If they are none, or if the setting must be the same for all.
   """
-  name, equals, values = assignment.partition('=')
-  if not (equals and values):
+  name, _, values = assignment.partition('=')
+  if not values:
     raise errors.UserError(f'{flag} must give NAME=VALUE, such as alpha=0.03.')
   if name not in OVERRIDABLE:
     raise errors.UserError(
@@ -161,52 +120,54 @@ def parse(flag: str, assignment: str) -> tuple[str, list[Any]]:
       f' methods, {", ".join(OVERRIDABLE)}.'
       + errors.did_you_mean(name, OVERRIDABLE)
     )
-  return name, [settings_lib.parse(name, value) for value in values.split(',')]
+  return name, list(map(settings_lib.FLAGS[name].read, values.split(',')))
 
 
 class Comparison:
-  """The runs, each in a folder of its own, and the folder of them all.
+  """Runs, each in a folder of its own, and the folder of them all.
+
+  `variants` gives the changes of settings for which there is a run each.
 
   Attributes:
+    settings: The settings of the first run, for what all runs share.
     rounds: The number of rounds.
     path: The folder.
-    runs: The runs, in the order of the members.
-    title: What is compared, for people.
+    runs: The settings of each run by its folder.
   """
 
   def __init__(
-    self, program: str, args: argparse.Namespace, members: Iterable[Member]
+    self,
+    program: str,
+    args: cli.Args,
+    variants: Callable[[settings_lib.Settings], Iterable[Mapping[str, Any]]],
   ) -> None:
     """Resolves the settings; `--show_settings` prints them and ends here."""
     self._args = args
     shared: dict[str, Any] = {}
-    named: list[tuple[settings_lib.Settings, list[str]]] = []
-    for given, own in members:
-      settings = given.resolve()
-      shared |= {k: v for k, v in settings.changes().items() if k not in own}
-      parts = [*settings.method_names, *folder_lib.assignments(own)]
-      named.append((settings, [*parts, f'seed{settings.seed}']))
-    s = named[0][0]
+    named: dict[str, settings_lib.Settings] = {}
+    for given in settings_of(args):
+      for changes in variants(given):
+        settings = dataclasses.replace(given, **changes).resolve()
+        own = {k: v for k, v in changes.items() if k in OVERRIDABLE}
+        shared |= {k: v for k, v in settings.changes().items() if k not in own}
+        parts = [*settings.method_names, *folder_lib.assignments(own)]
+        named[folder_lib.join(parts=[*parts, f'seed{settings.seed}'])] = (
+          settings
+        )
+    self.settings = s = next(iter(named.values()))
     self.rounds = args.rounds or s.defaults()['rounds']
-    self.title = f'{s.data_title}, {self.rounds} rounds'
-    parts = [program, s.task, str(s.partition)]
-    self.path = args.output_dir or folder_lib.join(
-      'runs', parts=[*parts, *folder_lib.assignments(shared)]
-    )
-    self.runs = [
-      parallel.Run(
-        settings,
-        folder_lib.RunFolder(folder_lib.join(self.path, parts=name)),
-        self.rounds,
-        args.workers,
-      )
-      for settings, name in named
-    ]
+    parts = [program, s.task, s.partition, *folder_lib.assignments(shared)]
+    self.path = args.output_dir or folder_lib.join('runs', parts=parts)
+    self.runs = {
+      folder_lib.RunFolder(os.path.join(self.path, name)): settings
+      for name, settings in named.items()
+    }
     if args.show_settings:
-      for run in self.runs:
-        flags = [f'--rounds={self.rounds}', *run.settings.to_flags()]
-        print(f'{run.folder.path}: {shlex.join(flags)}')
+      for folder, settings in self.runs.items():
+        flags = [f'--rounds={self.rounds}', *settings.to_flags()]
+        print(f'{folder.path}: {shlex.join(flags)}')
       sys.exit(0)
+    catalog.check_data(s.task, s.data_dir)
 
   def train(self) -> list[Any]:
     """Trains what is not finished; gives the `savings.Curve` of each run."""
@@ -216,50 +177,93 @@ class Comparison:
     from tasks.runs import experiment as experiment_lib
 
     # An error about the data or a class of your own comes before the training.
-    experiment_lib.Experiment(self.runs[0].settings)
-    for run in self.runs:
-      components.build('correction', run.settings)
-      if os.path.exists(run.folder.settings):
-        run.folder.claim(run.settings)
-    cores = os.cpu_count() or 1
-    parallel.train(self.runs, self._args.runs_at_a_time or max(1, cores // 2))
-    for run in self.runs:
-      if not run.folder.is_current(run.folder.picture):
-        rows, title = run.folder.read_metrics(), run.settings.title
-        figures.save_convergence(rows, title, run.folder.picture)
+    experiment_lib.Experiment(self.settings)
+    for folder, settings in self.runs.items():
+      components.build('correction', settings)
+      if os.path.exists(folder.settings):
+        folder.claim(settings)
+    self._train_all()
     # The last round is always tested, also that of a run with fewer rounds.
-    step = self.runs[0].settings.rounds_per_evaluation
+    step = self.settings.rounds_per_evaluation
     tested = {*range(step, self.rounds, step), self.rounds}
-    return [
-      savings.curve(
-        run.settings,
-        [test for test in run.tests() if test['round'] in tested],
-        self._args.smoothing,
-      )
-      for run in self.runs
-    ]
+    curves = []
+    for folder, settings in self.runs.items():
+      rows = folder.read_metrics()
+      if not folder.is_current(folder.picture):
+        figures.save_convergence(rows, settings, folder.picture)
+      rows = [row for row in rows if row['round'] in tested]
+      curves.append(savings.curve(settings, rows, self._args.smoothing))
+    return curves
 
-  def train_locally(self, num_steps: int) -> list[float]:
-    """The accuracy of devices that train alone, for each seed."""
+  def _train_all(self) -> None:
+    """Trains here, or several runs at a time in processes.
+
+    There the others go on after one has failed; then a `UserError` says which.
+    """
+    at_a_time = self._args.runs_at_a_time or max(1, (os.cpu_count() or 1) // 2)
+    waiting = [folder for folder in self.runs if not self.is_finished(folder)]
+    running: dict[subprocess.Popen, folder_lib.RunFolder] = {}
+    failed: list[str] = []
+    try:
+      while waiting or running:
+        while waiting and len(running) < at_a_time:
+          folder = waiting.pop(0)
+          print(f'{folder.path}, {len(waiting)} more', file=sys.stderr)
+          if at_a_time == 1:
+            self._train_here(folder)
+          else:
+            running[self.start(folder)] = folder
+        for process in [p for p in running if p.poll() is not None]:
+          log = f'{running.pop(process).path}.log'
+          if process.returncode:
+            *_, said = pathlib.Path(log).read_text().strip().split('\n')
+            failed.append(f'A run failed, see {log}: {said}')
+        time.sleep(0.1)
+    finally:
+      for process in running:
+        process.terminate()
+        process.wait()
+    if failed:
+      raise errors.UserError('\n'.join(failed))
+
+  def is_finished(self, folder: folder_lib.RunFolder) -> bool:
+    """Whether all rounds are there, and the meta-model, which comes last."""
+    rows = folder.read_metrics()
+    last = rows[-1]['round'] if rows else 0
+    if last == self.rounds:
+      return folder.is_current(folder.meta_model)
+    return last > self.rounds
+
+  def _train_here(self, folder: folder_lib.RunFolder) -> None:
+    import tensorflow as tf
+
+    from tasks.runs import experiment as experiment_lib
     from tasks.runs import training
 
-    seeds = {run.settings.seed: run.settings for run in self.runs}
-    path = os.path.join(self.path, 'alone_seed')
-    return [
-      training.train_locally(settings, num_steps, f'{path}{seed}.json')
-      for seed, settings in seeds.items()
-    ]
+    # Keras numbers the layers of a process, and keeps its graphs.
+    tf.keras.backend.clear_session()
+    experiment = experiment_lib.Experiment(self.runs[folder])
+    workers = self._args.workers or ()
+    training.run(experiment, folder, self.rounds, workers=workers)
+
+  def start(self, folder: folder_lib.RunFolder) -> subprocess.Popen:
+    """Trains a run in another process, whose messages are in FOLDER.log."""
+    flags = [f'--rounds={self.rounds}', f'--output_dir={folder.path}']
+    flags += ['--nobaseline', *self.runs[folder].to_flags()]
+    if self._args.workers:
+      flags.append(f'--workers={",".join(self._args.workers)}')
+    command = [sys.executable, '-m', 'tasks.train', *flags]
+    with open(f'{folder.path}.log', 'w') as log:
+      return subprocess.Popen(command, stdout=log, stderr=log)
 
   def report(
     self,
     name: str,
     rows: Sequence[Mapping[str, Any]],
-    to_markdown: Callable[[str], str],
+    table: str,
+    notes: Iterable[str],
   ) -> None:
-    """Writes NAME.md and NAME.csv with their origin, and prints the first.
-
-    `to_markdown` takes a note on the origin, which stands below the tables.
-    """
+    """Writes NAME.md and NAME.csv with their origin, and prints the first."""
     from tasks.reports import provenance
     from tasks.reports import tables
 
@@ -269,9 +273,10 @@ class Comparison:
       'version': provenance.version(),
       'date': provenance.today(),
     }
+    made = ', '.join(f'{name}: {value}' for name, value in origin.items())
+    listed = '\n'.join(f'* {note}' for note in (*notes, made))
+    text = f'{self.settings.data_title}\n\n{table}\n\n{listed}\n'
     path = os.path.join(self.path, name)
-    note = ', '.join(f'{name}: {value}' for name, value in origin.items())
-    text = f'{self.title}\n\n{to_markdown(note)}\n'
     pathlib.Path(f'{path}.md').write_text(text)
     tables.write_csv([{**row, **origin} for row in rows], f'{path}.csv')
     print(f'{text}\nresults in {self.path}')

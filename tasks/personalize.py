@@ -4,47 +4,41 @@ The meta-model is that of the newest checkpoint of a run. The run should be your
 own, or of somebody whose programs you would run.
 """
 
-import argparse
 from collections.abc import Sequence
 import os
 from typing import Any
-import zipfile
 
 import numpy as np
 
 from tasks import cli
+from tasks import examples as examples_lib
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import settings as settings_lib
+
+_USAGE = """
+Writes the personalized model of a device.
+
+what:
+  --run=NAME  The folder of the run.
+  --client=NAME  The client of the run, such as client_0007.
+  --examples=NAME  In the place of --client: a file .npz with the examples of a
+    new client, the arrays x (raw input, as in the data set) and y (the classes,
+    integers).
+
+output:
+  --output_dir=NAME  The folder for the model. By default personalized/CLIENT in
+    the folder of the run (without --client, the name of the file of examples).
+
+Examples:
+  python -m tasks.personalize --run=runs/NAME --client=client_0007
+  python -m tasks.personalize --run=runs/NAME --examples=mine.npz
+  python -m tasks.personalize --run=runs/NAME --client=a --output_dir=mine
+"""
 
 
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what personalizes the model and writes it."""
-  parser = cli.Parser(
-    'personalize',
-    'Writes the personalized model of a device.',
-    [
-      '--run=runs/NAME --client=client_0007',
-      '--run=runs/NAME --examples=mine.npz',
-      '--run=runs/NAME --examples=mine.npz --output_dir=models/mine',
-    ],
-  )
-  parser.add('what', 'run', 'The folder of the run.')
-  parser.add('what', 'client', 'The client of the run, such as client_0007.')
-  parser.add(
-    'what',
-    'examples',
-    'In the place of --client: a file .npz with the examples of a new client,'
-    ' the arrays x (raw input, as in the data set) and y (the classes,'
-    ' integers).',
-  )
-  parser.add(
-    'output',
-    'output_dir',
-    'The folder for the model. By default personalized/CLIENT in the folder of'
-    ' the run (without --client, the name of the file of examples).',
-  )
-  args = parser.parse(argv)
+  args = cli.parse(_USAGE, argv)
   if not args.run:
     raise errors.UserError('--run=runs/NAME must name the run.')
   if bool(args.client) == bool(args.examples):
@@ -54,88 +48,68 @@ def prepare(argv: Sequence[str]) -> cli.Job:
     )
   folder = folder_lib.RunFolder(args.run)
   settings = folder.read()
-  examples = _read_examples(args.examples) if args.examples else None
-  return lambda: _personalize(args, folder, settings, examples)
+  given = examples_lib.read(args.examples) if args.examples else None
 
+  def personalize() -> None:
+    from tasks.runs import experiment as experiment_lib
+    from tasks.runs import training
+    import tff_debias
+    from tff_debias import export
+    from tff_debias import runtime
 
-def _personalize(
-  args: argparse.Namespace,
-  folder: folder_lib.RunFolder,
-  settings: settings_lib.Settings,
-  examples: Any,
-) -> None:
-  from tasks.runs import experiment as experiment_lib
-  from tasks.runs import training
-  import tff_debias
-  from tff_debias import export
-  from tff_debias import runtime
-
-  experiment = experiment_lib.Experiment(settings)
-  name, test = args.client, None
-  if name:
-    ids = experiment.train_data.client_ids
-    if name not in ids:
-      raise errors.UserError(
-        f'There is no --client={name} in the run, whose clients are {ids[0]} to'
-        f' {ids[-1]}.{errors.did_you_mean(name, ids)}'
+    experiment = experiment_lib.Experiment(settings)
+    if given is not None:
+      name = os.path.splitext(os.path.basename(args.examples))[0]
+      data = {'train': (given['x'], given['y'])}
+    else:
+      name, ids = args.client, experiment.train_data.client_ids
+      if name not in ids:
+        raise errors.UserError(
+          f'There is no --client={name} in the run, whose clients are {ids[0]}'
+          f' to {ids[-1]}.{errors.did_you_mean(name, ids)}'
+        )
+      batches = experiment.client_data(name).items()
+      data = {split: _arrays(dataset) for split, dataset in batches}
+    keras_model = experiment.build_keras_model()
+    with runtime.local_context():
+      weights, round_num = training.load(experiment, folder)
+      weights.assign_weights_to(keras_model)
+      try:
+        exported = tff_debias.export_personalized_model(
+          keras_model,
+          experiment.model,
+          experiment.personalization_in_tests,
+          data['train'],
+          args.output_dir or os.path.join(folder.path, 'personalized', name),
+          max_grad_norm=experiment.max_grad_norm_in_tests,
+        )
+      except export.ExportError as e:
+        raise errors.UserError(str(e)) from e
+    y = data['train'][1]
+    classes = ', '.join(map(str, np.unique(y)))
+    print(f'{experiment.settings.title}, after round {round_num}')
+    print(f'{name}: {len(y)} examples of the classes {classes}')
+    if 'test' in data:
+      x, y = data['test']
+      before, after = (
+        np.mean(model.predict(x, verbose=0).argmax(axis=1) == y)
+        for model in (keras_model, exported.keras_model)
       )
-    examples, test = map(_arrays, experiment.client_data(name).values())
-  else:
-    name = os.path.splitext(os.path.basename(args.examples))[0]
-  keras_model = experiment.build_keras_model()
-  with runtime.local_context():
-    weights, round_num = training.load(experiment, folder)
-    weights.assign_weights_to(keras_model)
-    try:
-      exported = tff_debias.export_personalized_model(
-        keras_model,
-        experiment.model,
-        experiment.personalization_in_tests,
-        examples,
-        args.output_dir or os.path.join(folder.path, 'personalized', name),
-        max_grad_norm=experiment.max_grad_norm_in_tests,
+      print(
+        f'accuracy on its {len(y)} test examples: {before:.4f} by the'
+        f' meta-model, {after:.4f} personalized'
       )
-    except export.ExportError as e:
-      raise errors.UserError(str(e)) from e
-  print(f'{experiment.settings.title}, after round {round_num}')
-  classes = ', '.join(map(str, np.unique(examples[1])))
-  print(f'{name}: {len(examples[1])} examples of the classes {classes}')
-  if test is not None:
-    before, after = (
-      np.mean(model.predict(test[0], verbose=0).argmax(axis=1) == test[1])
-      for model in (keras_model, exported.keras_model)
-    )
-    print(
-      f'accuracy on its {len(test[1])} test examples: {before:.4f} by the'
-      f' meta-model, {after:.4f} personalized'
-    )
-  for file, difference in exported.difference.items():
-    print(f'{file}: probabilities right to within {difference:.1e}')
+    for file, difference in exported.difference.items():
+      print(f'{file}: probabilities right to within {difference:.1e}')
+
+  return personalize
 
 
 def _arrays(batches: Any) -> tuple[np.ndarray, np.ndarray]:
   """The inputs and the labels of all examples."""
-  x, y = zip(
-    *((batch['x'], batch['y']) for batch in batches.as_numpy_iterator()),
-    strict=True,
-  )
-  return np.concatenate(x), np.concatenate(y)
-
-
-def _read_examples(path: str) -> tuple[np.ndarray, np.ndarray]:
-  try:
-    with open(path, 'rb') as file:
-      if not zipfile.is_zipfile(file):
-        raise ValueError('it is no .npz file')
-    with np.load(path) as arrays:
-      if not {'x', 'y'}.issubset(arrays.files):
-        raise ValueError(f'it has {", ".join(arrays.files)}')
-      return arrays['x'], arrays['y']
-  except (OSError, ValueError, zipfile.BadZipFile) as e:
-    raise errors.UserError(
-      f'--examples={path} must be a file .npz with the arrays x and y, as'
-      f' numpy.savez(path, x=x, y=y) writes it: {e}.'
-    ) from e
+  found = list(batches.as_numpy_iterator())
+  x, y = (np.concatenate([batch[k] for batch in found]) for k in 'xy')
+  return x, y
 
 
 if __name__ == '__main__':

@@ -4,7 +4,6 @@ Run the same command again to resume. Only do that in a folder of your own, or
 of somebody whose programs you would run.
 """
 
-import argparse
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
@@ -18,93 +17,61 @@ from tasks.runs import errors
 from tasks.runs import folder as folder_lib
 from tasks.runs import methods
 from tasks.runs import settings as settings_lib
-from tasks.runs import tuned
+
+_USAGE = """
+Trains one method on one task. The same command again resumes the run.
+
+method:
+  --tuned=NAME  The file tuned.json of tasks.tune. Its partition and its choice
+    for the method are taken where no flag gives the setting.
+
+training:
+  --rounds=N  The number of rounds, at least 1. A finished run goes on if the
+    number is larger.
+  --workers=NAME,NAME,…  TFF's workers that simulate the clients, HOST:PORT; by
+    default this process does. All of them must see the folder of the run.
+  --[no]baseline  Trains the method without its correction too, in the folder
+    `baseline` of the run, and each device alone; then compares them. By default
+    only for the task digits, where that takes a minute.
+
+output:
+  --output_dir=NAME  The folder of the run, for its results and its checkpoints.
+    By default a folder in runs/ with a name made of the settings.
+  --run=NAME  Goes on with the run in this folder and its settings, whatever
+    they are.
+  --rounds_per_checkpoint=N  The number of rounds from one checkpoint to the
+    next, at least 1. [10]
+  --from_round=N  Goes back to the checkpoint of this round, at least 0, and
+    removes what came later. By default a run goes on from its last checkpoint.
+    The last two are kept.
+  --[no]show_settings  Prints all settings of the run and trains nothing.
+
+Examples:
+  python -m tasks.train
+  python -m tasks.train --task=fashion_mnist_small --personalization=maml
+  python -m tasks.train --run=runs/NAME --rounds=200
+"""
 
 _LAST_TESTS = 5
 
 
-def _parser() -> cli.Parser:
-  parser = cli.Parser(
-    'train',
-    'Trains one method on one task. The same command again resumes the run.',
-    [
-      '',
-      '--task=fashion_mnist_small --method=pfl_dyn --personalization=maml',
-      '--run=runs/NAME --rounds=200',
-    ],
-  )
-  settings_lib.add_flags(parser)
-  tuned.add_flag(parser)
-  parser.add(
-    'training',
-    'rounds',
-    'The number of rounds. A finished run goes on if the number is larger.',
-    kind=int,
-    at_least=1,
-  )
-  settings_lib.add_workers(parser)
-  parser.add(
-    'training',
-    'baseline',
-    'Trains the method without its correction too, in the folder `baseline` of'
-    ' the run, and each device alone; then compares them. By default only for'
-    ' the task digits, where that takes a minute.',
-    kind=bool,
-  )
-  parser.add(
-    'output',
-    'output_dir',
-    'The folder of the run, for its results and its checkpoints. By default a'
-    ' folder in runs/ with a name made of the settings.',
-  )
-  parser.add(
-    'output',
-    'run',
-    'Goes on with the run in this folder and its settings, whatever they are.',
-  )
-  parser.add(
-    'output',
-    'rounds_per_checkpoint',
-    'The number of rounds from one checkpoint to the next.',
-    10,
-    int,
-    at_least=1,
-  )
-  parser.add(
-    'output',
-    'from_round',
-    'Goes back to the checkpoint of this round, and removes what came later. By'
-    ' default a run goes on from its last checkpoint. The last two are kept.',
-    kind=int,
-    at_least=0,
-  )
-  parser.add(
-    'output',
-    'show_settings',
-    'Prints all settings of the run and trains nothing.',
-    False,
-    bool,
-  )
-  return parser
-
-
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what trains, draws the picture and compares."""
-  args = _parser().parse(argv, settings_lib.help_defaults)
+  shared = settings_lib.FLAGS.values()
+  args = cli.parse(_USAGE, argv, shared, settings_lib.help_defaults)
+  given = settings_lib.given(args)
   if args.run and (args.output_dir or args.tuned):
     raise errors.UserError(
       '--run names a folder with its settings: leave out --output_dir and'
       ' --tuned.'
     )
   if args.run is None:
-    given = settings_lib.Settings(**settings_lib.given(args))
-    settings = tuned.apply(args.tuned, given).resolve()
+    settings = settings_lib.Settings(**given).tuned(args.tuned).resolve()
     path = args.output_dir or folder_lib.path_of(settings)
   else:
     path, settings = args.run, folder_lib.RunFolder(args.run).read()
-    others = settings_lib.given(_parser().parse([]))
-    for name, value in settings_lib.given(args).items():
-      if value not in (others[name], getattr(settings, name)):
+    for name, value in given.items():
+      if value != getattr(settings, name):
         raise errors.UserError(
           f'--{name}={value} is not the setting of the run in {path}, which is'
           f' {getattr(settings, name)}. Leave it out.'
@@ -118,14 +85,15 @@ def prepare(argv: Sequence[str]) -> cli.Job:
   if args.show_settings:
     print('\n'.join([f'--rounds={rounds}', *settings.to_flags()]))
     sys.exit(0)
+  catalog.check_data(settings.task, settings.data_dir)
   if args.baseline is None:
-    row = catalog.TASKS[settings.task]
-    args.baseline = row.has_baseline and settings.correction != 'none'
+    is_short = catalog.TASKS[settings.task].local_steps > 0
+    args.baseline = is_short and settings.correction != 'none'
   return lambda: _train(args, settings, folder_lib.RunFolder(path), rounds)
 
 
 def _train(
-  args: argparse.Namespace,
+  args: cli.Args,
   settings: settings_lib.Settings,
   folder: folder_lib.RunFolder,
   rounds: int,
@@ -148,9 +116,9 @@ def _train(
       rounds,
       args.rounds_per_checkpoint,
       from_round,
-      args.workers,
+      args.workers or (),
     )
-    figures.save_convergence(rows, settings.title, folder.picture)
+    figures.save_convergence(rows, settings, folder.picture)
     print(f'{settings.title}\n{run_report.summary(settings, rows)}', flush=True)
     return rows
 
@@ -162,9 +130,8 @@ def _train(
     alone = training.train_locally(
       settings, catalog.LOCAL_STEPS, os.path.join(folder.path, 'alone.json')
     )
-    name = f'{methods.title(other.method_names[0])} (without correction)'
     figures.save_convergence(
-      rows, settings.title, folder.picture, {name: others}, alone
+      rows, settings, folder.picture, {other.method: others}, alone
     )
     print(verdict(settings, folder, rows, others, alone))
   print(f'Results in {folder.path}: convergence.png, meta_model.keras, …')
@@ -181,46 +148,44 @@ def verdict(
   from tasks.reports import savings
 
   other = settings.uncorrected()
-  targets = catalog.TASKS[settings.task].targets.get(
-    (str(settings.partition), settings.personalization_in_tests), ()
+  names, means, whens = [], [], []
+  targets = catalog.targets(
+    settings.task, settings.partition, settings.personalization_in_tests
   )[:1]
-  names, means, needs = [], [], []
   for own, metrics in ((settings, rows), (other, others)):
-    curve = savings.curve(own, folder_lib.evaluations(metrics)[1:])
-    names.append(methods.title(own.method_names[0]))
+    curve = savings.curve(own, metrics)
+    name = methods.title(own.method_names[0])
+    names.append(name)
     means.append(statistics.mean(curve.tests[-_LAST_TESTS:]))
-    needs += [savings.need(curve, target, 3) for target in targets]
+    for target in targets:
+      need = savings.need(curve, target, 3)
+      when = f'from round {need.rounds}' if need.is_reached else 'never'
+      whens.append(f'{name} {when}')
   first = (
     f'Mean of the last {_LAST_TESTS} tests: {names[0]} {means[0]:.3f},'
     f' {names[1]} {means[1]:.3f} ({means[0] - means[1]:+.3f}); each device'
     f' alone {alone:.3f}.'
   )
-  if needs:
-    when = [f'round {n.rounds}' if n.is_reached else 'never' for n in needs]
-    first += (
-      f' At {targets[0]:g} for three tests: {names[0]} from {when[0]},'
-      f' {names[1]} from {when[1]}.'.replace('from never', 'never')
-    )
-  flags = ['--seeds=0,1,2,3,4', f'--task={settings.task}']
-  flags += [f'--partition={settings.partition}']
-  flags += [f'--personalizations={settings.personalization_in_tests}']
-  # What is a default of the corrected method may be none of the other.
-  changes = other.changes() | settings.changes()
-  flags += [f'--{name}={value}' for name, value in changes.items()]
-  if settings.data_dir:
-    flags.append(f'--data_dir={settings.data_dir}')
-  if len(rows) - 1 != settings.defaults()['rounds']:
-    flags.append(f'--rounds={len(rows) - 1}')
-  if settings.method:
-    flags.append(f'--methods={other.method},{settings.method}')
-  else:
-    flags += [
-      f'--methods={other.method}',
-      f'--correction={settings.correction}',
-    ]
+  for target in targets:
+    first += f' At {target:g} for three tests: {", ".join(whens)}.'
+  rounds = len(rows) - 1
+  flags = {
+    'seeds': '0,1,2,3,4',
+    'task': settings.task,
+    'partition': settings.partition,
+    'personalizations': settings.personalization_in_tests,
+    # What is a default of the corrected method may be none of the other.
+    **other.changes(),
+    **settings.changes(),
+    'data_dir': settings.data_dir,
+    'rounds': None if rounds == settings.defaults()['rounds'] else rounds,
+    'methods': ','.join(filter(None, (other.method, settings.method))),
+    'correction': None if settings.method else settings.correction,
+  }
+  given = [f'--{k}={value}' for k, value in flags.items() if value is not None]
   return (
     f'{first}\nOne seed decides nothing. For five: python -m tasks.compare'
-    f' {shlex.join(flags)}\nNext, device by device: python -m tasks.evaluate'
+    f' {shlex.join(given)}\nNext, device by device: python -m tasks.evaluate'
     f' --run={shlex.quote(folder.path)}'
   )
 

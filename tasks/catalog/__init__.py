@@ -1,9 +1,9 @@
 """Lists the tasks: what each is, and its settings where none are given.
 
-The module with a task's name has a function `load`. It takes the folder of the
-data, `data_dir` (a string, or `None`), and gives the `task.Task`. It raises a
-`UserError` if the data are missing (the message says how to get them) or wrong
-(the message says what would be right). The other modules here serve it.
+The module of a task has a function `load`. It takes the folder of the data,
+`data_dir` (a string, or `None`), and the task's name, and gives the
+`task.Task`. It raises a `UserError` if the data are missing (the message says
+how to get them) or wrong (the message says what would be right).
 
 Nothing is imported from TensorFlow here, so that programs can check flags and
 list the tasks at once.
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 
+from tasks.runs import errors
+
 if TYPE_CHECKING:
   from tasks.catalog import task
 
@@ -27,41 +29,26 @@ class Row(NamedTuple):
 
   Attributes:
     title: Its name in papers.
-    examples: The number of training examples, where it is known.
     classes: The number of classes, where it is known.
-    weights: The number of weights of its network for all classes.
-    minutes: The minutes of a round, as measured on two cores; or `None`.
-    data: Where the data come from.
+    module: The module here that loads it.
     settings: Its defaults where they are not the published ones.
     targets: Accuracies for comparisons, fixed beforehand, by the partition and
       the personalization.
-    has_baseline: Whether a run is so short that `tasks.train` trains the method
-      without its correction too, and the programs train each device alone.
+    local_steps: The steps of each device that trains alone, where no flag says.
+      If there are some, a run is so short that `tasks.train` trains the method
+      without its correction too.
   """
 
   title: str
-  examples: int | None
   classes: int | None
-  weights: int | None
-  minutes: float | None
-  data: str
+  module: str
   settings: Mapping[str, Any] = {}
   targets: Mapping[tuple[str, str], tuple[float, ...]] = {}
-  has_baseline: bool = False
-
-  @property
-  def local_steps(self) -> int:
-    """The steps of each device that trains alone, where no flag says."""
-    return LOCAL_STEPS if self.has_baseline else 0
+  local_steps: int = 0
 
 
-#: The steps of a device that trains alone.
+#: The steps of a device that trains alone beside a run with --baseline.
 LOCAL_STEPS = 100
-
-_NPZ = 'downloaded, or NAME.npz in --data_dir'
-_FILE = 'NAME.npz in --data_dir'
-_FILES = 'DEVICE.npz for each device in --data_dir'
-_SQLITE = 'downloaded, or NAME.sqlite in --data_dir'
 
 # Few images and many local steps: debiasing gains most there (README).
 _DIGITS = {
@@ -77,8 +64,6 @@ _DIGITS = {
   'rounds_per_evaluation': 5,
 }
 _SMALL = {'rounds': 200, 'local_steps': 10, 'rounds_per_evaluation': 5}
-# The authors' program treats data with 100 classes like CIFAR-10, but was run
-# on CIFAR-10 only. That a client holds 20 classes is our assumption.
 _HUNDRED = {'classes_per_client': 20}
 # The settings of natural users are our own, for their small data.
 _USERS = {'partition': 'natural', 'classes_per_client': None, 'local_steps': 10}
@@ -113,41 +98,18 @@ _CIFAR10_TARGETS = {
 }
 
 TASKS: dict[str, Row] = {
-  'digits': Row(
-    'digits',
-    1_198,
-    10,
-    2_778,
-    0.007,
-    'scikit-learn',
-    _DIGITS,
-    _DIGITS_TARGETS,
-    has_baseline=True,
-  ),
+  'digits': Row('digits', 10, 'digits', _DIGITS, _DIGITS_TARGETS, LOCAL_STEPS),
   'fashion_mnist_small': Row(
-    'Fashion-MNIST, 14×14',
-    60_000,
-    10,
-    34_122,
-    None,
-    _NPZ,
-    _SMALL,
-    _SMALL_TARGETS,
+    'Fashion-MNIST, 14×14', 10, 'published', _SMALL, _SMALL_TARGETS
   ),
-  'fashion_mnist': Row('Fashion-MNIST', 60_000, 10, 573_578, None, _NPZ),
-  'cifar10': Row(
-    'CIFAR-10', 50_000, 10, 797_962, 0.2, _NPZ, targets=_CIFAR10_TARGETS
-  ),
-  'cifar100': Row('CIFAR-100', 50_000, 100, 815_332, None, _NPZ, _HUNDRED),
-  'mini_imagenet': Row(
-    'mini-ImageNet', 50_000, 100, 1_514_792, None, _FILE, _HUNDRED
-  ),
-  'emnist_digits': Row(
-    'EMNIST digits', 341_873, 10, 573_578, None, _SQLITE, _WRITERS_10
-  ),
-  'emnist': Row('EMNIST', 671_585, 62, 583_614, None, _SQLITE, _WRITERS_62),
-  'shakespeare': Row('Shakespeare', None, 128, 830_592, None, _SQLITE, _ROLES),
-  'npz': Row('Own data', None, None, None, None, _FILES, _OWN),
+  'fashion_mnist': Row('Fashion-MNIST', 10, 'published'),
+  'cifar10': Row('CIFAR-10', 10, 'published', targets=_CIFAR10_TARGETS),
+  'cifar100': Row('CIFAR-100', 100, 'published', _HUNDRED),
+  'mini_imagenet': Row('mini-ImageNet', 100, 'published', _HUNDRED),
+  'emnist_digits': Row('EMNIST digits', 10, 'emnist', _WRITERS_10),
+  'emnist': Row('EMNIST', 62, 'emnist', _WRITERS_62),
+  'shakespeare': Row('Shakespeare', 128, 'shakespeare', _ROLES),
+  'npz': Row('Own data', None, 'npz', _OWN),
 }
 
 
@@ -165,9 +127,8 @@ def defaults(
   is_scaf = correction == 'scaf'
   others = dict(TASKS[name].settings)
   if name == 'npz':
-    num_files = len(glob.glob(os.path.join(data_dir or '', '*.npz')))
-    others['num_clients'] = max(num_files, 1)
-    others['clients_per_round'] = min(10, max(num_files, 1))
+    others['num_clients'] = max(1, len(device_files(data_dir)))
+    others['clients_per_round'] = min(10, others['num_clients'])
   return {
     'rounds': 1000,
     'personalization': 'proto',
@@ -193,6 +154,34 @@ def defaults(
   }
 
 
+def targets(
+  name: str, partition: str, personalization: str
+) -> tuple[float, ...]:
+  """The accuracies fixed beforehand for a task, or none."""
+  return TASKS[name].targets.get((partition, personalization), ())
+
+
+def device_files(data_dir: str | None) -> list[str]:
+  """The files of the task `npz`, one for each device."""
+  return sorted(glob.glob(os.path.join(data_dir or '', '*.npz')))
+
+
+def check_data(name: str, data_dir: str | None) -> None:
+  """Raises a `UserError` for a folder that cannot be right."""
+  if name == 'npz' and not (data_dir and device_files(data_dir)):
+    raise errors.UserError(
+      f'--data_dir={data_dir} must be a folder with a file DEVICE.npz for each'
+      ' device, written by numpy.savez(path, x=inputs, y=classes).'
+    )
+  if name == 'digits' and data_dir is not None:
+    raise errors.UserError(
+      'The digits come with scikit-learn: --data_dir must not be given, got'
+      f' {data_dir!r}. For data of your own there is --task=npz.'
+    )
+
+
 def load(name: str, data_dir: str | None) -> 'task.Task':
   """Loads a task. It imports TensorFlow."""
-  return importlib.import_module(f'{__name__}.{name}').load(data_dir)
+  check_data(name, data_dir)
+  module = importlib.import_module(f'{__name__}.{TASKS[name].module}')
+  return module.load(data_dir, name)

@@ -4,31 +4,34 @@ A file has the arrays `x`, the inputs `[n, ...]`, and `y`, the classes from 0,
 integers `[n]`; and `x_test` and `y_test`, or each fifth example is for tests.
 """
 
-import glob
 import os
-import zipfile
 
 import numpy as np
 import tensorflow as tf
 
+from tasks import catalog
+from tasks import examples
 from tasks.catalog import networks
 from tasks.catalog import task
 from tasks.runs import errors
 import tff_debias
 
 
-def load(data_dir: str | None = None) -> task.Task:
+def load(data_dir: str | None, *unused: str) -> task.Task:
   """Loads the devices in a folder; a network takes inputs as they are."""
-  paths = sorted(glob.glob(os.path.join(data_dir or '', '*.npz')))
-  if data_dir is None or not paths:
-    raise errors.UserError(
-      f'--data_dir={data_dir} must be a folder with a file DEVICE.npz for each'
-      ' device, written by numpy.savez(path, x=inputs, y=classes).'
-    )
   train, test = {}, {}
-  for path in paths:
+  for path in catalog.device_files(data_dir):
     name = os.path.splitext(os.path.basename(path))[0]
-    train[name], test[name] = _read(path)
+    arrays = examples.read(path)
+    x, y = arrays['x'], arrays['y']
+    if 'x_test' in arrays:
+      train[name], test[name] = (x, y), (arrays['x_test'], arrays['y_test'])
+    else:
+      is_test = np.arange(len(y)) % 5 == 4
+      train[name], test[name] = (
+        (x[~is_test], y[~is_test]),
+        (x[is_test], y[is_test]),
+      )
   try:
     natural = tuple(map(tff_debias.client_data_from, (train, test)))
   except (TypeError, ValueError) as e:
@@ -45,18 +48,3 @@ def load(data_dir: str | None = None) -> task.Task:
     ),
     natural=(natural[0], natural[1]),
   )
-
-
-def _read(path: str) -> tuple[task.Examples, task.Examples]:
-  try:
-    with np.load(path) as file:
-      x, y = file['x'], file['y']
-      if 'x_test' in file:
-        return (x, y), (file['x_test'], file['y_test'])
-  # A single array is no context manager: a TypeError.
-  except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
-    raise errors.UserError(
-      f'{path} must be a file .npz with the arrays x and y: {e}'
-    ) from e
-  is_test = np.arange(len(y)) % 5 == 4
-  return (x[~is_test], y[~is_test]), (x[is_test], y[is_test])

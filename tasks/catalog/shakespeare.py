@@ -21,22 +21,15 @@ _LENGTH = 80
 _NUM_CHARACTERS = 128
 
 
-def load(data_dir: str | None = None) -> task.Task:
+def load(data_dir: str | None, name: str) -> task.Task:
   """Loads the task, with the roles as its natural partition only.
 
   An example is the codes of 80 characters, int32 `[80]`. Its class is the code
   of the next character. Each character of a role is the class of one example.
   `data_dir` is as in `readers.load_users`, whose file is `shakespeare.sqlite`.
   """
-  return make_task(
-    *readers.load_users(
-      tff.simulation.datasets.shakespeare.load_data, 'shakespeare', data_dir
-    )
-  )
-
-
-def make_task(train: task.ClientData, test: task.ClientData) -> task.Task:
-  """Makes the task of the data of `tff.simulation.datasets.shakespeare`."""
+  load_data = tff.simulation.datasets.shakespeare.load_data
+  train, test = readers.load_users(load_data, name, data_dir)
   return task.Task(
     num_classes=_NUM_CHARACTERS,
     build_model=lambda num_outputs: networks.character_lstm(

@@ -1,5 +1,6 @@
 """Writes an evaluation device by device: tables, figures and a summary."""
 
+from collections.abc import Sequence
 import os
 from typing import Any
 
@@ -9,9 +10,12 @@ from tasks.reports import figures
 from tasks.reports import tables
 from tasks.runs import per_client
 
-_LINES: dict[str, dict[str, Any]] = dict(
-  zip(per_client.GROUPS, figures.LINES, strict=False)
-)
+# The lines of groups, in colours that no method has.
+_LINES: dict[str, dict[str, Any]] = {
+  'took part': {'color': '#44aa99', 'linestyle': '-', 'marker': 'o'},
+  'not yet': {'color': '#999933', 'linestyle': '--', 'marker': 's'},
+  'held out': {'color': '#882255', 'linestyle': '-.', 'marker': '^'},
+}
 _BINS = np.linspace(0, 1, 21).tolist()
 _NOTES = """\
 The personalized test accuracy over the devices that took part in training, that
@@ -37,7 +41,14 @@ def save(evaluation: per_client.Evaluation, folder: str) -> str:
   """
   target = os.path.join(folder, f'round_{evaluation.round_num:06d}')
   os.makedirs(target, exist_ok=True)
-  tables.write_csv(evaluation.clients, os.path.join(target, 'clients.csv'))
+  names, columns = evaluation.clients.keys(), evaluation.clients.values()
+  tables.write_csv(
+    [
+      dict(zip(names, values, strict=True))
+      for values in zip(*(c.tolist() for c in columns), strict=True)
+    ],
+    os.path.join(target, 'clients.csv'),
+  )
   _draw_histogram(evaluation, os.path.join(target, 'histogram.png'))
   for name, of, label in (
     ('few_shot', 'examples', 'local training examples'),
@@ -46,7 +57,7 @@ def save(evaluation: per_client.Evaluation, folder: str) -> str:
     if rows := getattr(evaluation, name):
       path = os.path.join(target, name)
       tables.write_csv(rows, f'{path}.csv')
-      _draw_curves(evaluation, name, of, label, f'{path}.png')
+      _draw_curves(evaluation, rows, of, label, f'{path}.png')
   summary = _summary(evaluation)
   with open(os.path.join(target, 'summary.md'), 'w') as file:
     file.write(summary)
@@ -55,87 +66,83 @@ def save(evaluation: per_client.Evaluation, folder: str) -> str:
 
 def _summary(evaluation: per_client.Evaluation) -> str:
   """Markdown, which is also for the terminal."""
-  rows = []
+  rows, sentences = [], []
   for group in _groups(evaluation):
-    accuracy, meta, gain = (
+    accuracy, meta, gain, alone = (
       _column(evaluation, name, group)
-      for name in ('accuracy', 'meta_accuracy', 'gain')
+      for name in ('accuracy', 'meta_accuracy', 'gain', 'alone')
     )
     counts = np.isfinite(accuracy)
-    cells = {'group': group, 'devices': f'{counts.sum()} of {len(counts)}'}
-    if counts.any():
-      values = accuracy[counts]
-      low, median, high = per_client.quantile(values, (0.1, 0.5, 0.9))
-      numbers = {
-        'mean': values.mean(),
-        'std': values.std(),
-        'min': values.min(),
-        'q10': low,
-        'median': median,
-        'q90': high,
-        'meta-model': meta[counts].mean(),
-        'gain': gain[counts].mean(),
+    if not counts.any():
+      continue
+    values = np.sort(accuracy[counts])
+    low, median, high = per_client.quantile(values, (0.1, 0.5, 0.9))
+    numbers = {
+      'mean': values.mean(),
+      'std': values.std(),
+      'min': values.min(),
+      'q10': low,
+      'median': median,
+      'q90': high,
+      'meta-model': meta[counts].mean(),
+      'gain': gain[counts].mean(),
+    }
+    rows.append(
+      {
+        'group': group,
+        'devices': f'{counts.sum()} of {len(counts)}',
+        **{k: 'n/a' if np.isnan(v) else f'{v:.4f}' for k, v in numbers.items()},
       }
-      for name, number in numbers.items():
-        cells[name] = 'n/a' if np.isnan(number) else f'{number:.4f}'
-      rows.append(cells)
+    )
+    # How many are worse off, and how the worst are.
+    parts = []
+    for name, others in (('alone', alone), ('the meta-model', meta)):
+      both = counts & np.isfinite(others)
+      if both.any():
+        parts.append(
+          f'{np.sum(accuracy[both] < others[both])} of {both.sum()} devices are'
+          f' worse than {name} ({others[both].mean():.4f})'
+        )
+    worst = values[: max(1, len(values) // 10)].mean()
+    parts.append(f'the worst tenth has {worst:.4f} on average')
+    sentences.append(f'{group}: {"; ".join(parts)}.\n')
   table = tables.to_markdown(rows) if rows else 'No device counts.'
-  hurt = ''.join(f'{_hurt(evaluation, row["group"])}\n' for row in rows)
-  return f'# {evaluation.title}\n\n{table}\n\n{hurt}\n{_NOTES}'
-
-
-def _hurt(evaluation: per_client.Evaluation, group: str) -> str:
-  """How many devices of a group are worse off, and how the worst are."""
-  accuracy = _column(evaluation, 'accuracy', group)
-  counted = np.sort(accuracy[np.isfinite(accuracy)])
-  parts = []
-  for name, other in (('alone', 'alone'), ('meta_accuracy', 'the meta-model')):
-    values = _column(evaluation, name, group)
-    both = np.isfinite(values) & np.isfinite(accuracy)
-    if both.any():
-      worse = int(np.sum(accuracy[both] < values[both]))
-      parts.append(
-        f'{worse} of {both.sum()} devices are worse than {other}'
-        f' ({values[both].mean():.4f})'
-      )
-  worst = counted[: max(1, len(counted) // 10)].mean()
-  parts.append(f'the worst tenth has {worst:.4f} on average')
-  return f'{group}: {"; ".join(parts)}.'
+  return f'# {evaluation.title}\n\n{table}\n\n{"".join(sentences)}\n{_NOTES}'
 
 
 def _groups(evaluation: per_client.Evaluation) -> list[str]:
-  found = {row['group'] for row in evaluation.clients}
-  return [group for group in per_client.GROUPS if group in found]
+  return [g for g in per_client.GROUPS if g in evaluation.clients['group']]
 
 
 def _column(
   evaluation: per_client.Evaluation, name: str, group: str
 ) -> np.ndarray:
-  return np.array(
-    [row[name] for row in evaluation.clients if row['group'] == group]
-  )
+  return evaluation.clients[name][evaluation.clients['group'] == group]
 
 
 def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
   groups = _groups(evaluation)
-  accuracies = [_column(evaluation, 'accuracy', group) for group in groups]
-  meta = np.array([row['meta_accuracy'] for row in evaluation.clients])
+  # A value on an edge, but for rounding, is above it.
+  shown = [
+    np.minimum(values[np.isfinite(values)] + 1e-6, 1)
+    for values in (
+      *(_column(evaluation, 'accuracy', group) for group in groups),
+      evaluation.clients['meta_accuracy'],
+    )
+  ]
   figure, (axis,) = _panels(evaluation, 1)
   axis.hist(
-    [_within_bins(values) for values in accuracies],
+    shown[:-1],
     _BINS,
     stacked=True,
-    label=[
-      f'{group} ({np.isfinite(values).sum()})'
-      for group, values in zip(groups, accuracies, strict=True)
-    ],
+    label=[f'{g} ({len(v)})' for g, v in zip(groups, shown, strict=False)],
     color=[_LINES[group]['color'] for group in groups],
     edgecolor='white',
     linewidth=0.5,
   )
-  if np.isfinite(meta).any():
+  if len(shown[-1]):
     axis.hist(
-      _within_bins(meta),
+      shown[-1],
       _BINS,
       histtype='step',
       color='black',
@@ -148,46 +155,34 @@ def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
   figures.save(figure, path)
 
 
-def _within_bins(values: np.ndarray) -> np.ndarray:
-  """The finite values; one on an edge, but for rounding, is above it."""
-  return np.minimum(values[np.isfinite(values)] + 1e-6, 1)
-
-
 def _draw_curves(
-  evaluation: per_client.Evaluation, name: str, of: str, label: str, path: str
+  evaluation: per_client.Evaluation,
+  rows: Sequence[per_client.Row],
+  of: str,
+  label: str,
+  path: str,
 ) -> None:
   """Draws a panel for each group, in which the other groups are grey.
 
   The places on the axis are the values of the column `of`, side by side.
   """
-  rows = getattr(evaluation, name)
   places = list(dict.fromkeys(row[of] for row in rows))
-  groups = [
-    g for g in _groups(evaluation) if any(r['group'] == g for r in rows)
-  ]
+  groups = list(dict.fromkeys(row['group'] for row in rows))
   figure, axes = _panels(evaluation, len(groups))
   for axis, own in zip(axes, groups, strict=True):
     for group in groups:
       points = [row for row in rows if row['group'] == group]
       x = [places.index(row[of]) for row in points]
-      mean, low, high = (
-        [row[name] for row in points] for name in ('mean', 'q10', 'q90')
+      mean, low, high, alone = (
+        [row.get(name, np.nan) for row in points]
+        for name in ('mean', 'q10', 'q90', 'alone')
       )
       if group != own:
         axis.plot(x, mean, '0.7', linewidth=1, zorder=1, label='other groups')
         continue
       line = _LINES[group]
-      axis.plot(x, mean, label=f'mean, {group}', **line)
-      axis.fill_between(
-        x,
-        low,
-        high,
-        color=line['color'],
-        alpha=0.15,
-        linewidth=0,
-        label='10 % to 90 % of devices',
-      )
-      alone = [row.get('alone', np.nan) for row in points]
+      axis.plot(x, mean, label=f'mean, {group}', markersize=3, **line)
+      figures.add_band(axis, x, low, high, line, '10 % to 90 % of devices')
       if np.isfinite(alone).any():
         words = 'trained alone on the same examples'
         axis.plot(x, alone, color='0.3', linestyle=':', label=words)

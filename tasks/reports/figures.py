@@ -15,6 +15,7 @@ import numpy as np  # noqa: E402
 from tasks.reports import savings  # noqa: E402
 from tasks.runs import folder as folder_lib  # noqa: E402
 from tasks.runs import methods  # noqa: E402
+from tasks.runs import settings as settings_lib  # noqa: E402
 
 #: The metrics of every round.
 Rows = Sequence[Mapping[str, float]]
@@ -84,9 +85,22 @@ def add_legend(figure: plt.Figure, title: str | None = None) -> None:
   )
 
 
+def add_band(
+  axis: plt.Axes,
+  x: Any,
+  low: Any,
+  high: Any,
+  line: Mapping[str, Any],
+  label: str | None = None,
+) -> None:
+  """Fills what lies between two curves, in the colour of a line."""
+  color = line['color']
+  axis.fill_between(x, low, high, color=color, alpha=0.15, lw=0, label=label)
+
+
 def save_convergence(
   rows: Rows,
-  title: str,
+  settings: settings_lib.Settings,
   path: str,
   baselines: Mapping[str, Rows] | None = None,
   alone: float | None = None,
@@ -95,44 +109,30 @@ def save_convergence(
 
   Args:
     rows: The metrics of every round.
-    title: It begins with the name of the method and a comma.
+    settings: Those of the run, resolved.
     path: The PNG, beside which is a PDF.
     baselines: The metrics of other runs by method, whose accuracy is drawn too.
     alone: The accuracy of devices that train alone, drawn as a level.
   """
-  tests = _tests(rows)
   figure, axis = plt.subplots(figsize=(7, 4.5))
-  method = title.partition(',')[0]
-  # A name may say more than the method, in brackets.
-  others = {k.partition(' (')[0]: v for k, v in (baselines or {}).items()}
-  lines = lines_of([method, *others])
-  axis.plot(tests['round'], tests['accuracy'], label=method, **lines[method])
-  axis.fill_between(
-    tests['round'],
-    tests['low'],
-    tests['high'],
-    color=lines[method]['color'],
-    alpha=0.15,
-    linewidth=0,
-    label=f'{method}, 10 % to 90 % of devices',
-  )
-  for name, other in others.items():
-    points = _tests(other)
-    axis.plot(points['round'], points['accuracy'], label=name, **lines[name])
+  method, _ = settings.method_names
+  runs = {method: rows, **(baselines or {})}
+  lines = lines_of(runs)
+  for name, metrics in runs.items():
+    tests, label = folder_lib.evaluations(metrics), methods.title(name)
+    axis.plot(tests['round'], tests['accuracy'], label=label, **lines[name])
+  tests = folder_lib.evaluations(rows)
+  x, low, high = (tests[k] for k in ('round', 'low', 'high'))
+  label = f'{methods.title(method)}, 10 % to 90 % of devices'
+  add_band(axis, x, low, high, lines[method], label)
   _add_alone(axis, alone)
   axis.set(ylabel='personalized test accuracy')
   axis.set_xlabel(_rounds_label(tests['models'][-1], tests['round'][-1]))
   axis.set_xlim(0, max(rows[-1]['round'], 1))
   axis.locator_params('x', integer=True)
-  figure.suptitle(title)
+  figure.suptitle(f'{settings.title}, seed {settings.seed}')
   add_legend(figure)
   save(figure, path)
-
-
-def _tests(rows: Rows) -> dict[str, np.ndarray]:
-  """The columns of `folder.evaluations`."""
-  tests = folder_lib.evaluations(rows)
-  return {name: np.array([test[name] for test in tests]) for name in tests[0]}
 
 
 def _rounds_label(models: float, rounds: float) -> str:
@@ -182,7 +182,11 @@ def save_comparison(
     for axis, x_name in zip(row, names, strict=True):
       for method in dict.fromkeys(curve.method for curve in group):
         runs = [curve for curve in group if curve.method == method]
-        _draw_runs(axis, runs, x_name, lines[method])
+        x = np.mean([getattr(run, x_name) for run in runs], axis=0)
+        y = np.array([run.accuracy for run in runs])
+        label, line = methods.title(method), lines[method]
+        axis.plot(x, y.mean(axis=0), label=label, **line)
+        add_band(axis, x, y.min(axis=0), y.max(axis=0), line)
       for target in targets[personalization]:
         axis.axhline(
           target, color='0.4', linewidth=0.6, zorder=1, label='target'
@@ -191,35 +195,12 @@ def save_comparison(
       axis.set_xlim(left=0)
       axis.set_title(methods.title(personalization))
     row[0].set_ylabel('personalized test accuracy')
-  last = curves[-1]
   axes[-1, -1].set_xlabel('models transmitted (down and up)')
+  label = 'rounds'
   if len(costs) == 1:
-    label = _rounds_label(last.models[-1], last.rounds[-1])
-    axes[-1, 0].set_xlabel(label)
-  else:
-    axes[-1, 0].set_xlabel('rounds')
+    label = _rounds_label(curves[-1].models[-1], curves[-1].rounds[-1])
+  axes[-1, 0].set_xlabel(label)
   seeds = len({curve.seed for curve in curves})
   figure.suptitle(f'{title}, {seeds} seeds' if seeds > 1 else title)
   add_legend(figure, 'mean and range over seeds' if seeds > 1 else None)
   save(figure, path)
-
-
-def _draw_runs(
-  axis: plt.Axes,
-  runs: Sequence[savings.Curve],
-  x_name: str,
-  line: Mapping[str, Any],
-) -> None:
-  """Draws the runs of a method, one for each seed."""
-  x = np.mean([getattr(run, x_name) for run in runs], axis=0)
-  y = np.array([run.accuracy for run in runs])
-  label = methods.title(runs[0].method)
-  axis.plot(x, y.mean(axis=0), label=label, **line)
-  axis.fill_between(
-    x,
-    y.min(axis=0),
-    y.max(axis=0),
-    color=line['color'],
-    alpha=0.15,
-    linewidth=0,
-  )

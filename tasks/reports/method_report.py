@@ -12,7 +12,8 @@ from tasks.runs import methods
 
 _OF_TARGET = ('reached', 'rounds', 'models', 'saving', 'saving_bound')
 _PLAIN = [row.title for row in methods.METHODS.values() if not row.personalizes]
-_NOTES = (
+#: What explains the tables.
+NOTES = (
   'Accuracy: personalized, the mean over devices. ±: the standard deviation'
   ' over seeds. Gap: the final accuracy less that of the uncorrected method,'
   ' for the same seed. [ ]: the range over seeds.',
@@ -79,13 +80,8 @@ def to_rows(
   return rows
 
 
-def to_markdown(
-  rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()
-) -> str:
-  """Tables of `to_rows`, one for each personalization, and notes below.
-
-  `notes` stand after those that explain the tables.
-  """
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Tables of `to_rows`, one for each personalization."""
   parts = []
   for personalization, group in _groups(rows, 'personalization').items():
     lines = []
@@ -110,7 +106,6 @@ def to_markdown(
             line[f'{name} to {target:g}'] = cell
       lines.append(line)
     parts.append(tables.to_markdown(lines))
-  parts.append('\n'.join(f'* {note}' for note in (*_NOTES, *notes)))
   return '\n\n'.join(parts)
 
 
@@ -124,16 +119,16 @@ def _groups(
 
 def _gap(runs: Sequence[Mapping[str, Any]]) -> str:
   gaps = [run['gap'] for run in runs if run['gap'] is not None]
-  if not gaps:
-    return ''
-  mean = f'{statistics.mean(gaps):+.3f}'
-  return mean + _range(gaps, '+.3f')
+  return _with_range(statistics.mean(gaps), gaps, '+.3f') if gaps else ''
 
 
-def _range(values: Sequence[float], form: str) -> str:
+def _with_range(
+  mean: float, values: Sequence[float], form: str, unit: str = ''
+) -> str:
+  text = f'{mean:{form}}{unit}'
   if len(values) < 2:
-    return ''
-  return f' [{min(values):{form}}, {max(values):{form}}]'
+    return text
+  return f'{text} [{min(values):{form}}, {max(values):{form}}]'
 
 
 def _cost(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
@@ -159,10 +154,9 @@ def _saving(runs: Sequence[Mapping[str, Any]]) -> str:
   mean = savings.mean_saving(saved)
   if mean.bound == '?':
     return 'open'
-  factor = f'{mean.ratio:.2f} ×'
   if mean.bound:
-    return f'{mean.bound} {factor}'
-  return factor + _range([s.ratio for s in saved], '.2f')
+    return f'{mean.bound} {mean.ratio:.2f} ×'
+  return _with_range(mean.ratio, [s.ratio for s in saved], '.2f', ' ×')
 
 
 def curve_rows(curves: Sequence[savings.Curve]) -> list[dict[str, Any]]:

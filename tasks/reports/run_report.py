@@ -16,19 +16,19 @@ def summary(
   `rows` are the metrics of every round.
   """
   tests = folder_lib.evaluations(rows)
-  last, best = tests[-1], max(tests, key=lambda test: test['accuracy'])
+  last, best = (
+    f'{tests["accuracy"][i]:.4f} after round {tests["round"][i]:.0f}'
+    for i in (-1, tests['accuracy'].argmax())
+  )
   num_bytes = sum(
     rows[-1].get(f'{name}/bytes', 0) for name in ('distributor', 'aggregator')
   )
   lines = [
-    f'personalized accuracy {last["accuracy"]:.4f} after round'
-    f' {last["round"]:.0f} (the worst tenth of devices is at'
-    f' or below {last["low"]:.3f}); best {best["accuracy"]:.4f} after round'
-    f' {best["round"]:.0f}',
-    f'transmitted {last["models"]:.0f} models, {num_bytes / 1e6:.1f} MB',
+    f'personalized accuracy {last} (the worst tenth of devices is at or below'
+    f' {tests["low"][-1]:.3f}); best {best}',
+    f'transmitted {tests["models"][-1]:.0f} models, {num_bytes / 1e6:.1f} MB',
   ]
-  curve = savings.curve(settings, [test for test in tests if test['round'] > 0])
-  loss, round_num = curve.largest_loss()
+  loss, round_num = savings.curve(settings, rows).largest_loss()
   if loss > savings.MAX_LOSS:
     lines.append(
       f'Warning: in round {round_num} the accuracy was {100 * loss:.1f} points'

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tasks.runs import folder as folder_lib
 from tasks.runs import methods
 from tasks.runs import settings as settings_lib
 
@@ -56,22 +57,17 @@ class Curve:
 
 def curve(
   settings: settings_lib.Settings,
-  tests: Sequence[Mapping[str, float]],
+  rows: Sequence[Mapping[str, float]],
   smoothing: int = 1,
 ) -> Curve:
-  """The curve of a run; `tests` are from `tasks.runs.folder.evaluations`."""
-  method, personalization = settings.method_names
-  rounds, models, accuracy = (
-    np.array([test[name] for test in tests])
-    for name in ('round', 'models', 'accuracy')
-  )
+  """The curve of a run, from its metrics of every round."""
+  tests = folder_lib.evaluations([row for row in rows if row['round']])
   return Curve(
-    method,
-    personalization,
+    *settings.method_names,
     settings.seed,
-    rounds,
-    models,
-    accuracy,
+    tests['round'],
+    tests['models'],
+    tests['accuracy'],
     smoothing,
     # The folder of the data is a place on this machine.
     {k: v for k, v in vars(settings).items() if k != 'data_dir'},

@@ -76,18 +76,15 @@ def run_in_parts(
 
 def _validation(data: ClientData, period: int) -> tuple[ClientData, ClientData]:
   """Splits training data: each `period`-th example is for validation."""
-  shards = tf.data.Dataset.shard
 
-  def training(client_id: str) -> tf.data.Dataset:
-    examples = data.serializable_dataset_fn(client_id)
-    parts = [shards(examples, period, i) for i in range(period - 1)]
+  def training(examples: tf.data.Dataset) -> tf.data.Dataset:
+    parts = [examples.shard(period, i) for i in range(period - 1)]
     return functools.reduce(tf.data.Dataset.concatenate, parts)
 
-  def validation(client_id: str) -> tf.data.Dataset:
-    return shards(data.serializable_dataset_fn(client_id), period, period - 1)
+  def validation(examples: tf.data.Dataset) -> tf.data.Dataset:
+    return examples.shard(period, period - 1)
 
-  build = functools.partial(ClientData.from_clients_and_tf_fn, data.client_ids)
-  return build(training), build(validation)
+  return data.preprocess(training), data.preprocess(validation)
 
 
 class Experiment:
@@ -106,11 +103,10 @@ class Experiment:
     self.task = catalog.load(s.task, s.data_dir)
     self.correction = components.build('correction', s)
     self.personalization = components.build('personalization', s)
-    self.personalization_in_tests = self.personalization
-    if s.tested_personalization is not None:
-      self.personalization_in_tests = components.build(
-        'tested_personalization', s
-      )
+    tested = 'tested_personalization' if s.tested_personalization else None
+    self.personalization_in_tests = components.build(
+      tested or 'personalization', s
+    )
     self.train_data, self.test_data = self._split()
     if s.validation_share:
       self.train_data, self.test_data = _validation(
@@ -212,17 +208,12 @@ class Experiment:
       )
       for client_id in client_ids
     ]
-    if not self.keeps_state:
-      return datasets
+    if s.evaluated_model != 'all' and not self.correction.is_kept:
+      return datasets  # Clients keep no state, and take part without ids.
     return [
       collections.OrderedDict(client_id=client_id, data=data)
       for client_id, data in zip(client_ids, datasets, strict=True)
     ]
-
-  @property
-  def keeps_state(self) -> bool:
-    """Whether clients keep a state, and so take part with their ids."""
-    return self.settings.evaluated_model == 'all' or self.correction.is_kept
 
   @functools.cached_property
   def evaluation_data(self) -> list[collections.OrderedDict[str, Any]]:
@@ -264,13 +255,18 @@ class Experiment:
       max_grad_norm=self.max_grad_norm_in_tests,
     )
 
+  def build_client_evaluation(
+    self, personalization: tff_debias.Personalization
+  ) -> tff.Computation:
+    """A personalized test with a result for each client."""
+    return tff_debias.build_client_evaluation(
+      self.model, personalization, max_grad_norm=self.max_grad_norm_in_tests
+    )
+
   def build_local_training(self, num_steps: int) -> tff.Computation:
     """The test of clients that train alone: MAML's steps are local training."""
-    return tff_debias.build_client_evaluation(
-      self.model,
-      tff_debias.Maml(num_steps, self.settings.learning_rate),
-      max_grad_norm=self.max_grad_norm_in_tests,
-    )
+    rate = self.settings.learning_rate
+    return self.build_client_evaluation(tff_debias.Maml(num_steps, rate))
 
   @property
   def max_grad_norm_in_tests(self) -> float:

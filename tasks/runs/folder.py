@@ -17,6 +17,8 @@ import os
 import re
 from typing import Any
 
+import numpy as np
+
 from tasks.runs import errors
 from tasks.runs import settings as settings_lib
 
@@ -151,21 +153,18 @@ class RunFolder:
       return False
 
 
-def evaluations(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-  """The results of the personalized tests, of the rounds that have one.
+def evaluations(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
+  """The results of the personalized tests, an element for each `[tests]`.
 
-  Each has its `round`, the `models` transmitted so far (down and up), the
+  They are the `round`, the `models` transmitted until then (down and up), the
   `accuracy` (the mean over clients), and the 10 % and 90 % quantiles over
   clients, `low` and `high`.
   """
-  return [
-    {
-      'round': row['round'],
-      'models': sum(row.get(name, 0.0) for name in _MODELS),
-      'accuracy': row[f'{_ACCURACY}/mean'],
-      'low': row[f'{_ACCURACY}/q10'],
-      'high': row[f'{_ACCURACY}/q90'],
-    }
-    for row in rows
-    if f'{_ACCURACY}/mean' in row
-  ]
+  tests = [row for row in rows if f'{_ACCURACY}/mean' in row]
+  models = [sum(row.get(name, 0.0) for name in _MODELS) for row in tests]
+  columns = {'round': 'round', 'accuracy': f'{_ACCURACY}/mean'}
+  columns |= {'low': f'{_ACCURACY}/q10', 'high': f'{_ACCURACY}/q90'}
+  return {'models': np.array(models)} | {
+    name: np.array([row[column] for row in tests])
+    for name, column in columns.items()
+  }

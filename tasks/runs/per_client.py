@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -30,11 +29,11 @@ class Evaluation:
     title: What was evaluated.
     round_num: The round of the meta-model.
     trained_steps: The number of MAML steps in its tests; 0 without MAML.
-    clients: A row for each device: its id `client`, its `group` (of `GROUPS`),
-      its numbers of `train_examples` and `test_examples`, `meta_accuracy` and
+    clients: For each device its id `client`, its `group` (of `GROUPS`), its
+      numbers of `train_examples` and `test_examples`, `meta_accuracy` and
       `meta_loss` (of the meta-model as it is), `accuracy` and `loss`
       (personalized), `gain` (of accuracy), and `alone` (the accuracy after
-      local training from the initial model).
+      local training from the initial model), each `[clients]`.
     few_shot: A row for each `group` and number of local `examples` (a number,
       or `all`): the number of `clients` that have as many, and `mean`, `q10`
       and `q90` of their accuracy; and `alone`, the mean accuracy of the same
@@ -45,7 +44,7 @@ class Evaluation:
   title: str
   round_num: int
   trained_steps: int
-  clients: list[Row]
+  clients: dict[str, np.ndarray]
   few_shot: list[Row]
   steps: list[Row]
 
@@ -70,31 +69,25 @@ def evaluate(
   personalization = experiment.personalization_in_tests
   # The steps of a class that is derived from it can be others.
   is_maml = type(personalization) is tff_debias.Maml
-  # Prototypes replace the last layer, so it is not trained.
-  is_proto = isinstance(experiment.personalization, tff_debias.Proto)
   if num_steps is not None and not is_maml:
     raise errors.UserError(
       f'--steps={num_steps} is for MAML, but the run is tested with'
       f' {experiment.settings.personalization_in_tests}.'
     )
   devices = _Devices(experiment, round_num, max_clients)
-  if type(personalization) is tff_debias.NoPersonalization:
-    few_shot = []
-  elif few_shot is None:
-    numbers = [n * 10**k for k in range(9) for n in (1, 2, 5)]
-    few_shot = [n for n in numbers if n < devices.train_examples.max()]
-  model, norm = experiment.model, experiment.max_grad_norm_in_tests
-  build = tff_debias.build_client_evaluation
-  test = build(model, personalization, max_grad_norm=norm)
-  steps, trained = [], 0
-  run = functools.partial(devices.run, weights)
+  test = experiment.build_client_evaluation(personalization)
+  nothing = tff_debias.NoPersonalization()
+  trained, steps = 0, []
   if is_maml:
     trained = personalization.num_steps
     last = num_steps or 2 * trained
     by_step = tff_debias.build_step_evaluation(
-      model, personalization, max(last, trained), max_grad_norm=norm
+      experiment.model,
+      personalization,
+      max(last, trained),
+      max_grad_norm=experiment.max_grad_norm_in_tests,
     )
-    table = run('steps', by_step)
+    table = devices.run(weights, 'steps', by_step)
     meta, personalized = (
       {name: values[:, step] for name, values in table.items()}
       for step in (0, trained)
@@ -102,40 +95,52 @@ def evaluate(
     for step in range(last + 1):
       steps += devices.curve('steps', step, table['accuracy'][:, step])
   else:
-    personalized = run('personalized', test)
-    meta = {name: values * np.nan for name, values in personalized.items()}
-    if not is_proto:
-      meta = run('meta-model', build(model, tff_debias.NoPersonalization()))
-  no_values = np.full(len(devices.ids), np.nan)
-  alone = {size: no_values for size in (None, *few_shot)}
+    personalized = meta = devices.run(weights, 'personalized', test)
+    # Prototypes replace the last layer, so it is not trained.
+    if isinstance(experiment.personalization, tff_debias.Proto):
+      meta = {name: values * np.nan for name, values in meta.items()}
+    elif personalization != nothing:
+      untouched = experiment.build_client_evaluation(nothing)
+      meta = devices.run(weights, 'meta-model', untouched)
+
   if local_steps:
     local_training = experiment.build_local_training(local_steps)
-    for size in alone:
-      initial = model.initial_weights
-      results = devices.run(initial, 'alone', local_training, size)
-      alone[size] = results['accuracy']
-  shots: list[tuple[Any, Results, np.ndarray]] = []
-  if few_shot:
-    shots = [
-      (0, meta, no_values),
-      *[(n, run(f'{n} examples', test, n), alone[n]) for n in few_shot],
-      ('all', personalized, alone[None]),
-    ]
-  return Evaluation(
+
+  def alone(size: int | None) -> np.ndarray:
+    if not local_steps:
+      return np.full(len(devices.ids), np.nan)
+    initial = experiment.model.initial_weights
+    return devices.run(initial, 'alone', local_training, size)['accuracy']
+
+  all_alone = alone(None)
+  shots: list[Row] = []
+  if few_shot is None:
+    numbers = [n * 10**k for k in range(9) for n in (1, 2, 5)]
+    few_shot = [n for n in numbers if n < devices.train_examples.max()]
+  if few_shot and personalization != nothing:
+    shots = devices.curve('examples', 0, meta['accuracy'], all_alone * np.nan)
+    for size in few_shot:
+      found = devices.run(weights, f'{size} examples', test, size)['accuracy']
+      shots += devices.curve('examples', size, found, alone(size))
+    found = personalized['accuracy']
+    shots += devices.curve('examples', 'all', found, all_alone)
+  clients = {
+    'client': np.array(devices.ids),
+    'group': devices.groups,
+    'train_examples': devices.train_examples,
+    'test_examples': devices.test_examples,
+    'meta_accuracy': meta['accuracy'],
+    'meta_loss': meta['loss'],
+    'accuracy': personalized['accuracy'],
+    'loss': personalized['loss'],
+    'gain': personalized['accuracy'] - meta['accuracy'],
+    'alone': all_alone,
+  }
+  title = (
     f'{experiment.settings.title}; the model'
-    f' {experiment.settings.evaluated_model!r} after round {round_num}',
-    round_num,
-    trained,
-    devices.rows(meta, personalized, alone[None]),
-    [
-      row
-      for size, results, trained_alone in shots
-      for row in devices.curve(
-        'examples', size, results['accuracy'], trained_alone
-      )
-    ],
-    steps,
+    f' {experiment.settings.evaluated_model!r} after round {round_num}'
   )
+  return Evaluation(title, round_num, trained, clients, shots, steps)
 
 
 class _Devices:
@@ -155,8 +160,8 @@ class _Devices:
     held_out = set(experiment.held_out_clients)
     took_part = experiment.clients_until(round_num)
     places = [2 * (i in held_out) or int(i not in took_part) for i in self.ids]
-    self._groups = np.array(GROUPS)[places]
-    self.train_examples, self._test_examples = (
+    self.groups = np.array(GROUPS)[places]
+    self.train_examples, self.test_examples = (
       np.array([_size(data.create_tf_dataset_for_client(i)) for i in self.ids])
       for data in (experiment.train_data, experiment.test_data)
     )
@@ -209,7 +214,7 @@ class _Devices:
     """The rows of one place of a curve: over the devices with a value there."""
     rows = []
     for group in GROUPS:
-      is_shown = (self._groups == group) & np.isfinite(accuracy)
+      is_shown = (self.groups == group) & np.isfinite(accuracy)
       values = accuracy[is_shown]
       if len(values):
         row = {'group': group, name: place, 'clients': len(values)}
@@ -219,26 +224,6 @@ class _Devices:
           row['alone'] = alone[is_shown].mean()
         rows.append(row)
     return rows
-
-  def rows(
-    self, meta: Results, personalized: Results, alone: np.ndarray
-  ) -> list[Row]:
-    """The rows of the devices."""
-    return [
-      {
-        'client': self.ids[i],
-        'group': self._groups[i],
-        'train_examples': self.train_examples[i],
-        'test_examples': self._test_examples[i],
-        'meta_accuracy': meta['accuracy'][i],
-        'meta_loss': meta['loss'][i],
-        'accuracy': personalized['accuracy'][i],
-        'loss': personalized['loss'][i],
-        'gain': personalized['accuracy'][i] - meta['accuracy'][i],
-        'alone': alone[i],
-      }
-      for i in range(len(self.ids))
-    ]
 
 
 def quantile(values: np.ndarray, shares: Any) -> Any:

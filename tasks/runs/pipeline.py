@@ -5,7 +5,6 @@ not for each client, makes the batches of it when the round needs them.
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import math
@@ -15,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tasks.catalog import images
-from tff_debias import checks
+from tasks.runs import errors
 
 # Smaller batches are made at once: it takes less time than to call the graph.
 _SMALL_BYTES = 2**17
@@ -42,20 +41,11 @@ def training_dataset(
   support and query by turns. The seed is nonnegative integers: (run, round,
   client). `augment` is as in `task.Task`.
   """
-  checks.check_integer('batch_size', batch_size)
-  checks.check_integer('num_batches', num_batches)
-  spec = dataset.element_spec
-  if not isinstance(spec, Mapping) or set(spec) != {'x', 'y'}:
-    raise TypeError(
-      f"The examples must be mappings with the keys 'x' and 'y', got {spec}."
-    )
-  if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-    raise ValueError('The data set must be finite: it is repeated here.')
   try:
     # One batch that is larger than any client's data: all examples.
     examples = dataset.batch(2**40).get_single_element()
   except tf.errors.InvalidArgumentError as e:
-    raise ValueError(f'The data set has no example to train on: {e}') from e
+    raise errors.UserError('A client has no example to train on.') from e
   rng = np.random.default_rng(seed)
   num_examples = len(examples['y'])
   num_epochs = -(-batch_size * num_batches // num_examples)
@@ -73,7 +63,9 @@ def training_dataset(
       tf.nest.map_structure(lambda tensor: tensor.numpy()[batches], examples)
     )
   seeds = rng.integers(2**31, size=(num_batches, 2), dtype=np.int32)
-  batching = _batching(augment, batch_size, *tf.nest.flatten(spec))
+  batching = _batching(
+    augment, batch_size, *tf.nest.flatten(dataset.element_spec)
+  )
   return batching(examples, order, seeds)
 
 

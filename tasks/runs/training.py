@@ -2,10 +2,8 @@
 
 import asyncio
 import collections
-from collections.abc import Coroutine
 from collections.abc import Sequence
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -49,6 +47,20 @@ class _Checkpoints(tff.program.FileProgramStateManager):
         f' another version ({checks.first_line(e)}). {way_back}'
       ) from e
 
+  def versions(self) -> list[int]:
+    """The rounds of the checkpoints."""
+    return asyncio.run(self.get_versions()) or []
+
+  def check(self, flag: str, round_num: int) -> None:
+    """Raises a `UserError` if there is no checkpoint of a round."""
+    versions = self.versions()
+    if round_num not in versions:
+      kept = ', '.join(map(str, versions)) or 'there is none yet'
+      raise errors.UserError(
+        f'{flag}={round_num} is not among the checkpoints in {self._path}:'
+        f' {kept}.'
+      )
+
 
 def run(
   experiment: experiment_lib.Experiment,
@@ -83,16 +95,22 @@ def run(
         return collections.OrderedDict()
       return evaluation(experiment.evaluated_weights(process, state), data)
 
-    # TFF's loop asks for the event loop of the thread.
-    asyncio.set_event_loop(asyncio.new_event_loop())
     files = _Checkpoints(folder)
     checkpoints = tff_debias.StorageStateManager(files, storage)
-    done = _go_back(folder, _versions(files), from_round)
+    done = max(files.versions(), default=0)
+    if from_round is not None:
+      files.check('--from_round', from_round)
+      done = from_round
     if done > rounds:
       raise errors.UserError(
         f'--rounds={rounds} must be at least {done}, the number of rounds that'
         f' are done in {folder.path}.'
       )
+    for version in files.versions():
+      if version > done:  # The run goes back.
+        shutil.rmtree(f'{folder.checkpoints}/{_PREFIX}{version}')
+    # TFF's loop asks for the event loop of the thread.
+    asyncio.set_event_loop(asyncio.new_event_loop())
     with progress_lib.progress(rounds, 'round', initial=done) as bar:
       state = tff.simulation.run_training_process(
         process,
@@ -111,8 +129,8 @@ def run(
           _Progress(bar),
         ],
       )
-    if rounds not in _versions(files):
-      _wait(checkpoints.save(state, rounds))
+    if rounds not in files.versions():
+      asyncio.run(checkpoints.save(state, rounds))
     # Last and as a whole, so that it says that the run has ended.
     model = experiment.build_keras_model()
     experiment.evaluated_weights(process, state).assign_weights_to(model)
@@ -138,15 +156,11 @@ def load(
     process = experiment.build_process(tff_debias.ClientStorage(storage))
     structure = process.initialize()
   files = _Checkpoints(folder)
-  versions = asyncio.run(files.get_versions()) or []
-  chosen = max(versions, default=0) if round_num is None else round_num
-  if chosen not in versions:
-    kept = ', '.join(map(str, versions)) or 'there is none yet'
-    raise errors.UserError(
-      f'--round={chosen} is not among the checkpoints in {folder.path}: {kept}.'
-    )
-  state = asyncio.run(files.load(chosen, structure))
-  return experiment.evaluated_weights(process, state), chosen
+  if round_num is None:
+    round_num = max(files.versions(), default=0)
+  files.check('--round', round_num)
+  state = asyncio.run(files.load(round_num, structure))
+  return experiment.evaluated_weights(process, state), round_num
 
 
 def train_locally(
@@ -186,31 +200,6 @@ def train_locally(
   return accuracy
 
 
-def _go_back(
-  folder: folder_lib.RunFolder, versions: list[int], from_round: int | None
-) -> int:
-  """Removes the checkpoints after a round; returns the last that is left."""
-  if from_round is None:
-    return max(versions, default=0)
-  if from_round not in versions:
-    raise errors.UserError(
-      f'--from_round={from_round} is not among the checkpoints in'
-      f' {folder.path}: {", ".join(map(str, versions)) or "there is none"}.'
-    )
-  for version in versions:
-    if version > from_round:
-      shutil.rmtree(os.path.join(folder.checkpoints, f'{_PREFIX}{version}'))
-  return from_round
-
-
-def _versions(files: _Checkpoints) -> list[int]:
-  return _wait(files.get_versions()) or []
-
-
-def _wait(coroutine: Coroutine) -> Any:
-  return asyncio.get_event_loop().run_until_complete(coroutine)
-
-
 class _TensorBoard(tff.program.TensorBoardReleaseManager):
   """Writes a run with the method's name; the accuracy comes first."""
 
@@ -221,18 +210,14 @@ class _TensorBoard(tff.program.TensorBoardReleaseManager):
 
   async def release(self, value: Any, key: int) -> None:
     """Writes the metrics of a round, the main ones in a group of their own."""
-    accuracy = ('evaluation/by_client', 'accuracy')
-    main: dict[str, tuple[str, ...]] = {
-      'accuracy': (*accuracy, 'mean'),
-      'worst tenth': (*accuracy, 'q10'),
-      'training loss': ('client_work', 'train', 'loss'),
-    }
-    found = {}
-    for name, path in main.items():
-      with contextlib.suppress(KeyError):
-        found[name] = functools.reduce(lambda v, k: v[k], path, value)
+    main = {}
+    if 'client_work' in value:
+      main['training loss'] = value['client_work']['train']['loss']
+    if tests := value.get('evaluation/by_client'):
+      main['accuracy'] = tests['accuracy']['mean']
+      main['worst tenth'] = tests['accuracy']['q10']
     # TensorBoard sorts the groups by name.
-    await super().release({'1 main': found, **value}, key)
+    await super().release({'1 main': main, **value}, key)
 
 
 class _Progress(tff.program.ReleaseManager):

@@ -39,8 +39,10 @@ def test_the_bare_loop_does_the_same_work(runtime):
     max_grad_norm=benchmark._MAX_GRAD_NORM,
   )
   state = process.next(process.initialize(), [batches]).state
-  start = [tf.constant(w) for w in model.initial_weights.trainable]
-  found = benchmark.build_bare_training()(start, batches)
+  start = keras_model.get_weights()
+  train = benchmark.build_bare_training(keras_model)
+  train(batches)
+  found = train(batches)  # It starts anew.
   expected = process.get_model_weights(state).trainable
   for own, new in zip(found, expected, strict=True):
     np.testing.assert_allclose(own, new, atol=2e-6)

@@ -18,41 +18,6 @@ _FLAGS = [
 ]
 
 
-@pytest.mark.parametrize(
-  ('flags', 'message'),
-  [
-    (['--methods=pfl_dynn'], 'method=pfl_dynn is not one of .* mean pfl_dyn?'),
-    (['--task=cifar'], 'Did you mean cifar10'),
-    (['--personalizations=mamml'], 'Did you mean maml?'),
-    (['--seeds=0,x'], '--seed=x must be of int'),
-    (['--methods='], 'must not be empty'),
-    (
-      ['--methods=per_fed_avg', '--alpha=7'],
-      '--alpha=7.0 has no effect on any of the methods. .*Leave it out',
-    ),
-    (
-      ['--personalizations=proto', '--nomaml_first_order'],
-      '--maml_first_order=False has no effect on any of the methods',
-    ),
-    (['--targets=0.9,high'], '--targets=0.9,high must be numbers'),
-    (['--override=pfl_dyn/maml:alpha'], 'must give NAME=VALUE'),
-    (
-      ['--override=pfl_dyn/maml:alfa=1'],
-      'alfa is not one of the settings that .* Did you mean alpha',
-    ),
-    (['--override=pfl_dyn/maml:alpha=x'], '--alpha=x must be of float'),
-    (['--override=fed_dyn/none:alpha=1'], '=fed_dyn/none is none of the runs'),
-    (
-      ['--override=pfl_dyn/maml:clients_per_round=9'],
-      'clients_per_round is not one of the settings that may differ',
-    ),
-  ],
-)
-def test_wrong_flags_say_what_would_be_right(flags, message):
-  with pytest.raises(errors.UserError, match=message):
-    compare_lib.prepare(flags)
-
-
 def test_only_one_comparison_has_the_folder(tmp_path):
   compare = compare_lib.prepare([f'--output_dir={tmp_path}'])
   with folder_lib.RunFolder(str(tmp_path)).lock():
@@ -61,19 +26,6 @@ def test_only_one_comparison_has_the_folder(tmp_path):
     ):
       compare()
   assert os.listdir(tmp_path) == ['lock']
-
-
-def test_the_settings_of_every_run_are_shown(capsys):
-  with pytest.raises(SystemExit) as end:
-    compare_lib.prepare(
-      ['--methods=fed_avg,pfl_dyn', '--seeds=7', '--show_settings']
-    )
-  assert end.value.code == 0
-  lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 4
-  assert all('--rounds=100 ' in line and '--seed=7' in line for line in lines)
-  (own,) = [line for line in lines if 'pfl_dyn_maml' in line]
-  assert '--maml_learning_rate=1.0' in own
 
 
 def read(path):
@@ -146,41 +98,3 @@ def test_compares_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
   path.write_text(json.dumps(alone | {'accuracy': 7.0}))
   small_runs.prepare('compare', *flags)()
   assert json.loads(path.read_text())['accuracy'] <= 1
-
-
-def folders(capsys, program, *flags):
-  """The folder of a comparison, and those of its runs."""
-  given = ['--methods=per_fed_avg,pfl_dyn', '--personalizations=maml']
-  with pytest.raises(SystemExit):
-    small_runs.prepare(program, *given, '--seeds=0', '--show_settings', *flags)
-  lines = capsys.readouterr().out.splitlines()
-  runs = [line.partition(': ')[0] for line in lines]
-  return [os.path.dirname(runs[0]), *map(os.path.basename, runs)]
-
-
-def test_other_settings_have_another_folder(capsys):
-  plain = folders(capsys, 'compare')
-  assert plain == [
-    'runs/compare_digits_alid',
-    'per_fed_avg_maml_seed0',
-    'pfl_dyn_maml_seed0',
-  ]
-  # The task's defaults and the rounds are not settings of other runs.
-  same = folders(capsys, 'compare', '--num_clients=100', '--rounds=7')
-  assert same == plain
-  other = folders(capsys, 'compare', '--batch_size=7', '--partition=acid')
-  assert other[0] == 'runs/compare_digits_acid_batch_size=7'
-  # What only some runs have is in their names, and the others are not run anew.
-  overridden = folders(capsys, 'compare', '--override=pfl_dyn/maml:alpha=0.5')
-  assert overridden == [*plain[:2], 'pfl_dyn_maml_alpha=0.5_seed0']
-  given = folders(capsys, 'compare', '--alpha=0.5', '--maml_steps=3')
-  assert given[0] == 'runs/compare_digits_alid_maml_steps=3_alpha=0.5'
-
-
-def test_a_tuning_leaves_its_grid_to_the_names_of_the_runs(capsys):
-  assert folders(capsys, 'tune', '--grid=alpha=0.1,0.5') == [
-    'runs/tune_digits_alid_validation_share=0.2',
-    'per_fed_avg_maml_seed0',
-    'pfl_dyn_maml_alpha=0.1_seed0',
-    'pfl_dyn_maml_alpha=0.5_seed0',
-  ]

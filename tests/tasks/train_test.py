@@ -11,10 +11,8 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
-from tasks import train as train_lib
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
-from tasks.runs import settings as settings_lib
 from tests.tasks import small_runs
 from tff_debias import runtime
 
@@ -203,62 +201,3 @@ def test_a_run_that_diverges_ends_with_its_round_and_learning_rate(tmp_path):
   with pytest.raises(runtime.ComputationError, match=message):
     flags = ['--personalization=none', '--method=fed_avg', '--rounds=3']
     train(tmp_path / 'run', *flags, '--learning_rate=1e38')
-
-
-@pytest.mark.parametrize(
-  ('flags', 'message'),
-  [
-    (['--metod=fed_avg'], 'There is no flag --metod. Did you mean method?'),
-    (['--lr=1'], 'There is no flag --lr. Did you mean learning_rate?'),
-    (['fed_avg'], 'There is an argument without a flag, fed_avg'),
-    (['--rounds=0'], '--rounds=0 must be at least 1'),
-    (['--rounds=x'], '--rounds=x must be of int'),
-    (['--jit_compile=3'], '--jit_compile=3 must be of bool'),
-    (['--method=x'], '--method=x is not one of'),
-    (['--correction=module'], 'one of your own, MODULE:NAME'),
-    (['--method=fed_avg', '--baseline'], '--baseline has no effect with'),
-    (['--clients_per_round=400'], 'must be at most --num_clients=100'),
-    (['--classes_per_client=11'], 'must be at most 10, the number of classes'),
-    (['--partition=natural'], 'take --partition=acid, alid or dirichlet'),
-    (['--task=emnist', '--partition=acid'], 'take --partition=natural'),
-    (['--task=emnist', '--num_clients=3401'], 'must be at most 3400'),
-    (['--run=/nowhere'], '/nowhere holds no run'),
-  ],
-)
-def test_wrong_flags_say_what_would_be_right(flags, message):
-  with pytest.raises(errors.UserError, match=message):
-    train_lib.prepare(flags)
-
-
-def shown(capsys, *flags):
-  with pytest.raises(SystemExit) as end:
-    train_lib.prepare(flags)
-  assert end.value.code == 0
-  return capsys.readouterr().out
-
-
-def test_settings_are_shown_without_data(capsys):
-  flags = ['--task=mini_imagenet', '--method=pfl_scaf']
-  lines = shown(capsys, *flags, '--show_settings').splitlines()
-  assert {'--partition=acid', '--classes_per_client=20'} <= set(lines)
-  assert not any(line.startswith(('--alpha', '--maml_')) for line in lines)
-  # Given again, they are the same settings.
-  given = dict(line.removeprefix('--').split('=') for line in lines)
-  assert given.pop('rounds') == '1000'
-  again = settings_lib.Settings(
-    **{name: settings_lib.parse(name, value) for name, value in given.items()}
-  )
-  settings = settings_lib.Settings(task='mini_imagenet', method='pfl_scaf')
-  assert again == settings.resolve()
-
-
-def test_help_has_the_defaults_of_the_task_and_breaks_no_word(capsys):
-  text = shown(capsys, '--help', '--task=cifar10')
-  words = ' '.join(text.split())
-  assert 'holds. Only with --partition=acid or alid. [5]' in words
-  assert 'The number of rounds. A finished run goes on if the number' in words
-  assert text.count('  python -m tasks.train') == 3
-  for group in ('what', 'method', 'training', 'tests', 'output'):
-    assert f'\n{group}:\n' in text
-  plain = shown(capsys, '--help')
-  assert '[alid]' in plain and '[acid]' in text

@@ -5,31 +5,6 @@ import pytest
 
 from tasks import train
 from tasks import tune
-from tasks.runs import errors
-
-
-@pytest.mark.parametrize(
-  ('flags', 'message'),
-  [
-    ([], 'Give the values to choose from: --grid=NAME=V1,V2'),
-    (['--grid=alfa=1'], 'Did you mean alpha?'),
-    (['--grid=alpha='], '--grid=alpha= must give NAME=VALUE'),
-    (['--grid=alpha=1,x'], '--alpha=x must be of float'),
-    (['--grid=seed=1'], 'seed is not one of the settings that may differ'),
-    (['--grid=alpha=1', '--alpha=2'], 'gives alpha a second time'),
-    (
-      ['--grid=mu=1,2', '--methods=pfl_dyn'],
-      '--grid: mu has no effect on any method',
-    ),
-    (
-      ['--grid=alpha=1', '--validation_share=0'],
-      'the test examples are not for tuning',
-    ),
-  ],
-)
-def test_wrong_flags_say_what_would_be_right(flags, message):
-  with pytest.raises(errors.UserError, match=message):
-    tune.prepare(flags)
 
 
 @pytest.mark.slow

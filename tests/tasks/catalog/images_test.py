@@ -126,9 +126,3 @@ def test_random_color_is_a_change_of_each_image_by_its_own_factors():
     np.testing.assert_allclose(result[i], expected, atol=0.501)
   assert len(orders) == 6
   assert 0 <= drawn[0].min() < 0.1 and 0.9 < drawn[0].max() < 1
-
-
-def test_random_color_without_strength_changes_nothing():
-  x = random_images((4, 5, 5, 3))
-  augment = images.random_color(strength=0)
-  np.testing.assert_array_equal(augment(x, [1, 2]), x)

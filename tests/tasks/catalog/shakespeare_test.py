@@ -1,7 +1,5 @@
-import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 import tff_files
 
 from tasks.catalog import networks
@@ -33,7 +31,7 @@ def folder(tmp_path):
 
 
 def test_every_character_is_told_from_the_80_before(folder):
-  loaded = shakespeare.load(folder)
+  loaded = shakespeare.load(folder, 'shakespeare')
   for data, roles in zip(loaded.natural, _TEXTS.values(), strict=True):
     assert data.client_ids == list(roles)
     for role, texts in roles.items():
@@ -50,16 +48,6 @@ def test_every_character_is_told_from_the_80_before(folder):
       assert found == expected
       assert dataset.element_spec['x'] == tf.TensorSpec([80], tf.int32)
       assert dataset.element_spec['y'] == tf.TensorSpec([], tf.int32)
-
-
-def test_takes_tffs_own_examples():
-  data = tff.simulation.datasets.shakespeare.get_synthetic()
-  made = shakespeare.make_task(data, data)
-  dataset = made.natural[0].create_tf_dataset_for_client(
-    'MUCH_ADO_ABOUT_NOTHING_EMILIA'
-  )
-  text = bytes(int(example['y']) for example in dataset)
-  assert text.startswith(b'Never.But now, my lord.How if fair')
 
 
 def test_defaults_complete_the_settings():
@@ -119,53 +107,9 @@ def test_trains_and_tests_through_the_runtime(
   assert 0 < tested['num_examples'] <= num_characters
 
 
-@pytest.mark.slow
-def test_network_has_exact_second_derivatives():
-  tf.keras.utils.set_random_seed(0)
+def test_the_network_is_leafs():
   keras_model = networks.character_lstm(80, 128, 128)
   assert [tuple(w.shape) for w in keras_model.get_weights()] == [
     *((128, 8), (8, 1024), (256, 1024), (1024,)),
     *((256, 1024), (256, 1024), (1024,), (256, 128), (128,)),
   ]
-  # The same with fewer characters seen, which is faster.
-  model = tff_debias.from_keras(
-    networks.character_lstm(5, 128, 128),
-    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    {
-      'x': tf.TensorSpec([None, 5], tf.int32),
-      'y': tf.TensorSpec([None], tf.int32),
-    },
-  )
-  rng = np.random.default_rng(0)
-  support, query = (
-    {'x': tf.constant(x), 'y': tf.constant(x[:, 0])}
-    for x in rng.integers(0, 128, (2, 6, 5)).astype(np.int32)
-  )
-  weights = [tf.constant(w) for w in model.initial_weights.trainable]
-  direction = [rng.normal(size=w.shape).astype(np.float32) for w in weights]
-
-  @tf.function
-  def meta_loss(step):
-    moved = tuple(w + step * d for w, d in zip(weights, direction, strict=True))
-    return (
-      tff_debias.Maml(1, 10.0)
-      .meta_loss(
-        model,
-        tff_debias.models.ModelWeights(moved, ()),
-        (support, query),
-        weight_decay=0.0,
-      )
-      .loss
-    )
-
-  @tf.function
-  def slope():
-    step = tf.constant(0.0)
-    with tf.GradientTape() as tape:
-      tape.watch(step)
-      loss = meta_loss(step)
-    return tape.gradient(loss, step)
-
-  h = 1e-3
-  numeric = (meta_loss(tf.constant(h)) - meta_loss(tf.constant(-h))) / (2 * h)
-  np.testing.assert_allclose(slope(), numeric, rtol=0.01)

@@ -5,6 +5,7 @@ import pytest
 from tasks.reports import figures
 from tasks.reports import savings
 from tasks.runs import methods as methods_lib
+from tasks.runs import settings as settings_lib
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ def test_the_convergence_shows_the_run_its_baselines_and_levels(
   others = [metrics(r, 0.3 + 0.1 * r) for r in range(4)]
   figures.save_convergence(
     rows,
-    'PFLDyn, a title',
+    settings_lib.Settings(seed=3).resolve(),
     str(tmp_path / 'a.png'),
-    {'Per-FedAvg': others},
+    {'per_fed_avg': others},
     0.25,
   )
   (axis,) = drawn[0].axes
@@ -56,6 +57,8 @@ def test_the_convergence_shows_the_run_its_baselines_and_levels(
   ]
   for line, (color, style) in (own, ('C0', '-')), (other, ('C1', '--')):
     assert (line.get_color(), line.get_linestyle()) == (color, style)
+  title = drawn[0].get_suptitle()
+  assert title.startswith('PFLDyn, MAML on digits') and 'seed 3' in title
   # The models need no axis of their own.
   assert axis.get_xlabel() == 'rounds (30 models each, down and up)'
   for name in ('a.png', 'a.pdf'):

@@ -31,7 +31,7 @@ CURVES = [
 def table(curves, targets):
   """The cells by method and column."""
   rows = method_report.to_rows(curves, {'maml': targets}, 2)
-  lines, _ = method_report.to_markdown(rows).split('\n\n')
+  lines = method_report.to_markdown(rows)
   header, _, *rows = (
     [cell.strip() for cell in line.strip('|').split('|')]
     for line in lines.split('\n')
@@ -69,16 +69,6 @@ def test_without_targets_or_an_uncorrected_method_there_is_no_saving():
   assert set(rows['PFLDyn']) == {'MAML', 'seeds', 'final accuracy', 'gap'}
   rows = table([CURVES[2]], [0.8])
   assert rows['PFLDyn']['saving to 0.8'] == rows['PFLDyn']['gap'] == ''
-
-
-def test_notes_stand_below_those_that_explain_the_table():
-  rows = method_report.to_rows(CURVES, {'maml': []}, 2)
-  *_, plain, targets, marked, note = method_report.to_markdown(
-    rows, ['a note']
-  ).split('\n')
-  assert plain.startswith('* FedAvg, FedProx, FedDyn, SCAFFOLD train without')
-  assert targets.startswith('* Rounds to a target') and note == '* a note'
-  assert 'more than 5 points below' in marked
 
 
 def test_methods_tested_otherwise_than_trained_are_no_reference():

@@ -34,7 +34,7 @@ def users(names, num_examples):
 
 def replace_digits(monkeypatch, made, **settings):
   """Puts another task in digits' place, with published defaults."""
-  monkeypatch.setattr(digits, 'load', lambda data_dir: made)
+  monkeypatch.setattr(digits, 'load', lambda *_: made)
   row = catalog.TASKS['digits']._replace(settings=settings)
   monkeypatch.setitem(catalog.TASKS, 'digits', row)
 
@@ -96,25 +96,6 @@ def test_some_users_are_drawn(natural_task):
   assert drawn == set('abcefg')
 
 
-@pytest.mark.parametrize(
-  'given, said',
-  [
-    (
-      {'partition': 'acid'},
-      'acid does not go with --task=digits: take .*natural',
-    ),
-    ({'num_clients': 7}, '--num_clients=7 must be at most 6'),
-    (
-      {'num_clients': 1},
-      '--clients_per_round=2 must be at most --num_clients=1',
-    ),
-  ],
-)
-def test_what_users_cannot_do_is_an_error(natural_task, given, said):
-  with pytest.raises(errors.UserError, match=said):
-    experiment_lib.Experiment(settings_lib.Settings(**given))
-
-
 def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
   x = np.random.default_rng(0).integers(0, 256, (83, 8, 8)).astype(np.uint8)
   y = (np.arange(83) % 10).astype(np.int32)
@@ -149,23 +130,6 @@ def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
       batch['x'].numpy(), batch['y'].numpy(), strict=True
     ):
       assert rows[tuple(image.ravel())] == label
-
-
-@pytest.mark.parametrize(
-  ('method', 'personalization', 'expected'),
-  [
-    ('pfl_dyn', 'maml', (0.1, 1, 1.0)),
-    ('pfl_dyn', 'proto', (0.1, None, None)),
-    ('pfl_scaf', 'maml', (None, 1, 1.0)),
-  ],
-)
-def test_defaults_follow_the_method(method, personalization, expected):
-  settings = settings_lib.Settings(
-    method=method, personalization=personalization
-  )
-  s = experiment_lib.Experiment(settings).settings
-  assert (s.alpha, s.maml_steps, s.maml_learning_rate) == expected
-  assert (s.partition, s.num_clients) == ('alid', 100)
 
 
 @pytest.mark.parametrize(

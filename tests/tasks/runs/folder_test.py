@@ -88,7 +88,11 @@ def test_evaluations_are_the_rounds_with_a_test(tmp_path):
   (tmp_path / 'metrics.csv').write_text(
     '\n'.join(','.join(map(str, line)) for line in lines) + '\n'
   )
-  assert folder_lib.evaluations(folder.read_metrics()) == [
-    {'round': 0, 'models': 0, 'accuracy': 0.1, 'low': 0, 'high': 0.2},
-    {'round': 2, 'models': 14, 'accuracy': 0.5, 'low': 0.25, 'high': 0.75},
-  ]
+  found = folder_lib.evaluations(folder.read_metrics())
+  assert {name: values.tolist() for name, values in found.items()} == {
+    'round': [0, 2],
+    'models': [0, 14],
+    'accuracy': [0.1, 0.5],
+    'low': [0, 0.25],
+    'high': [0.2, 0.75],
+  }

@@ -1,6 +1,6 @@
 import dataclasses
+import json
 import math
-import re
 
 import pytest
 
@@ -17,66 +17,6 @@ def test_defaults_are_pfl_dyn_on_digits_and_the_tasks_personalization():
   assert settings_lib.Settings(method='scaffold').personalization == 'none'
 
 
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'method': 'pfl_din'}, 'method=pfl_din is not one of .* mean pfl_dyn'),
-    ({'task': 'digit'}, 'task=digit is not one of .* Did you mean digits'),
-    ({'learning_rate': 0.0}, 'learning_rate=0.0 must be above 0'),
-    ({'alpha': float('nan')}, 'alpha=nan must be above 0'),
-    ({'weight_decay': -1.0}, 'weight_decay=-1.0 must be at least 0'),
-    ({'clients_per_round': 0}, 'clients_per_round=0 must be at least 1'),
-    ({'seed': 2**32}, '--seed=4294967296 must be at most 4294967295'),
-    (
-      {'method': 'fed_avg', 'personalization': 'maml'},
-      'maml, which is per_fed_avg. For tests .*--tested_personalization',
-    ),
-    (
-      {'method': 'pfl_dyn', 'correction': 'scaf'},
-      'pfl_dyn does not go with --correction=scaf .* is pfl_scaf',
-    ),
-    (
-      {'method': 'fed_prox', 'personalization': 'proto'},
-      'personalization=proto, which is none of the methods',
-    ),
-    (
-      {'method': 'pfl_dyn', 'correction': 'a:B'},
-      'pfl_dyn does not go with --correction=a:B',
-    ),
-    (
-      {'method': 'per_fed_avg', 'alpha': 7.0},
-      '--alpha=7.0 has no effect with --correction=none, only with'
-      ' --correction=dyn. Leave it out.',
-    ),
-    (
-      {'correction': 'a:B', 'alpha': 7.0},
-      '--alpha=7.0 has no effect with --correction=a:B, only',
-    ),
-    (
-      {'maml_steps': 3, 'personalization': 'proto'},
-      '--maml_steps=3 has no effect with --personalization=proto, only with'
-      ' --personalization=maml',
-    ),
-    (
-      {'maml_first_order': False, 'personalization': 'proto'},
-      '--maml_first_order=False has no effect',
-    ),
-    (
-      {'tested_personalization': 'maml', 'personalization': 'proto'},
-      'for methods that train without personalization, but here'
-      ' --personalization=proto',
-    ),
-    (
-      {'partition': 'alid', 'concentration': 0.3},
-      '--concentration=0.3 has no effect with --partition=alid',
-    ),
-  ],
-)
-def test_wrong_settings_say_what_would_be_right(options, message):
-  with pytest.raises(errors.UserError, match=message):
-    settings_lib.Settings(**options)
-
-
 def test_resolve_fills_in_what_has_an_effect_and_is_not_given():
   resolved = settings_lib.Settings(
     personalization='proto', local_steps=7
@@ -89,9 +29,6 @@ def test_resolve_fills_in_what_has_an_effect_and_is_not_given():
   ).resolve()
   assert (resolved.alpha, resolved.maml_steps) == (None, 1)
   assert (resolved.classes_per_client, resolved.concentration) == (None, 0.3)
-  # What is given and turns out to have no effect is an error here.
-  with pytest.raises(errors.UserError, match='--partition=alid'):
-    settings_lib.Settings(concentration=0.5).resolve()
 
 
 @pytest.mark.parametrize('method', methods.METHODS)
@@ -162,7 +99,7 @@ def test_flags_give_the_settings_again():
     correction='a:B(gamma=1)', max_grad_norm=math.inf, local_steps=3
   )
   given = dict(flag[2:].split('=', 1) for flag in settings.to_flags())
-  values = {k: settings_lib.parse(k, text) for k, text in given.items()}
+  values = {k: settings_lib.FLAGS[k].read(text) for k, text in given.items()}
   assert settings_lib.Settings(**values) == settings
 
 
@@ -172,22 +109,46 @@ def test_a_setting_of_some_parts_is_that_of_a_field():
   assert methods.ONLY_WITH['mu'] == ('correction', ('prox',))
 
 
-def test_parse_gives_the_type_of_the_setting():
-  parse = settings_lib.parse
-  assert parse('alpha', '1e-2') == 0.01
-  assert parse('local_steps', '5') == 5
-  assert parse('maml_first_order', 'True') is True
-  assert parse('task', 'digits') == 'digits'
+@pytest.fixture
+def tuned(tmp_path):
+  """A file as that of tasks.tune."""
+  chosen = {
+    'pfl_dyn/maml': {'alpha': 0.3, 'max_grad_norm': math.inf},
+    'fed_avg/proto': {},
+  }
+  content = {'task': 'digits', 'partition': 'alid', 'chosen': chosen}
+  (tmp_path / 'tuned.json').write_text(json.dumps(content))
+  return str(tmp_path / 'tuned.json')
+
+
+def test_what_was_tuned_goes_behind_what_is_given(tuned):
+  plain = settings_lib.Settings(personalization='maml')
+  assert plain.tuned(None) == plain
+  settings = plain.tuned(tuned)
+  assert (settings.alpha, settings.max_grad_norm) == (0.3, math.inf)
+  assert settings.partition == 'alid'
+  assert dataclasses.replace(plain, alpha=0.5).tuned(tuned).alpha == 0.5
 
 
 @pytest.mark.parametrize(
-  ('name', 'text', 'message'),
+  ('options', 'message'),
   [
-    ('alpha', 'x', '--alpha=x must be of float'),
-    ('local_steps', '1.5', '--local_steps=1.5 must be of int'),
-    ('maml_first_order', 'si', '--maml_first_order=si must be of bool'),
+    ({'task': 'cifar10'}, 'is for --task=digits, not cifar10'),
+    ({'partition': 'acid'}, 'is for --partition=alid, not acid'),
+    ({}, 'has no pfl_dyn/proto, only pfl_dyn/maml, fed_avg/proto'),
+    ({'correction': 'a:B(gamma=1)'}, r'has no B\(gamma=1\)/proto, only'),
   ],
 )
-def test_parse_says_what_is_wrong(name, text, message):
-  with pytest.raises(errors.UserError, match=re.escape(message)):
-    settings_lib.parse(name, text)
+def test_what_was_tuned_for_something_else_is_refused(tuned, options, message):
+  settings = settings_lib.Settings(personalization='proto', **options)
+  with pytest.raises(errors.UserError, match=message):
+    settings.tuned(tuned)
+
+
+@pytest.mark.parametrize('content', [None, '[]', '{"task": 1}', '{"a'])
+def test_another_file_is_not_what_was_tuned(tmp_path, content):
+  path = tmp_path / 'tuned.json'
+  if content is not None:
+    path.write_text(content)
+  with pytest.raises(errors.UserError, match='must be a file tuned.json of'):
+    settings_lib.Settings().tuned(str(path))

@@ -6,42 +6,28 @@ import pytest
 import tensorflow as tf
 
 from tasks.runs import errors
-from tasks.runs import experiment as experiment_lib
-from tasks.runs import folder as folder_lib
-from tasks.runs import settings as settings_lib
 from tasks.runs import training
 from tests import small_models
+from tests.tasks import small_runs
 
 
 def experiment():
-  return experiment_lib.Experiment(
-    settings_lib.Settings(
-      method='fed_dyn',
-      num_clients=8,
-      clients_per_round=2,
-      local_steps=2,
-      rounds_per_evaluation=1,
-    )
-  )
+  return small_runs.experiment(**small_runs.OPTIONS['proto'])
 
 
 def train(folder, rounds, from_round=None):
-  return training.run(experiment(), folder, rounds, 3, from_round)
-
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-  """The folder of a run of 6 rounds, with checkpoints of 3 and 6."""
-  folder = folder_lib.RunFolder(str(tmp_path_factory.mktemp('runs') / 'run'))
-  train(folder, 6)
-  return folder
+  return training.run(experiment(), folder, rounds, 2, from_round)
 
 
 @pytest.fixture
-def copy(run, tmp_path):
-  path = str(tmp_path / 'copy')
-  shutil.copytree(run.path, path)
-  return folder_lib.RunFolder(path)
+def run(runs):
+  """The folder of a run of 4 rounds, with checkpoints of 2 and 4."""
+  return runs['proto']
+
+
+@pytest.fixture
+def copy(copy_run):
+  return copy_run('proto')
 
 
 def without_times(rows):
@@ -56,35 +42,36 @@ def weights(folder):
 def test_rounds_that_run_again_replace_their_metrics(copy, run):
   """A run is finished, goes on, and goes back, to the same numbers."""
   before = run.read_metrics()
-  assert train(copy, 6) == before == copy.read_metrics()
+  assert train(copy, 4) == before == copy.read_metrics()
   tf.nest.map_structure(
     np.testing.assert_array_equal, weights(copy), weights(run)
   )
-  once = without_times(train(copy, 8))
-  assert [row['round'] for row in once] == list(range(9))
+  once = without_times(train(copy, 6))
+  assert [row['round'] for row in once] == list(range(7))
   model = weights(copy)
-  assert without_times(train(copy, 8, from_round=6)) == once
+  assert without_times(train(copy, 6, from_round=4)) == once
   assert without_times(copy.read_metrics()) == once
   tf.nest.map_structure(np.testing.assert_array_equal, weights(copy), model)
 
 
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_one_line_with_a_way_back(copy, run, runtime):
-  path = f'{copy.checkpoints}/round_6/variables'
+  path = f'{copy.checkpoints}/round_4/variables'
   os.truncate(f'{path}/variables.data-00000-of-00001', 10)
-  message = 'checkpoint of round 6 in .* is damaged.* --from_round=3'
+  message = 'checkpoint of round 4 in .* is damaged.* --from_round=2'
   with pytest.raises(errors.UserError, match=message) as e:
-    train(copy, 8)
+    train(copy, 6)
   assert '\n' not in str(e.value)
   with pytest.raises(errors.UserError, match=message):
     training.load(experiment(), copy)
   # The advice is true, and what came later is no result.
-  assert (
-    without_times(train(copy, 4, 3)) == without_times(run.read_metrics())[:5]
-  )
-  assert sorted(os.listdir(copy.checkpoints)) == ['round_3', 'round_4']
-  shutil.rmtree(f'{copy.checkpoints}/round_3')
-  os.truncate(f'{copy.checkpoints}/round_4/saved_model.pb', 10)
+  rows, expected = map(without_times, (train(copy, 3, 2), run.read_metrics()))
+  assert rows[:3] == expected[:3] and len(rows) == 4
+  loss = 'client_work/train/loss'
+  assert rows[3][loss] == expected[3][loss]
+  assert sorted(os.listdir(copy.checkpoints)) == ['round_2', 'round_3']
+  shutil.rmtree(f'{copy.checkpoints}/round_2')
+  os.truncate(f'{copy.checkpoints}/round_3/saved_model.pb', 10)
   with pytest.raises(errors.UserError, match='in another --output_dir'):
     training.load(experiment(), copy)
 
@@ -92,8 +79,8 @@ def test_a_damaged_checkpoint_is_one_line_with_a_way_back(copy, run, runtime):
 @pytest.mark.parametrize(
   ('rounds', 'from_round', 'message'),
   [
-    (5, None, '--rounds=5 must be at least 6'),
-    (8, 5, '--from_round=5 is not among the checkpoints .*: 3, 6'),
+    (3, None, '--rounds=3 must be at least 4'),
+    (8, 3, '--from_round=3 is not among the checkpoints .*: 2, 4'),
   ],
 )
 def test_refuses_rounds_that_are_not_there(copy, rounds, from_round, message):
@@ -101,17 +88,17 @@ def test_refuses_rounds_that_are_not_there(copy, rounds, from_round, message):
   with pytest.raises(errors.UserError, match=message):
     train(copy, rounds, from_round)
   assert small_models.snapshot(copy.path).keys() == before.keys()
-  assert copy.read_metrics()[-1]['round'] == 6
+  assert copy.read_metrics()[-1]['round'] == 4
 
 
 @pytest.mark.slow
 def test_reads_the_model_of_a_round(copy, run, runtime):
   loaded, round_num = training.load(experiment(), copy)
-  assert round_num == 6
+  assert round_num == 4
   for found, wanted in zip(loaded.trainable, weights(run), strict=True):
     np.testing.assert_array_equal(found, wanted)
-  earlier, round_num = training.load(experiment(), copy, 3)
-  assert round_num == 3
+  earlier, round_num = training.load(experiment(), copy, 2)
+  assert round_num == 2
   assert np.any(earlier.trainable[0] != loaded.trainable[0])
-  with pytest.raises(errors.UserError, match='--round=4 is not .*3, 6'):
-    training.load(experiment(), copy, 4)
+  with pytest.raises(errors.UserError, match='--round=3 is not .*2, 4'):
+    training.load(experiment(), copy, 3)
