@@ -24,7 +24,7 @@ def _data(seed=0):
         for n in sizes
         for array in (
           rng.normal(size=(n, 3)).astype(np.float32),
-          rng.integers(0, 4, n).astype(np.int32),
+          rng.integers(0, 3, n).astype(np.int32),
         )
       ]
     )
@@ -41,29 +41,12 @@ def _client_data(clients, batch_size=2):
   ]
 
 
-def _keras_model():
-  tf.keras.utils.set_random_seed(1)
-  return tf.keras.Sequential(
-    [
-      tf.keras.layers.Input((3,)),
-      tf.keras.layers.Dense(4, 'tanh'),
-      tf.keras.layers.Dense(4),
-    ]
-  )
+def _accuracy():
+  return [tf.keras.metrics.SparseCategoricalAccuracy('acc')]
 
 
-def _model(keras_model, metrics=None):
-  return tff_debias.from_keras(
-    keras_model,
-    tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    (tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.int32)),
-    metrics or (lambda: [tf.keras.metrics.SparseCategoricalAccuracy('acc')]),
-  )
-
-
-def _expected(keras_model, clients):
+def _expected(weights, clients):
   """Loss and accuracy of each client without personalization."""
-  weights = [w.astype(np.float64) for w in keras_model.get_weights()]
   losses, accuracies, sizes = [], [], []
   for *_, x, y in clients:
     losses.append(reference.loss(weights, (x, y)))
@@ -91,25 +74,25 @@ def _check(statistics, values, weights):
 
 
 def test_statistics_by_client_and_by_example(runtime):
-  keras_model, clients = _keras_model(), _data()
-  model = _model(keras_model)
+  model, weights = small_models.network(metrics=_accuracy)
+  clients = _data()
   evaluation = tff_debias.build_personalized_evaluation(
     model, tff_debias.NoPersonalization()
   )
   metrics = evaluation(model.initial_weights, _client_data(clients))
-  losses, accuracies, sizes = _expected(keras_model, clients)
+  losses, accuracies, sizes = _expected(weights, clients)
   ones = np.ones_like(sizes)
-  for weights, group in ((ones, 'by_client'), (sizes, 'by_example')):
-    _check(metrics[group]['loss'], losses, weights)
-    _check(metrics[group]['acc'], accuracies, weights)
+  for shares, group in ((ones, 'by_client'), (sizes, 'by_example')):
+    _check(metrics[group]['loss'], losses, shares)
+    _check(metrics[group]['acc'], accuracies, shares)
   assert metrics['clients'] == _NUM_CLIENTS
   assert metrics['left_out'] == 0
   assert metrics['num_examples'] == sizes.sum()
 
 
 def test_leaves_out_clients_without_a_result(runtime):
-  keras_model, clients = _keras_model(), _data()
-  model = _model(keras_model)
+  model, weights = small_models.network(metrics=_accuracy)
+  clients = _data()
   evaluation = tff_debias.build_personalized_evaluation(
     model, tff_debias.Maml(1, 0.1)
   )
@@ -132,13 +115,13 @@ def test_leaves_out_clients_without_a_result(runtime):
 
 
 def test_client_results_are_in_the_order_of_the_clients(runtime):
-  keras_model, clients = _keras_model(), _data()
-  model = _model(keras_model)
+  model, weights = small_models.network(metrics=_accuracy)
+  clients = _data()
   evaluation = tff_debias.build_client_evaluation(
     model, tff_debias.NoPersonalization()
   )
   results = evaluation(model.initial_weights, _client_data(clients))
-  losses, accuracies, sizes = _expected(keras_model, clients)
+  losses, accuracies, sizes = _expected(weights, clients)
   np.testing.assert_allclose([r['loss'] for r in results], losses, rtol=1e-5)
   np.testing.assert_allclose([r['acc'] for r in results], accuracies)
   assert [r['num_examples'] for r in results] == list(sizes)
@@ -147,7 +130,8 @@ def test_client_results_are_in_the_order_of_the_clients(runtime):
 
 @pytest.mark.slow
 def test_results_by_step_are_those_of_so_many_steps(runtime):
-  model, data = _model(_keras_model()), _client_data(_data())
+  model, weights = small_models.network(metrics=_accuracy)
+  data = _client_data(_data())
   # Of a bound that some steps reach.
   options = {'max_grad_norm': 0.3}
   by_step = tff_debias.build_step_evaluation(
@@ -160,29 +144,25 @@ def test_results_by_step_are_those_of_so_many_steps(runtime):
     for found, wanted in zip(by_step, expected, strict=True):
       for name, value in wanted.items():
         assert found[name][step] == pytest.approx(value, rel=1e-5)
-  losses, *_ = _expected(_keras_model(), _data())
+  losses, *_ = _expected(weights, _data())
   np.testing.assert_allclose([f['loss'][0] for f in by_step], losses, rtol=1e-5)
   assert len({loss for found in by_step for loss in found['loss']}) == 15
 
 
 def test_an_example_without_a_prototype_is_wrong(runtime):
-  keras_model, clients = _keras_model(), _data()
+  clients = _data()
   # Nobody trains on the last class. The first client is tested on no other, the
   # second on others, too.
   for _, y, *_ in clients:
-    y %= 3
-  clients[0][3][:] = clients[1][3][0] = 3
-  model = _model(
-    keras_model,
-    lambda: [
-      tf.keras.metrics.SparseCategoricalAccuracy('acc'),
-      tf.keras.metrics.SparseCategoricalCrossentropy('cross', from_logits=True),
-    ],
+    y %= 2
+  clients[0][3][:] = clients[1][3][0] = 2
+  cross = tf.keras.metrics.SparseCategoricalCrossentropy
+  model, weights = small_models.network(
+    metrics=lambda: [*_accuracy(), cross('cross', from_logits=True)]
   )
   results = tff_debias.build_client_evaluation(model, tff_debias.Proto())(
     model.initial_weights, _client_data(clients)
   )
-  weights = [w.astype(np.float64) for w in keras_model.get_weights()]
   for result, (x, y, test_x, test_y) in zip(results, clients, strict=True):
     scores = reference.proto_scores(weights, (x, y), test_x)
     right = np.isin(test_y, y) & (scores.argmax(axis=1) == test_y)
@@ -201,7 +181,7 @@ def test_refuses_a_number_of_steps_that_is_none():
   for wrong in (-1, 1.5):
     with pytest.raises(ValueError, match=f'num_steps must be .*, got {wrong}'):
       tff_debias.build_step_evaluation(
-        _model(_keras_model()), tff_debias.Maml(), wrong
+        small_models.linear_model(), tff_debias.Maml(), wrong
       )
 
 
@@ -228,7 +208,7 @@ class _Pair(_Labels):
 def test_refuses_metrics_that_are_no_scalars(metric):
   with pytest.raises(ValueError, match="scalars.*'labels' is .*TensorSpec"):
     tff_debias.build_personalized_evaluation(
-      _model(_keras_model(), metric), tff_debias.NoPersonalization()
+      small_models.network(metrics=metric)[0], tff_debias.NoPersonalization()
     )
 
 
@@ -243,7 +223,7 @@ def test_refuses_metrics_that_are_no_scalars(metric):
 )
 def test_refuses_what_is_no_model(build):
   with pytest.raises(TypeError, match='model must be .*from_keras'):
-    build(_keras_model(), tff_debias.Maml())
+    build(tf.keras.Sequential(), tff_debias.Maml())
 
 
 def _personalized_loss(model, maml, options, clients):

@@ -143,24 +143,8 @@ def test_a_functional_model_that_tff_makes_of_keras():
   np.testing.assert_allclose(share, 0.75)
 
 
-def keras_tanh_network():
-  """The weights of the functional model in a Keras model."""
-  keras_model = sequential(
-    layers.Dense(4, 'tanh', use_bias=False), layers.Dense(2)
-  )
-  keras_model.layers[1].bias.assign([5.0, 6.0])
-  v, w = functional_model().initial_weights[0]
-  keras_model.layers[0].kernel.assign(v)
-  keras_model.layers[1].kernel.assign(w)
-  return make(keras_model)
-
-
-@pytest.mark.parametrize(
-  'make',
-  [lambda: models.from_functional(functional_model()), keras_tanh_network],
-)
-def test_derivatives_of_any_order_are_in_one_graph(make):
-  model = make()
+def test_derivatives_of_any_order_are_in_one_graph():
+  model = models.from_functional(functional_model())
   x, y = inputs(VECTOR), inputs(Y)
   direction = np.random.RandomState(2).normal(size=(3, 4)).astype(np.float32)
 
@@ -205,12 +189,3 @@ def test_derivatives_of_any_order_are_in_one_graph(make):
   kinds = {op.type for op in graph.get_operations()}
   assert 'MatMul' in kinds
   assert not {kind for kind in kinds if kind.endswith('PartitionedCall')}
-
-
-def test_what_is_a_model_is_taken_or_converted():
-  model = make(sequential(dense(2)))
-  assert models.as_model(model) is model
-  functional = functional_model()
-  converted = models.as_model(functional)
-  assert isinstance(converted, models.Model)
-  assert converted.input_spec == functional.input_spec

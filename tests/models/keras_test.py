@@ -20,40 +20,6 @@ make = networks.make
 run = networks.run
 
 
-def eager_maml(keras_model, kind, x, rate):
-  """The losses before and after a step of Keras, and the MAML gradient."""
-  variables, y = keras_model.trainable_variables, tf.constant(kind.y)
-  start = [tf.identity(v) for v in variables]
-
-  def gradient():
-    with tf.GradientTape() as tape:
-      predictions = keras_model(x, training=True)
-      loss = tf.reduce_mean(kind.loss(y, predictions))
-      loss += sum(keras_model.losses)
-    slopes = tape.gradient(loss, variables, unconnected_gradients='zero')
-    return loss, [tf.convert_to_tensor(g) for g in slopes]
-
-  before, first = gradient()
-  for v, g in zip(variables, first, strict=True):
-    v.assign_sub(rate * g)
-  after, second = gradient()
-  for v, value in zip(variables, start, strict=True):
-    v.assign(value)
-  # (I - a H) g, by the derivative of the first gradient along the second.
-  with tf.GradientTape() as tape:
-    pairs = zip(gradient()[1], second, strict=True)
-    slope = tf.add_n([tf.reduce_sum(a * b) for a, b in pairs])
-  products = tape.gradient(slope, variables, unconnected_gradients='zero')
-  return (
-    before,
-    after,
-    [
-      g - rate * tf.convert_to_tensor(h)
-      for g, h in zip(second, products, strict=True)
-    ],
-  )
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures('runtime')
 def test_kinds_of_networks():
@@ -104,7 +70,7 @@ def test_kinds_of_networks():
 
   for name, (before, after, meta) in zip(made, all_kinds(args), strict=True):
     keras_model, _, x = made[name]
-    expected = eager_maml(keras_model, networks.KINDS[name], x, rate)
+    expected = networks.eager_maml(keras_model, networks.KINDS[name], x, rate)
     np.testing.assert_allclose(before, expected[0], rtol=1e-5, err_msg=name)
     np.testing.assert_allclose(after, expected[1], rtol=1e-5, err_msg=name)
     for gradient, e in zip(meta, expected[2], strict=True):
@@ -223,68 +189,35 @@ def test_the_representation_of_a_model_is_short():
 # The feature.
 
 
-def test_the_feature_is_the_input_of_the_last_layer_with_weights():
-  x = inputs(VECTOR)
-  body = dense(4, 'body', activation='relu')
-  keras_model = sequential(body, dense(2), layers.Softmax())
-  model = make(keras_model)
-  np.testing.assert_allclose(run(model, x).feature, body(x), atol=1e-6)
-  assert model.output_spec.feature.shape.as_list() == [None, 4]
-  assert model.output_spec.predictions.shape.as_list() == [None, 2]
-
-
-def test_the_feature_of_other_weights():
-  model = make(sequential(dense(4), dense(2)))
-  _, _, *head = model.initial_weights.trainable
-  weights = models.ModelWeights(
-    (np.eye(3, 4, dtype=np.float32), np.ones(4, np.float32), *head), ()
-  )
-  x = inputs(VECTOR)
-  np.testing.assert_array_equal(
-    run(model, x, weights).feature, np.pad(x, [(0, 0), (0, 1)]) + 1
-  )
-
-
-def test_the_feature_of_a_frozen_last_layer():
+def features():
+  """Networks, the layer that is named, and the function of the feature."""
+  body = dense(4, activation='relu')
+  yield sequential(body, dense(2), layers.Softmax()), None, body
   body = dense(4)
-  keras_model = sequential(body, dense(2, trainable=False))
-  model = make(keras_model)
-  x = inputs(VECTOR)
-  np.testing.assert_allclose(run(model, x).feature, body(x), atol=1e-6)
-
-
-def test_the_feature_inside_of_a_nested_model():
+  yield sequential(body, dense(2, trainable=False)), None, body
+  # The last layer with weights is inside of a nested model.
   body = dense(4, activation='relu')
   head = tf.keras.Sequential([layers.Input((4,)), layers.ReLU(), dense(2)])
-  keras_model = sequential(body, head)
-  model = make(keras_model)
-  x = inputs(VECTOR)
-  np.testing.assert_allclose(run(model, x).feature, body(x), atol=1e-6)
-
-
-def test_a_named_layer_gives_its_output():
+  yield sequential(body, head), None, body
   first, second = dense(5, 'first'), dense(4, 'second', activation='tanh')
-  keras_model = sequential(
-    tf.keras.Sequential([layers.Input((3,)), first]), second, dense(2, 'last')
-  )
+  inner = tf.keras.Sequential([layers.Input((3,)), first])
+  keras_model = sequential(inner, second, dense(2, 'last'))
+  yield keras_model, 'first', first
+  yield keras_model, 'second', lambda x: second(first(x))
+  yield keras_model, 'last', keras_model
+  # Of two calls of a layer, the last one counts.
+  x, twice = layers.Input((3,)), dense(3, 'twice')
+  keras_model = tf.keras.Model(x, dense(2)(twice(twice(x))))
+  yield keras_model, 'twice', lambda x: twice(twice(x))
+
+
+def test_the_feature_is_the_input_of_the_last_layer_or_a_layers_output():
   x = inputs(VECTOR)
-  for name, expected in (
-    ('first', first(x)),
-    ('second', second(first(x))),
-    ('last', keras_model(x)),
-  ):
+  for keras_model, name, expected in features():
     model = make(keras_model, None, name)
-    np.testing.assert_allclose(run(model, x).feature, expected, atol=1e-6)
-
-
-def test_a_layer_that_is_called_twice_gives_its_last_output():
-  x = layers.Input((3,))
-  twice = dense(3, 'twice')
-  once = twice(x)
-  keras_model = tf.keras.Model(x, dense(2)(twice(once)))
-  model = make(keras_model, None, 'twice')
-  x = inputs(VECTOR)
-  np.testing.assert_allclose(run(model, x).feature, twice(twice(x)), atol=1e-6)
+    found, right = run(model, x).feature, expected(x)
+    np.testing.assert_allclose(found, right, atol=1e-6)
+    assert model.output_spec.feature.shape.as_list() == [None, right.shape[1]]
 
 
 def test_a_layer_that_is_not_there():
@@ -369,11 +302,44 @@ def test_arguments_of_a_wrong_type():
       models.from_keras(keras_model, loss, (VECTOR, Y))
   with pytest.raises(TypeError, match='must be a tff.learning.models.Func'):
     models.from_functional(keras_model)
-
-
-def test_an_input_spec_that_does_not_fit_the_model():
   with pytest.raises(ValueError, match='incompatible with the layer'):
-    models.from_keras(sequential(dense(2)), MSE, (tf.TensorSpec([None, 5]), Y))
+    models.from_keras(keras_model, MSE, (tf.TensorSpec([None, 5]), Y))
+  loss = tf.keras.losses.MeanSquaredError(tf.keras.losses.Reduction.SUM)
+  with pytest.raises(ValueError, match='mean over the batch.*SUM'):
+    models.from_keras(keras_model, loss, (VECTOR, Y))
+  with pytest.raises(ValueError, match='must be float32 arrays, got float64'):
+    make(sequential(layers.Dense(2, dtype='float64')))
+
+
+@pytest.mark.parametrize(
+  'spec',
+  [
+    VECTOR,
+    None,
+    (VECTOR,),
+    (VECTOR, Y, Y),
+    {'x': VECTOR},
+    {'x': VECTOR, 'label': Y},
+    (VECTOR, None),
+    (VECTOR, tf.TensorSpec([])),
+    (VECTOR, tf.TensorSpec(None)),
+    (np.zeros((2, 3)), np.zeros((2, 2))),
+    ([None, 3], [None, 2]),
+    ({'a': VECTOR, 'b': 3}, Y),
+  ],
+)
+def test_an_input_spec_that_is_not_that_of_a_batch(spec):
+  with pytest.raises(ValueError, match='^input_spec must be a pair'):
+    models.from_keras(sequential(dense(2)), MSE, spec)
+
+
+def test_sample_weights_are_refused_by_name():
+  for spec in (
+    (VECTOR, Y, tf.TensorSpec([None])),
+    {'x': VECTOR, 'y': Y, 'w': tf.TensorSpec([None])},
+  ):
+    with pytest.raises(ValueError, match='Sample weights are a part of y'):
+      models.from_keras(sequential(dense(2)), MSE, spec)
 
 
 # The loss.
@@ -396,17 +362,3 @@ def test_the_loss_is_the_mean(loss):
   np.testing.assert_allclose(
     value, np.mean((labels - predictions) ** 2), rtol=1e-6
   )
-
-
-def test_a_loss_that_is_a_sum_is_refused():
-  loss = tf.keras.losses.MeanSquaredError(tf.keras.losses.Reduction.SUM)
-  with pytest.raises(ValueError, match='mean over the batch.*SUM'):
-    models.from_keras(sequential(dense(2)), loss, (VECTOR, Y))
-
-
-def test_weights_of_another_type_are_refused():
-  keras_model = tf.keras.Sequential(
-    [layers.Input((3,)), layers.Dense(2, dtype='float64')]
-  )
-  with pytest.raises(ValueError, match='must be float32 arrays, got float64'):
-    make(keras_model)

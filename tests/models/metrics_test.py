@@ -254,9 +254,18 @@ def test_metrics_of_a_wrong_type(given):
     make(sequential(dense(2)), given)
 
 
-def test_metrics_of_one_name_are_not_lost():
-  with pytest.raises(ValueError, match='different names'):
+@pytest.mark.parametrize(
+  ('names', 'message'),
+  [
+    (['a', 'a'], 'different names'),
+    (['loss'], 'not be named loss: that is'),
+    (['num_examples'], 'not be named num_examples: that is'),
+    (['is_included'], 'not be named is_included: that is'),
+  ],
+)
+def test_names_of_metrics_that_are_refused(names, message):
+  with pytest.raises(ValueError, match=message):
     make(
       sequential(dense(2)),
-      lambda: [metrics.MeanSquaredError('a'), metrics.MeanAbsoluteError('a')],
+      lambda: [metrics.MeanSquaredError(name) for name in names],
     )

@@ -312,6 +312,40 @@ def inputs(spec, examples=4, seed=0):
 _MATRIX = tf.constant(inputs(VECTOR, 3, seed=9))
 
 
+def eager_maml(keras_model, kind, x, rate):
+  """The losses before and after a step of Keras, and the MAML gradient."""
+  variables, y = keras_model.trainable_variables, tf.constant(kind.y)
+  start = [tf.identity(v) for v in variables]
+
+  def gradient():
+    with tf.GradientTape() as tape:
+      predictions = keras_model(x, training=True)
+      loss = tf.reduce_mean(kind.loss(y, predictions))
+      loss += sum(keras_model.losses)
+    slopes = tape.gradient(loss, variables, unconnected_gradients='zero')
+    return loss, [tf.convert_to_tensor(g) for g in slopes]
+
+  before, first = gradient()
+  for v, g in zip(variables, first, strict=True):
+    v.assign_sub(rate * g)
+  after, second = gradient()
+  for v, value in zip(variables, start, strict=True):
+    v.assign(value)
+  # (I - a H) g, by the derivative of the first gradient along the second.
+  with tf.GradientTape() as tape:
+    pairs = zip(gradient()[1], second, strict=True)
+    slope = tf.add_n([tf.reduce_sum(a * b) for a, b in pairs])
+  products = tape.gradient(slope, variables, unconnected_gradients='zero')
+  return (
+    before,
+    after,
+    [
+      g - rate * tf.convert_to_tensor(h)
+      for g, h in zip(second, products, strict=True)
+    ],
+  )
+
+
 def run(model, x, weights=None, training=False):
   weights = tf.nest.map_structure(tf.constant, weights or model.initial_weights)
   return tf.function(lambda: model.apply(weights, x, training))()

@@ -10,7 +10,6 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_federated as tff
 
 from models import networks
 import tff_debias
@@ -60,13 +59,17 @@ def frozen():
 
 
 def embedding():
-  stack = layers.Embedding(5, 3, mask_zero=True), layers.SimpleRNN(2), dense(2)
-  return sequential(*stack, shape=(4,), dtype=tf.int32)
+  return sequential(
+    layers.Embedding(5, 3, mask_zero=True),
+    layers.GlobalAveragePooling1D(),
+    dense(2),
+    shape=(4,),
+    dtype=tf.int32,
+  )
 
 
 FAMILIES = {
   'LSTM': (lambda: series(layers.LSTM(2)), SERIES),
-  'GRU': (lambda: series(layers.GRU(2)), SERIES),
   'Embedding': (embedding, networks.TOKENS),
   'MultiHeadAttention': (attention, SERIES),
   'GroupNormalization': (networks.convolutional, networks.IMAGE),
@@ -148,45 +151,6 @@ def train(model, personalization, batches):
   return process.get_model_weights(result.state), metrics
 
 
-def gradient(keras_model, loss, batch):
-  with tf.GradientTape() as tape:
-    value = loss(batch[1], keras_model(batch[0], training=True))
-  return [
-    tf.convert_to_tensor(g)
-    for g in tape.gradient(
-      value, keras_model.trainable_variables, unconnected_gradients='zero'
-    )
-  ]
-
-
-def descend(keras_model, step, rate):
-  for variable, direction in zip(
-    keras_model.trainable_variables, step, strict=True
-  ):
-    variable.assign_sub(rate * direction)
-
-
-def maml_gradient(keras_model, loss, batches):
-  """(I - a H) g for g, the gradient at the adapted weights, of the query."""
-  support, query = batches
-  variables = keras_model.trainable_variables
-  start = [tf.identity(v) for v in variables]
-  descend(keras_model, gradient(keras_model, loss, support), MAML.learning_rate)
-  outer = gradient(keras_model, loss, query)
-  for variable, value in zip(variables, start, strict=True):
-    variable.assign(value)
-  with tf.GradientTape() as tape:
-    inner = gradient(keras_model, loss, support)
-    slope = tf.add_n(
-      [tf.reduce_sum(i * o) for i, o in zip(inner, outer, strict=True)]
-    )
-  products = tape.gradient(slope, variables, unconnected_gradients='zero')
-  return [
-    o - MAML.learning_rate * tf.convert_to_tensor(p)
-    for o, p in zip(outer, products, strict=True)
-  ]
-
-
 def assert_weights(weights, keras_model):
   for group in ('trainable', 'non_trainable'):
     expected = getattr(keras_model, f'{group}_variables')
@@ -200,10 +164,15 @@ def test_families_of_layers():
   keras_model = build()
   x_spec = {name: spec for name, (_, spec) in FAMILIES.items()}
   model = models.from_keras(build, sum_of_losses, (x_spec, LABELS))
-  batches = make_batches(x_spec)
-  weights, _ = train(model, MAML, batches)
-  step = maml_gradient(keras_model, sum_of_losses, batches)
-  descend(keras_model, step, RATE)
+  ((x, y),) = batches = make_batches(x_spec, 1)
+  # Support and query are the same.
+  weights, _ = train(model, MAML, batches * 2)
+  kind = networks.Kind(build, x_spec, sum_of_losses, y)
+  *_, step = networks.eager_maml(keras_model, kind, x, MAML.learning_rate)
+  for variable, direction in zip(
+    keras_model.trainable_variables, step, strict=True
+  ):
+    variable.assign_sub(RATE * direction)
   assert_weights(weights, keras_model)
   for layer in keras_model.layers:
     if layer.trainable_variables:
@@ -251,17 +220,6 @@ def test_families_of_random_layers():
       assert np.abs(first[name] - drawn[name]).max() > 1e-3, name
 
 
-def test_a_functional_model_with_dropout():
-  functional = tff.learning.models.functional_model_from_keras(
-    sequential(dense(4), layers.Dropout(0.5), dense(2)), LOSS, (VECTOR, LABELS)
-  )
-  model = models.from_functional(functional)
-  _, metrics = train(
-    model, tff_debias.NoPersonalization(), make_batches(VECTOR)
-  )
-  assert np.isfinite(metrics['loss'])
-
-
 class Sparse(tf.keras.Model):
   """A subclassed model that adds a loss of its activity."""
 
@@ -287,9 +245,8 @@ def regularized():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('build', [regularized, Sparse])
-def test_regularization_is_that_of_keras(build):
-  keras_model = build()
+def test_regularization_is_that_of_keras():
+  keras_model = regularized()
   batches = make_batches(VECTOR, 1)
   x, y = batches[0]
   keras_model(x)
@@ -301,36 +258,6 @@ def test_regularization_is_that_of_keras(build):
   np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
   assert expected > without + 1e-3
   assert_weights(weights, keras_model)
-
-
-_RATES = tf.constant([0.5, 0.25])
-_TABLE = tf.lookup.StaticHashTable(
-  tf.lookup.KeyValueTensorInitializer([1], [0.125], tf.int32), 9.0
-)
-
-
-def branching_rate(round_num):
-  if round_num == 0:
-    rate = _RATES[1]
-  else:
-    rate = _TABLE.lookup(round_num)
-  return tf.where(round_num != 5, rate, 9.0)
-
-
-def test_a_learning_rate_function_is_called_as_tensorflow_2_calls_it():
-  model = models.from_keras(
-    sequential(layers.Dense(1, use_bias=False)),
-    lambda y, p: tf.reduce_mean(p),
-    (VECTOR, LABELS),
-  )
-  process = tff_debias.build_fed_avg(model, learning_rate_fn=branching_rate)
-  client = dataset([(np.ones((4, 3), np.float32), np.zeros(4, np.int32))])
-  (start,) = model.initial_weights.trainable
-  state, _ = process.next(process.initialize(), [client])
-  (first,) = process.get_model_weights(state).trainable
-  (second,) = process.get_model_weights(process.next(state, [client])[0])[0]
-  np.testing.assert_allclose(start - first, 0.25, rtol=1e-5)
-  np.testing.assert_allclose(first - second, 0.125, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -347,14 +274,8 @@ def test_padding_counts_nowhere():
     tf.keras.optimizers.SGD(RATE), LOSS, weighted_metrics=['accuracy']
   )
   expected = keras_model.evaluate(x, y, verbose=0)
-  data = dataset([(x, y)])
-  evaluate = tff_debias.build_client_evaluation(
-    model, tff_debias.NoPersonalization()
-  )
-  (result,) = evaluate(model.initial_weights, [{'train': data, 'test': data}])
   weights, metrics = train(model, tff_debias.NoPersonalization(), [(x, y)])
-  for found in (result, metrics):
-    np.testing.assert_allclose(found['loss'], expected[0], rtol=1e-5)
-    np.testing.assert_allclose(found['accuracy'], expected[1], rtol=1e-5)
+  np.testing.assert_allclose(metrics['loss'], expected[0], rtol=1e-5)
+  np.testing.assert_allclose(metrics['accuracy'], expected[1], rtol=1e-5)
   keras_model.train_on_batch(x, y)
   assert_weights(weights, keras_model)

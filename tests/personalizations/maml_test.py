@@ -185,26 +185,6 @@ def test_personalize_without_data_keeps_the_model():
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_evaluate_is_the_loss_of_the_personalized_model():
-  model, weights = small_models.network()
-  _, others = small_models.network(seed=1)
-  personalized = models.ModelWeights(tuple(map(tf.constant, others)), ())
-  maml = personalizations.Maml()
-  for size in (5, 2):
-    batch = small_models.batch(size, seed=size)
-    result = tf.function(
-      lambda batch=batch: maml.evaluate(model, personalized, batch)
-    )()
-    np.testing.assert_allclose(
-      result.loss, reference.loss(others, batch), rtol=1e-5
-    )
-    np.testing.assert_allclose(
-      result.predictions, reference.logits(others, batch[0]), atol=1e-5
-    )
-    np.testing.assert_array_equal(result.labels, batch[1])
-    assert result.num_examples == size
-
-
 def test_non_trainable_weights_are_used_and_kept():
   def apply(weights, x, training):
     return models.Outputs(
