@@ -297,7 +297,7 @@ def _machine() -> str:
   from tasks.reports import provenance
 
   return (
-    f'{provenance.today()}, {provenance.version()}, {os.cpu_count()} cores'
+    f'{", ".join(provenance.origin().values())}, {os.cpu_count()} cores'
     f' ({platform.machine()}), Python {platform.python_version()}, tensorflow'
     f' {tf.__version__}, tensorflow-federated {tff.__version__}.'
   )

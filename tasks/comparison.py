@@ -150,14 +150,14 @@ class Comparison:
         settings = dataclasses.replace(given, **changes).resolve()
         own = {k: v for k, v in changes.items() if k in OVERRIDABLE}
         shared |= {k: v for k, v in settings.changes().items() if k not in own}
-        parts = [*settings.method_names, *folder_lib.assignments(own)]
-        named[folder_lib.join(parts=[*parts, f'seed{settings.seed}'])] = (
-          settings
-        )
+        values = [f'{k}={value}' for k, value in own.items()]
+        parts = [*settings.method_names, *values, f'seed{settings.seed}']
+        named[folder_lib.name_of(*parts)] = settings
     self.settings = s = next(iter(named.values()))
     self.rounds = args.rounds or s.defaults()['rounds']
-    parts = [program, s.task, s.partition, *folder_lib.assignments(shared)]
-    self.path = args.output_dir or folder_lib.join('runs', parts=parts)
+    self.path = args.output_dir or os.path.join(
+      'runs', folder_lib.name_of(program, s.task, s.partition, **shared)
+    )
     self.runs = {
       folder_lib.RunFolder(os.path.join(self.path, name)): settings
       for name, settings in named.items()
@@ -270,8 +270,7 @@ class Comparison:
     origin = {
       'smoothing': self._args.smoothing,
       'flags': shlex.join(self._args.argv),
-      'version': provenance.version(),
-      'date': provenance.today(),
+      **provenance.origin(),
     }
     made = ', '.join(f'{name}: {value}' for name, value in origin.items())
     listed = '\n'.join(f'* {note}' for note in (*notes, made))

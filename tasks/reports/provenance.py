@@ -5,8 +5,8 @@ import os
 import subprocess
 
 
-def version() -> str:
-  """The commit of the checkout; `-dirty` marks changes after it."""
+def origin() -> dict[str, str]:
+  """The commit of the checkout, `-dirty` if it was changed, and the date."""
   command = 'git describe --always --dirty --abbrev=10 --exclude="*"'
   done = subprocess.run(
     f'{command} 2>/dev/null || echo unknown',
@@ -15,9 +15,7 @@ def version() -> str:
     capture_output=True,
     text=True,
   )
-  return f'tff_debias, commit {done.stdout.strip()}'
-
-
-def today() -> str:
-  """The date, as 2026-01-31."""
-  return str(datetime.date.today())
+  return {
+    'version': f'tff_debias, commit {done.stdout.strip()}',
+    'date': str(datetime.date.today()),
+  }

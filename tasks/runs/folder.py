@@ -4,7 +4,6 @@ Trust a folder as you trust a program: a checkpoint is a TensorFlow graph, and
 `settings.json` can name modules to import.
 """
 
-from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -27,23 +26,19 @@ _MODELS = ('distributor/models', 'aggregator/models')
 _ACCURACY = 'evaluation/by_client/accuracy'
 
 
-def assignments(values: Mapping[str, Any]) -> list[str]:
-  """Settings as parts of a name, NAME=VALUE."""
-  return [f'{name}={value}' for name, value in values.items()]
-
-
-def join(*folders: str, parts: Iterable[str]) -> str:
-  """The path of a folder whose name is made of parts."""
+def name_of(*parts: str, **values: Any) -> str:
+  """The name of a folder, of its parts and of settings as NAME=VALUE."""
+  settings = [f'{name}={value}' for name, value in values.items()]
   # Other characters have a meaning in a shell or in TensorFlow's file names.
-  name = re.sub(r'[^\w.,=+-]+', '-', '_'.join(parts))[:_MAX_NAME_LENGTH]
-  return os.path.join(*folders, name)
+  name = re.sub(r'[^\w.,=+-]+', '-', '_'.join([*parts, *settings]))
+  return name[:_MAX_NAME_LENGTH]
 
 
 def path_of(settings: settings_lib.Settings) -> str:
   """The folder of a run where none is given; other settings have another."""
   s = settings
-  parts = [s.task, str(s.partition), *s.method_names, f'seed{s.seed}']
-  return join('runs', parts=[*parts, *assignments(s.changes())])
+  parts = (s.task, s.partition, *s.method_names, f'seed{s.seed}')
+  return os.path.join('runs', name_of(*parts, **s.changes()))
 
 
 def _file(name: str) -> property:

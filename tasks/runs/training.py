@@ -205,8 +205,8 @@ class _TensorBoard(tff.program.TensorBoardReleaseManager):
 
   def __init__(self, folder: folder_lib.RunFolder, settings: Any):
     # TensorBoard calls a run as its folder.
-    name = '_'.join(settings.method_names)
-    super().__init__(folder_lib.join(folder.tensorboard, parts=[name]))
+    name = folder_lib.name_of(*settings.method_names)
+    super().__init__(os.path.join(folder.tensorboard, name))
 
   async def release(self, value: Any, key: int) -> None:
     """Writes the metrics of a round, the main ones in a group of their own."""
