@@ -102,6 +102,16 @@ def _lengths(x):
   return tff.federated_sum(tff.federated_map(length, x))
 
 
+@tff.federated_computation(clients(tff.TensorType(np.float32, [4])))
+def _norms(x):
+  double = tff.tensorflow.computation(lambda v: v * 2)
+  # It colocates operations with its argument.
+  norm = tff.tensorflow.computation(lambda v: tf.linalg.global_norm([v]))
+  return tff.federated_mean(
+    tff.federated_map(norm, tff.federated_map(double, x))
+  )
+
+
 _x = np.arange(4, dtype=np.float32)
 #: Calls of every kind of computation that runs in this process.
 CALLS = {
@@ -119,5 +129,6 @@ CALLS = {
   'both placements': lambda: _mixed([*_x], 7.0, [1, 2, 3, 4]),
   'unknown shapes': lambda: _sizes([_x, _x[:2]]),
   'a result of each client': lambda: _of_each(1.0, [*_x]),
+  'colocated operations': lambda: _norms([_x, _x + 1]),
   'texts': lambda: _lengths(['a', 'bcd']),
 }

@@ -33,6 +33,8 @@ class Function:
     for place in reversed(range(len(graph_def.node))):
       if graph_def.node[place].name not in needed:
         del graph_def.node[place]
+      else:  # It may be colocated with one that is not needed.
+        graph_def.node[place].attr.pop('_class', None)
     for function in graph_def.library.function:
       internals.eager_context().add_function_def(function)
     # Not a tf.function, which would order stateful operations its own way.
