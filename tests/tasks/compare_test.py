@@ -37,7 +37,7 @@ def read(path):
 def test_compares_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
   module = small_runs.own_module(tmp_path, monkeypatch)
   folder = tmp_path / 'comparison'
-  flags = ['--methods=fed_avg,fed_dyn', '--rounds=2', '--local_training=3']
+  flags = ['--methods=fed_avg', '--rounds=2', '--local_training=3']
   flags += [*_FLAGS, f'--output_dir={folder}']
   wrong = [*flags, f'--correction={module}:Pall(gamma=1)']
   with pytest.raises(errors.UserError, match='Did you mean Pull'):
@@ -48,7 +48,7 @@ def test_compares_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
   ]
   small_runs.prepare('compare', *flags, '--targets=')()
   said = capsys.readouterr().out
-  assert 'FedDyn' in said and 'after 3 steps of size 0.2 on all' in said
+  assert '| FedAvg ' in said and 'after 3 steps of size 0.2 on all' in said
   assert '| Pull(gamma=9, beside=1.0) |' in said
   assert '--num_clients=8 --clients_per_round=2' in said
   files = snapshot(folder)
@@ -65,14 +65,14 @@ def test_compares_and_trains_nothing_twice(tmp_path, monkeypatch, capsys):
   assert all(files[name] == again[name] for name in trained)
   # The initial model is in no mean.
   rows = {row['method']: row for row in read(folder / 'comparison.csv')}
-  none, dyn, own = rows.values()
-  alphas = [row['settings/alpha'] for row in rows.values()]
-  assert alphas == ['', '0.1', '']
+  none, own = rows.values()
+  rates = [row['settings/learning_rate'] for row in (none, own)]
+  assert rates == ['0.2', '0.3']
   assert (none['gap'], own['method']) == ('0', 'Pull(gamma=9, beside=1.0)')
   gap = float(own['final_accuracy']) - float(none['final_accuracy'])
   assert gap != 0 and float(own['gap']) == pytest.approx(gap, abs=1e-6)
   points = read(folder / 'curves.csv')
-  names = ['fed_avg', 'fed_dyn', 'Pull-gamma=9,-beside=1.0-']
+  names = ['fed_avg', 'Pull-gamma=9,-beside=1.0-']
   for name, row in zip(names, rows.values(), strict=True):
     changed = '_learning_rate=0.3' if row is own else ''
     tests = [
