@@ -16,7 +16,7 @@ OPTIONS = {
   'maml': {
     'personalization': 'maml',
     'partition': 'alid',
-    'maml_steps': 5,
+    'maml_steps': 2,
     'maml_learning_rate': 0.1,
   },
 }
