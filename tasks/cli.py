@@ -216,6 +216,8 @@ def run(
   except kinds as e:
     print(f'Error: {e}', file=sys.stderr)
     sys.exit(2 if isinstance(e, errors.UserError) else 1)
+  except BrokenPipeError:  # Its reader, such as `head`, has read enough.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except KeyboardInterrupt:
     print(f'\nStopped. {next_time}', file=sys.stderr)
     sys.exit(130)
