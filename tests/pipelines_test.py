@@ -452,20 +452,26 @@ def test_personalize_fns_beside_each_other_in_any_order(runtime):
   data = tf.data.Dataset.from_tensor_slices((x, np.int32([0, 1, 0, 1])))
   clients = [collections.OrderedDict(train_data=data, test_data=data)]
   model = tff_debias.from_keras(convolution, loss, spec)
-  ours = tff_debias.build_personalize_fn(model, MAML, 2)
+  ours = {'maml': MAML, 'prototypes': tff_debias.Proto()}
+  fns = {
+    name: tff_debias.build_personalize_fn(model, personalization, 2)
+    for name, personalization in ours.items()
+  }
+  fns['other'] = build_another
   weights = tff.learning.models.ModelWeights.from_model(model_fn())
   found = []
-  for order in (['ours', 'other'], ['other', 'ours']):
-    fns = {'ours': ours, 'other': build_another}
+  for order in (list(fns), list(reversed(fns))):
     evaluate = tff.learning.algorithms.build_personalization_eval_computation(
       model_fn, collections.OrderedDict((n, fns[n]) for n in order), baseline
     )
-    found.append(evaluate(weights, clients)['ours'])
-  assert found[0]['is_included'].all()
+    result = evaluate(weights, clients)
+    found.append({name: result[name] for name in ours})
   small_models.assert_same(*found)
   # And as in our own test.
   batches = data.batch(2)
-  (own,) = tff_debias.build_client_evaluation(model, MAML)(
-    weights, [{'train': batches, 'test': batches}]
-  )
-  np.testing.assert_allclose(found[0]['loss'], [own['loss']], rtol=1e-6)
+  for name, personalization in ours.items():
+    (own,) = tff_debias.build_client_evaluation(model, personalization)(
+      weights, [{'train': batches, 'test': batches}]
+    )
+    assert found[0][name]['is_included'].all()
+    np.testing.assert_allclose(found[0][name]['loss'], [own['loss']], rtol=1e-6)
