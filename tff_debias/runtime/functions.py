@@ -27,14 +27,7 @@ class Function:
     _make_function_names_unique(graph_def)
     _make_variables_local(graph_def, proto.initialize_op)
     bindings = [_tensor_names(b) for b in (proto.parameter, proto.result)]
-    nodes = [name.split(':')[0] for name in itertools.chain(*bindings)]
-    # A function runs all of its stateful operations, needed or not.
-    needed = _ancestors(graph_def, nodes)
-    for place in reversed(range(len(graph_def.node))):
-      if graph_def.node[place].name not in needed:
-        del graph_def.node[place]
-      else:  # It may be colocated with one that is not needed.
-        graph_def.node[place].attr.pop('_class', None)
+    _remove_unneeded(graph_def, itertools.chain(*bindings))
     for function in graph_def.library.function:
       internals.eager_context().add_function_def(function)
     # Not a tf.function, which would order stateful operations its own way.
@@ -120,6 +113,22 @@ def _make_variables_local(
       node.attr['shared_name'].s = _ANONYMOUS
     if node.name not in initialization and _inputs(node) & initialization:
       node.input.append(f'^{initialize_op}')
+
+
+def _remove_unneeded(
+  graph_def: tf.compat.v1.GraphDef, tensor_names: Iterable[str]
+) -> None:
+  """Keeps the nodes that tensors are made of.
+
+  A session runs no others, but a function runs all of its stateful operations.
+  """
+  needed = _ancestors(graph_def, {n.split(':')[0] for n in tensor_names})
+  for place in reversed(range(len(graph_def.node))):
+    if graph_def.node[place].name not in needed:
+      del graph_def.node[place]
+  for node in graph_def.node:
+    # It may be colocated with one that is not needed.
+    node.attr.pop('_class', None)
 
 
 def _ancestors(
