@@ -19,8 +19,7 @@ def mlp(
 
   The initial weights are Keras', or distributed as the authors' are.
   """
-  start = [tf.keras.layers.Input(input_shape), scaling]
-  model = tf.keras.Sequential([layer for layer in start if layer is not None])
+  model = _start(input_shape, scaling)
   model.add(tf.keras.layers.Flatten())
   activations = [*['relu'] * len(hidden_sizes), None]
   for size, activation in zip(
@@ -45,8 +44,7 @@ def cnn(
   Convolutions are not padded: 797,962 weights for 32×32×3 and 10 outputs. An
   input is 16×16 at least.
   """
-  start = [tf.keras.layers.Input(input_shape), scaling]
-  model = tf.keras.Sequential([layer for layer in start if layer is not None])
+  model = _start(input_shape, scaling)
   for _ in range(num_convolutions):
     _add(model, tf.keras.layers.Conv2D, 64, kernel_size=5, activation='relu')
     model.add(tf.keras.layers.MaxPool2D())
@@ -82,6 +80,13 @@ def to_model(
     examples.batch(1).element_spec,
     lambda: [tf.keras.metrics.SparseCategoricalAccuracy('accuracy')],
   )
+
+
+def _start(
+  input_shape: Sequence[int], scaling: tf.keras.layers.Layer | None
+) -> tf.keras.Sequential:
+  start = [tf.keras.layers.Input(input_shape), scaling]
+  return tf.keras.Sequential([layer for layer in start if layer is not None])
 
 
 def _add(
