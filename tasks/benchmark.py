@@ -68,8 +68,10 @@ def _measure_all(args: cli.Args) -> None:
   from tff_debias import runtime
 
   # TFF ends its worker by an interrupt, which the worker of a program in the
-  # background would ignore, as that program does.
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+  # background would ignore, as that program does. A program that is terminated
+  # would leave its worker behind.
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
   os.makedirs(args.output_dir, exist_ok=True)
   path = os.path.join(args.output_dir, 'benchmark.md')
   report = [_machine()]
