@@ -16,6 +16,11 @@ Tensors: TypeAlias = list[tf.Tensor]
 _ANONYMOUS = b'cd2c89b7-88b7-44c8-ad83-06c2a9158347'
 _import_ids = itertools.count()
 
+#: TensorFlow's Grappler optimizes the step of a client, a function of its own.
+#: To optimize the graph around it takes a second, and gains nothing.
+NO_GRAPPLER = tf.compat.v1.ConfigProto(allow_soft_placement=True)
+NO_GRAPPLER.graph_options.rewrite_options.disable_meta_optimizer = True
+
 
 class Function:
   """A TensorFlow computation of TFF, as a function of flat lists of tensors."""
@@ -43,8 +48,14 @@ class Function:
     )
     self._name = self._function.name.decode()
     self._num_outputs = len(outputs)
-    options = internals.eager_context().function_call_options.as_attrs()
-    self._attributes = tuple(itertools.chain(*options.items()))
+    config = internals.eager_context().config
+    config.MergeFrom(NO_GRAPPLER)
+    self._attributes = (
+      'executor_type',
+      '',
+      'config_proto',
+      config.SerializeToString(),
+    )
 
   def __call__(
     self, inputs: Tensors, cancellation: internals.CancellationManager

@@ -27,11 +27,6 @@ Tensors = functions.Tensors
 _Computation: TypeAlias = tff.framework.ConcreteComputation
 _mapreduce = tff.backends.mapreduce
 
-# TensorFlow optimizes a function before its first run. TFF's Grappler would do
-# it besides, inline functions and forget marks such as `_noinline`.
-_NO_GRAPPLER = tf.compat.v1.ConfigProto()
-_NO_GRAPPLER.graph_options.rewrite_options.disable_meta_optimizer = True
-
 
 class Call:
   """A call in progress: runs functions until it is canceled."""
@@ -151,7 +146,7 @@ def _compile(comp: _Computation) -> _Run:
 def _compile_local(comp: _Computation) -> _Run:
   if _Computation.get_proto(comp).WhichOneof('computation') != 'tensorflow':
     block = _mapreduce.consolidate_and_extract_local_processing(
-      comp.to_building_block(), _NO_GRAPPLER
+      comp.to_building_block(), functions.NO_GRAPPLER
     )
     comp = _Computation.from_building_block(block)
   function = functions.Function(comp)
@@ -164,7 +159,7 @@ def _compile_aggregation(comp: _Computation) -> _Run:
   has_secure_sums = b'federated_secure' in proto.SerializeToString()
   form = _mapreduce.get_map_reduce_form_for_computation(
     _of_two_arguments(comp, lambda server, result: (server, result)),
-    _NO_GRAPPLER,
+    functions.NO_GRAPPLER,
     tff_internal_preprocessing=(
       _without_secure_sums if has_secure_sums else None
     ),
@@ -187,7 +182,8 @@ def _compile_aggregation(comp: _Computation) -> _Run:
 
 def _compile_broadcast(comp: _Computation) -> _Run:
   form = _mapreduce.get_broadcast_form_for_computation(
-    _of_two_arguments(comp, lambda server, result: result), _NO_GRAPPLER
+    _of_two_arguments(comp, lambda server, result: result),
+    functions.NO_GRAPPLER,
   )
   prepare = functions.Function(form.compute_server_context)
   work = functions.Function(form.client_processing)
