@@ -165,10 +165,10 @@ def convolutional_network():
   return tf.keras.Sequential(
     [
       tf.keras.layers.Input((6, 6, 1)),
-      tf.keras.layers.Conv2D(3, 3, activation='tanh'),
+      tf.keras.layers.Conv2D(2, 3, activation='tanh'),
       tf.keras.layers.AveragePooling2D(2),
       tf.keras.layers.Flatten(),
-      tf.keras.layers.Dense(5, 'tanh'),
+      tf.keras.layers.Dense(3, 'tanh'),
       tf.keras.layers.Dense(4),
     ]
   )
