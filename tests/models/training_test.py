@@ -91,8 +91,6 @@ RANDOM = {
     layers.Flatten(), dense(3), layers.GaussianNoise(1.0)
   ),
   'LSTM': lambda: series(layers.LSTM(2, dropout=0.5, recurrent_dropout=0.5)),
-  'GRU': lambda: series(layers.GRU(2, dropout=0.5)),
-  'SimpleRNN': lambda: series(layers.SimpleRNN(2, recurrent_dropout=0.5)),
   'MultiHeadAttention': lambda: attention(dropout=0.5),
 }
 
