@@ -253,7 +253,9 @@ def test_rounds_against_a_plain_loop(correction):
       method,
       state,
       sent,
-      algorithm.Participants(update, changes, share),
+      update,
+      changes,
+      share,
     )
     loop.round({i: small_models.batches(c) for i, c in clients.items()})
     assert_close(state.weights, loop.selected)
@@ -281,10 +283,10 @@ def test_the_servers_optimizer_takes_minus_the_mean_update_as_gradient():
   # The momentum is 2, then 0.5 · 2 + 2.
   for expected in (1 + 0.5 * 2, 2 + 0.5 * 3):
     sent = algorithm.broadcast(method, state, (), 0.1, 0.0)
-    participants = algorithm.Participants(
-      (tf.constant([[2.0]]),), ((),), tf.constant(0.5)
+    update = (tf.constant([[2.0]]),)
+    state = algorithm.server_update(
+      method, state, sent, update, ((),), tf.constant(0.5)
     )
-    state = algorithm.server_update(method, state, sent, participants)
     assert_close(state.weights, [[[expected]]])
 
 

@@ -25,41 +25,6 @@ def fed_avg(runtime):
   )
 
 
-@pytest.mark.slow
-def test_ids_train_as_their_data_do(tmp_path):
-  data = client_data()
-  plain = tff_debias.build_fed_dyn(
-    small_models.linear_model(),
-    alpha=0.5,
-    num_clients=3,
-    storage=tff_debias.ClientStorage(tmp_path),
-    learning_rate=0.05,
-  )
-  composed = tff_debias.compose_with_client_data(plain, data)
-  states = plain.initialize(), composed.initialize()
-  for ids in (IDS[:2], IDS[2:], IDS[::-1]):
-    clients = [
-      collections.OrderedDict(
-        client_id=i, data=data.create_tf_dataset_for_client(i)
-      )
-      for i in ids
-    ]
-    states = (
-      plain.next(states[0], clients).state,
-      composed.next(states[1], ids).state,
-    )
-  hparams = composed.get_hparams(states[1])
-  assert hparams == plain.get_hparams(states[0])
-  small_models.assert_same(composed.set_hparams(states[1], hparams), states[1])
-  for a, b in zip(
-    plain.get_model_weights(states[0]).trainable,
-    composed.get_model_weights(states[1]).trainable,
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
-  assert np.abs(a).max() > 0.1
-
-
 def test_ids_are_evaluated_as_their_data_are():
   model, data = (
     small_models.linear_model(initial=[1, 2, 3]),

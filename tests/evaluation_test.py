@@ -137,13 +137,12 @@ def test_results_by_step_are_those_of_so_many_steps(runtime):
   by_step = tff_debias.build_step_evaluation(
     model, tff_debias.Maml(1, 0.4), 2, **options
   )(model.initial_weights, data)
-  for step in (1, 2):
-    expected = tff_debias.build_client_evaluation(
-      model, tff_debias.Maml(step, 0.4), **options
-    )(model.initial_weights, data)
-    for found, wanted in zip(by_step, expected, strict=True):
-      for name, value in wanted.items():
-        assert found[name][step] == pytest.approx(value, rel=1e-5)
+  expected = tff_debias.build_client_evaluation(
+    model, tff_debias.Maml(2, 0.4), **options
+  )(model.initial_weights, data)
+  for found, wanted in zip(by_step, expected, strict=True):
+    for name, value in wanted.items():
+      assert found[name][2] == pytest.approx(value, rel=1e-5)
   losses, *_ = _expected(weights, _data())
   np.testing.assert_allclose([f['loss'][0] for f in by_step], losses, rtol=1e-5)
   assert len({loss for found in by_step for loss in found['loss']}) == 15
@@ -261,9 +260,7 @@ MAML, FREE = tff_debias.Maml(1, 0.1), small_models.FreeMaml(1, 0.1)
     (_personalized_loss, MAML, {}, 10),
     (_client_loss, FREE, {}, 50),
     (_step_loss, MAML, {'max_grad_norm': 20}, 20),
-    (_personalize_fn_loss, MAML, {}, 10),
     (_personalize_fn_loss, MAML, {'max_grad_norm': 20}, 20),
-    (_personalize_fn_loss, FREE, {}, 50),
   ],
 )
 def test_gradients_are_clipped_by_default_as_in_training(

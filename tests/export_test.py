@@ -212,7 +212,7 @@ def test_tensorflow_lite_personalizes_on_the_device(
 
 
 def test_an_earlier_export_is_replaced_if_the_new_one_is_right(tmp_path):
-  keras_model, *_ = run_export(tmp_path, MAML)
+  keras_model, *_ = run_export(tmp_path, NONE)
   (tmp_path / 'model' / 'thesis.txt').write_text('mine')
   before = small_models.snapshot(tmp_path)
   _, model, data = problem()
@@ -420,19 +420,14 @@ def functional_model():
   )
 
 
-def test_a_functional_model_is_written_and_the_meta_model_unchanged(tmp_path):
+def test_a_functional_model_is_personalized_and_the_meta_model_unchanged():
   keras_model, _, (x, y) = problem()
   before = keras_model.get_weights()
-  exported = export.export_personalized_model(
-    keras_model,
-    functional_model(),
-    MAML,
-    (x, y),
-    tmp_path / 'model',
-    max_grad_norm=0.3,
+  personalized = export.personalized_keras_model(
+    keras_model, functional_model(), MAML, (x, y), max_grad_norm=0.3
   )
   np.testing.assert_allclose(
-    exported.keras_model(x), expected(keras_model, MAML, x, y), atol=2e-5
+    personalized(x), expected(keras_model, MAML, x, y), atol=2e-5
   )
   small_models.assert_same(keras_model.get_weights(), before)
 

@@ -182,82 +182,6 @@ UNEQUAL = [{i: 1 + (i + t) % 4 for i in s} for t, s in enumerate(ROUNDS)]
 EQUAL = [dict.fromkeys(s, 3) for s in ROUNDS]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ('correction', 'rounds', 'factory'),
-  [
-    (PLAIN, UNEQUAL, None),
-    (SCAF_EQUAL, EQUAL, tff.aggregators.UnweightedMeanFactory()),
-  ],
-)
-def test_selected_and_all_are_those_of_the_plain_loop(
-  tmp_path, correction, rounds, factory
-):
-  process = build(
-    correction,
-    tmp_path,
-    track_all=True,
-    learning_rate=0.05,
-    model_aggregator=factory,
-  )
-
-  def before_round(t, state):
-    """Another number of steps is refused, and loses nothing."""
-    if correction is SCAF_EQUAL:
-      for i, size in ((0, 2), (4, 5)):
-        message = rf'Scaf\(num_steps=3\) needs 3 .*client {i}\W*{size}\b'
-        with pytest.raises(Exception, match=f'(?s){message}'):
-          process.next(state, [client(1), client(i, size), client(2)])
-      # One without data is left out.
-      process.next(state, [client(1), client(2, 0)])
-    return state
-
-  state = run_beside(process, plain_loop(correction), rounds, before_round)
-  # To set the model changes none of the newest models of clients.
-  same = process.set_model_weights(state, process.get_model_weights(state))
-  assert_same(same, state)
-  other = models.ModelWeights((INITIAL * 2,), ())
-  changed = process.set_model_weights(state, other)
-  assert_same(process.get_model_weights(changed), other)
-  assert_same(changed.finalizer, state.finalizer)
-  # A client that is left out changes nothing either.
-  after = process.next(state, [client(2), client(3, 3, NAN)]).state
-  alone = process.next(state, [client(2)]).state
-  assert_close(
-    learning_process.get_all_model_weights(after),
-    learning_process.get_all_model_weights(alone),
-  )
-  assert_close(after.finalizer, alone.finalizer)
-
-
-def test_hyperparameters_can_be_changed(tmp_path):
-  process = build(
-    DYN, tmp_path, track_all=True, learning_rate=0.05, weight_decay=0.5
-  )
-  state = process.initialize()
-  hparams = process.get_hparams(state)
-  assert hparams == {
-    'learning_rate': pytest.approx(0.05),
-    'weight_decay': 0.5,
-  }
-  assert_same(process.set_hparams(state, hparams), state)
-  loop = plain_loop(
-    DYN, rate=lambda t: 0.05 if t < 2 else 0.03125, weight_decay=0.5
-  )
-
-  def before_round(t, state):
-    if t == 2:
-      changed = collections.OrderedDict(
-        learning_rate=0.03125, weight_decay=0.25
-      )
-      loop.weight_decay = 0.25
-      state = process.set_hparams(state, changed)
-      assert process.get_hparams(state) == changed
-    return state
-
-  run_beside(process, loop, UNEQUAL, before_round)
-
-
 _RATES = tf.constant([9.0, 0.1])
 _TABLE = tf.lookup.StaticHashTable(
   tf.lookup.KeyValueTensorInitializer(
@@ -277,13 +201,61 @@ def branching_rate(round_num):
   return tf.where(round_num == 4, tf.constant(0.06, tf.float64), rate)
 
 
-def test_a_learning_rate_fn_gives_the_rate_of_each_round(tmp_path):
-  process = build(
-    SCAF, tmp_path, track_all=True, learning_rate_fn=branching_rate
+SCHEDULE = [0.1, 0.09, 0.08, 0.07, 0.06]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('correction', 'rounds', 'rate', 'options'),
+  [
+    (PLAIN, UNEQUAL, lambda t: 0.05, {'learning_rate': 0.05}),
+    (
+      SCAF_EQUAL,
+      EQUAL,
+      SCHEDULE.__getitem__,
+      {
+        'learning_rate_fn': branching_rate,
+        'model_aggregator': tff.aggregators.UnweightedMeanFactory(),
+      },
+    ),
+  ],
+  ids=['plain', 'scaf with a schedule'],
+)
+def test_selected_and_all_are_those_of_the_plain_loop(
+  tmp_path, correction, rounds, rate, options
+):
+  process = build(correction, tmp_path, track_all=True, **options)
+
+  def before_round(t, state):
+    """Another number of steps is refused, and loses nothing."""
+    if correction is SCAF_EQUAL:
+      for i, size in ((0, 2), (4, 5)):
+        message = rf'Scaf\(num_steps=3\) needs 3 .*client {i}\W*{size}\b'
+        with pytest.raises(Exception, match=f'(?s){message}'):
+          process.next(state, [client(1), client(i, size), client(2)])
+      # One without data is left out.
+      process.next(state, [client(1), client(2, 0)])
+    return state
+
+  hparams = process.get_hparams(process.initialize())
+  assert ('learning_rate' in hparams) == ('learning_rate' in options)
+  loop = plain_loop(correction, rate=rate)
+  state = run_beside(process, loop, rounds, before_round)
+  # To set the model changes none of the newest models of clients.
+  same = process.set_model_weights(state, process.get_model_weights(state))
+  assert_same(same, state)
+  other = models.ModelWeights((INITIAL * 2,), ())
+  changed = process.set_model_weights(state, other)
+  assert_same(process.get_model_weights(changed), other)
+  assert_same(changed.finalizer, state.finalizer)
+  # A client that is left out changes nothing either.
+  after = process.next(state, [client(2), client(3, 3, NAN)]).state
+  alone = process.next(state, [client(2)]).state
+  assert_close(
+    learning_process.get_all_model_weights(after),
+    learning_process.get_all_model_weights(alone),
   )
-  assert list(process.get_hparams(process.initialize())) == ['weight_decay']
-  rates = [0.1, 0.09, 0.08, 0.07, 0.06]
-  run_beside(process, plain_loop(SCAF, rate=rates.__getitem__), UNEQUAL)
+  assert_close(after.finalizer, alone.finalizer)
 
 
 # Extensions from outside.
@@ -319,25 +291,34 @@ class HabitLoop(reference.PlainLoop):
     return [(1 - self.rho) * self.kept[i][0] + self.rho * update[0]]
 
 
-def test_a_correction_of_a_third_party(tmp_path):
-  process = build(Habit(0.5), tmp_path, track_all=True, learning_rate=0.05)
-  run_beside(process, plain_loop(loop=HabitLoop), UNEQUAL)
-
-
-# Storage.
-
-
-def test_only_clients_that_keep_a_state_have_ids(tmp_path):
-  process = build(PLAIN, tmp_path / 'plain')
-  assert not (tmp_path / 'plain').exists()
+def test_a_correction_of_a_third_party_with_changed_hyperparameters(tmp_path):
+  process = build(
+    Habit(0.5), tmp_path, track_all=True, learning_rate=0.05, weight_decay=0.5
+  )
   state = process.initialize()
-  with pytest.raises(TypeError, match='OrderedDict'):
-    process.next(state, [client(0)])
-  with pytest.raises(ValueError, match='track_all'):
-    learning_process.get_all_model_weights(state)
-  process = build(DYN, tmp_path / 'dyn')
-  with pytest.raises(TypeError, match='client_id=str'):
-    process.next(process.initialize(), [client(0)['data']])
+  hparams = process.get_hparams(state)
+  assert hparams == {
+    'learning_rate': pytest.approx(0.05),
+    'weight_decay': 0.5,
+  }
+  assert_same(process.set_hparams(state, hparams), state)
+  loop = plain_loop(
+    loop=HabitLoop,
+    rate=lambda t: 0.05 if t < 2 else 0.03125,
+    weight_decay=0.5,
+  )
+
+  def before_round(t, state):
+    if t == 2:
+      changed = collections.OrderedDict(
+        learning_rate=0.03125, weight_decay=0.25
+      )
+      loop.weight_decay = 0.25
+      state = process.set_hparams(state, changed)
+      assert process.get_hparams(state) == changed
+    return state
+
+  run_beside(process, loop, UNEQUAL, before_round)
 
 
 # Clients that are left out.
@@ -419,6 +400,8 @@ def test_an_optimizer_takes_its_own_rate():
   process = build(PLAIN, client_optimizer_fn=optimizer)
   state = process.initialize()
   assert process.get_hparams(state)['learning_rate'] == 0.25
+  with pytest.raises(ValueError, match='track_all'):
+    learning_process.get_all_model_weights(state)
   state = process.next(state, [client(0, 1)['data']]).state
   x, y = DATA[0]
   _, (expected,) = optimizer.next(

@@ -52,6 +52,21 @@ def test_the_examples_of_one_batch_alone_make_a_step(size):
       assert [int(value) for value in sums] == expected
 
 
+def test_xla_compiles_all_steps_together():
+  def step(state, batch):
+    return tf.tanh(state + tf.reduce_sum(batch))
+
+  batches = tf.data.Dataset.range(6).map(lambda i: tf.cast(i, tf.float32) / 9)
+  static = batches.batch(2, drop_remainder=True)
+  found, expected = (
+    loops.reduce_batches(static, 0.5, step, jit_compile=jit)
+    for jit in (True, False)
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  with pytest.raises(ValueError, match='static shapes.*None'):
+    loops.reduce_batches(batches.batch(2), 0.5, step, jit_compile=True)
+
+
 def test_a_second_derivative_of_a_convolution_is_no_cycle():
   # With the loop dissolved, Grappler finds "143 nodes in a cycle" here.
   layers = tf.keras.layers

@@ -208,7 +208,7 @@ def test_a_graph_gives_the_same_as_the_fast_way(split):
     x=tf.TensorSpec([], tf.float32), y=tf.TensorSpec([], tf.int32)
   )
   as_graph = tf.function(client_data.serializable_dataset_fn)
-  for client_id in client_data.client_ids:
+  for client_id in client_data.client_ids[::6]:
     fast = client_data.create_tf_dataset_for_client(client_id)
     for one, other in zip(fast, as_graph(tf.constant(client_id)), strict=True):
       assert np.array_equal(one['x'], other['x'])

@@ -89,17 +89,14 @@ class Run:
     return value
 
 
-def build(folder, correction=None, **options):
+def build(folder):
   """A process whose clients keep their states in a folder."""
-  if folder is not None:
-    options['storage'] = storage_lib.ClientStorage(folder)
-  options.setdefault('num_clients', NUM_CLIENTS)
-  return tff_debias.build_learning_process(
+  return tff_debias.build_fed_dyn(
     small_models.linear_model(),
-    tff_debias.NoPersonalization(),
-    correction or tff_debias.Dyn(ALPHA),
+    alpha=ALPHA,
+    num_clients=NUM_CLIENTS,
+    storage=storage_lib.ClientStorage(folder),
     learning_rate=_RATE,
-    **options,
   )
 
 

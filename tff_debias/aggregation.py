@@ -1,6 +1,5 @@
 """The mean of the participants' uploads, by any of TFF's aggregators."""
 
-import collections
 from typing import Any
 from typing import TypeAlias
 
@@ -41,17 +40,15 @@ def build_mean(
   factory: AggregationFactory | None,
   upload_type: tff.StructType,
 ) -> tff.templates.AggregationProcess:
-  """Builds the weighted mean of uploads, of each part on its own.
+  """Builds the weighted mean of uploads.
 
   Args:
     factory: Makes a mean, not a sum; by default `tff.aggregators.MeanFactory`.
       An unweighted factory takes no weights; see `of_participants`.
-    upload_type: The type of an upload: a struct of named parts, some empty.
+    upload_type: The type of an upload.
 
   Returns:
-    A process whose `next` takes its state, the uploads and float32 weights. It
-    gives the means of the parts that are not empty, an `OrderedDict` by name,
-    and the factory's measurements likewise.
+    A process whose `next` takes its state, the uploads and float32 weights.
 
   Raises:
     TypeError: If it is no factory.
@@ -72,33 +69,7 @@ def build_mean(
       'model_aggregator must be a tff.aggregators factory, got'
       f' {type(factory).__name__}.'
     )
-  parts = {
-    name: factory.create(part_type, tff.TensorType(np.float32))
-    for name, part_type in tff.structure.iter_elements(upload_type)
-    if len(part_type)
-  }
-
-  @tff.federated_computation
-  def initialize():
-    return _zip({name: part.initialize() for name, part in parts.items()})
-
-  @tff.federated_computation(
-    initialize.type_signature.result,
-    tff.FederatedType(upload_type, tff.CLIENTS),
-    tff.FederatedType(np.float32, tff.CLIENTS),
-  )
-  def next_fn(state, uploads, weights):
-    outputs = {
-      name: part.next(state[name], uploads[name], weights)
-      for name, part in parts.items()
-    }
-    return tff.templates.MeasuredProcessOutput(
-      _zip({name: output.state for name, output in outputs.items()}),
-      _zip({name: output.result for name, output in outputs.items()}),
-      _zip({name: output.measurements for name, output in outputs.items()}),
-    )
-
-  return tff.templates.AggregationProcess(initialize, next_fn)
+  return factory.create(upload_type, tff.TensorType(np.float32))
 
 
 def of_participants(
@@ -132,7 +103,7 @@ def of_participants(
 
 
 def check_exact(
-  factory: AggregationFactory | None, upload_type: tff.StructType, reason: str
+  factory: AggregationFactory | None, sends_states: bool, reason: str
 ) -> None:
   """Raises a `ValueError` if means over the population cannot rely on a mean.
 
@@ -146,11 +117,11 @@ def check_exact(
 
   Args:
     factory: The argument of `build_mean`.
-    upload_type: The type of an upload.
+    sends_states: Whether clients send changes of their states.
     reason: What needs an exact mean, for the message.
   """
   if isinstance(factory, privacy.BoundedMeanFactory):
-    if len(upload_type.state_changes):
+    if sends_states:
       raise ValueError(
         f'{reason} sends more than the update, which is all that'
         ' dp_aggregator and secure_aggregator bound. Use Scaf(num_steps=K)'
@@ -187,7 +158,3 @@ def _find_inexact(factory: AggregationFactory) -> str | None:
       if unknown := _find_inexact(part):
         return unknown
   return None
-
-
-def _zip(values: dict[str, tff.Value]) -> tff.Value:
-  return tff.federated_zip(collections.OrderedDict(values))

@@ -290,23 +290,6 @@ class ClientUpdate(NamedTuple):
   sums: LocalTraining
 
 
-class Participants(NamedTuple):
-  """The aggregated updates of a round's participants.
-
-  Attributes:
-    mean_update: mean_S (w_i - w^t).
-    mean_changes: The mean of the changes that clients sent; `()` for others.
-    share: p/m, the participants' share of all clients, a float32 scalar.
-    turnout: p over the planned number of participants with `dp_aggregator`,
-      which divides by a fixed number; else 1. It scales the model's step only.
-  """
-
-  mean_update: Weights
-  mean_changes: States
-  share: tf.Tensor
-  turnout: tf.Tensor | float = 1.0
-
-
 def initial_states(algorithm: Algorithm, weights: Weights) -> States:
   """The states of a client that never took part, and so their first means."""
   return tuple(kept.initial_state(weights) for kept in algorithm.kept_states)
@@ -477,25 +460,32 @@ def server_update(
   algorithm: Algorithm,
   state: ServerState,
   sent: Broadcast,
-  participants: Participants,
+  mean_update: Weights,
+  mean_changes: States,
+  share: tf.Tensor,
+  turnout: tf.Tensor | float = 1.0,
 ) -> ServerState:
   """The server moves the model, and the means over the population.
 
-  The model moves to mean_S w_i, unless `Participants.turnout` or the server's
-  optimizer changes the step.
+  The model moves to mean_S w_i, unless `turnout` or the server's optimizer
+  changes the step.
 
   Args:
     algorithm: The method.
     state: The server's state before the round.
     sent: Its broadcast in this round.
-    participants: The aggregated updates, of one participant at least.
+    mean_update: mean_S (w_i - w^t), over one participant at least.
+    mean_changes: The mean of the changes that clients sent; `()` for others.
+    share: p/m, the participants' share of all clients, a float32 scalar.
+    turnout: p over the planned number of participants with `dp_aggregator`,
+      which divides by a fixed number; else 1. It scales the model's step only.
 
   Returns:
     The server's state after the round.
   """
-  start, update = tuple(sent.model.trainable), participants.mean_update
+  start = tuple(sent.model.trainable)
   # w^t + turnout · mean_S (w_i - w^t), which is mean_S w_i for a turnout of 1
-  step = tuple(participants.turnout * u for u in update)
+  step = tuple(turnout * u for u in mean_update)
   if algorithm.server_optimizer_fn is None:
     optimizer = state.optimizer
     weights = tf.nest.map_structure(tf.add, start, step)
@@ -513,19 +503,19 @@ def server_update(
       mean_state,
       sent_mean,
       corrections.LocalWork(
-        start, update, float(kept.num_steps or 0), sent.learning_rate
+        start, mean_update, float(kept.num_steps or 0), sent.learning_rate
       ),
     )
     for kept, change, mean_state, sent_mean in zip(
       algorithm.kept_states,
-      participants.mean_changes,
+      mean_changes,
       state.mean_states,
       sent.mean_states,
       strict=True,
     )
   )
   mean_states = tf.nest.map_structure(
-    lambda mean_state, change: mean_state + participants.share * change,
+    lambda mean_state, change: mean_state + share * change,
     state.mean_states,
     changes,
   )

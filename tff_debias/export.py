@@ -1,7 +1,7 @@
-"""Makes and writes the personalized model of one client, of Keras' own layers.
+"""Makes, writes and checks a client's own model: one path, so one file.
 
-It is for use without this package: a Keras model, a SavedModel, and a model of
-TensorFlow Lite that can take the steps of MAML on the device.
+The model is for use without this package: a Keras model, a SavedModel, and a
+model of TensorFlow Lite that can take the steps of MAML on the device.
 """
 
 import os

@@ -208,13 +208,6 @@ class _Sent(NamedTuple):
   token: tf.Tensor
 
 
-class _Upload(NamedTuple):
-  """What a client sends to be averaged, as flat tuples of tensors."""
-
-  update: corrections.Weights
-  state_changes: corrections.State
-
-
 class _Counts(NamedTuple):
   """Nonnegative integers of a client that the server sums, or their sums.
 
@@ -246,9 +239,13 @@ class _Report(NamedTuple):
 
 
 class _Work(NamedTuple):
-  """The outcome of a client's work; `weight` is its weight in the means."""
+  """The outcome of a client's work.
 
-  upload: _Upload
+  It uploads its update and then the changes of its states that are sent, all
+  the tensors in one tuple. `weight` is its weight in the means.
+  """
+
+  upload: tuple[tf.Tensor, ...]
   weight: tf.Tensor
   report: _Report
 
@@ -261,7 +258,9 @@ def _build_process(
   aggregator = aggregation.build_mean(algorithm.model_aggregator, upload_type)
   if algorithm.keeps_state:
     aggregation.check_exact(
-      algorithm.model_aggregator, upload_type, algorithm.state_reason
+      algorithm.model_aggregator,
+      algorithm.models_up > 1,
+      algorithm.state_reason,
     )
   client_type = tff.SequenceType(
     tff.types.tensorflow_to_type(algorithm.model.input_spec)
@@ -316,9 +315,7 @@ def _build_process(
     work = tff.federated_map(
       client_work, (tff.federated_broadcast(sent), client_data)
     )
-    aggregated = aggregator.next(
-      state.aggregator.process, work.upload, work.weight
-    )
+    aggregated = aggregator.next(state.aggregator, work.upload, work.weight)
     new_state, metrics = tff.federated_map(
       finish_round,
       (
@@ -340,12 +337,12 @@ def _build_process(
 
 
 def _upload_type(algorithm: algorithm_lib.Algorithm) -> tff.StructType:
-  """The type of what a client sends to be averaged."""
+  """The type of `_Work.upload`."""
   weights = algorithm.model.initial_weights.trainable
   changes = algorithm_lib.initial_states(algorithm, weights)
   sent = algorithm_lib.sent_changes(algorithm, changes)
   return tff.types.tensorflow_to_type(
-    models.specs_of(_Upload(weights, tuple(tf.nest.flatten(sent))))
+    models.specs_of((*weights, *tf.nest.flatten(sent)))
   )
 
 
@@ -409,16 +406,14 @@ def _initial_state(
     hparams = collections.OrderedDict(learning_rate=learning_rate, **hparams)
   return State(
     global_model_weights=weights,
-    # How many models were sent, down and (in `aggregator`) up.
-    distributor=collections.OrderedDict(models=tf.constant(0, tf.int64)),
+    # How many clients were sent a model so far.
+    distributor=collections.OrderedDict(clients=tf.constant(0, tf.int64)),
     client_work=collections.OrderedDict(
       round=tf.constant(0),
       hparams=hparams,
       lineage=storage_lib.start_lineage() if algorithm.keeps_state else (),
     ),
-    aggregator=collections.OrderedDict(
-      process=aggregator_state, models=tf.constant(0, tf.int64)
-    ),
+    aggregator=aggregator_state,
     finalizer=collections.OrderedDict(
       mean_states=algorithm_lib.initial_states(algorithm, trainable),
       optimizer=optimizer,
@@ -496,7 +491,7 @@ def _client_work(
     has_data |= loops.has_data(dataset)
   participants, sums = tf.cast(is_included, tf.int32), result.sums
   return _Work(
-    _Upload(result.update, tuple(tf.nest.flatten(result.state_changes))),
+    (*result.update, *tf.nest.flatten(result.state_changes)),
     tf.cast(is_included, tf.float32),
     _Report(
       _Counts(
@@ -596,8 +591,8 @@ def _finish_round(
   algorithm: algorithm_lib.Algorithm,
   state: State,
   aggregator_state: Any,
-  means: collections.OrderedDict[str, Any],
-  measurements: collections.OrderedDict[str, Any],
+  means: tuple[tf.Tensor, ...],
+  measurements: Any,
   report: _Report,
 ) -> tuple[State, collections.OrderedDict[str, Any]]:
   """The server's new state and the metrics of the round."""
@@ -607,51 +602,52 @@ def _finish_round(
   means = aggregation.of_participants(
     algorithm.model_aggregator, means, counts.clients, counts.participants
   )
-  # `means` has only the parts of an upload that are not empty.
-  changes = tf.nest.pack_sequence_as(
-    algorithm_lib.sent_changes(algorithm, server.mean_states),
-    tf.nest.flatten(means.get('state_changes', ())),
+  update, changes = tf.nest.pack_sequence_as(
+    (
+      server.weights,
+      algorithm_lib.sent_changes(algorithm, server.mean_states),
+    ),
+    means,
   )
   participants = tf.cast(counts.participants, tf.float32)
   new = algorithm_lib.server_update(
     algorithm,
     server,
     sent,
-    algorithm_lib.Participants(
-      tuple(means['update']),
-      changes,
-      share=participants / float(algorithm.num_clients or 1),
-      turnout=participants / (algorithm.num_planned or participants),
-    ),
+    update,
+    changes,
+    share=participants / float(algorithm.num_clients or 1),
+    turnout=participants / (algorithm.num_planned or participants),
   )
   # A round without participants changes nothing. Some aggregators divide by
   # zero in such a round, for their result and for their state.
   new, aggregator_state = tf.nest.map_structure(
     lambda after, before: tf.where(participants > 0, after, before),
     (new, aggregator_state),
-    (server, state.aggregator['process']),
+    (server, state.aggregator),
   )
-  clients = tf.cast(counts.clients, tf.int64)
-  models_down = state.distributor['models'] + clients * algorithm.models_down
-  models_up = state.aggregator['models'] + clients * algorithm.models_up
+  clients = state.distributor['clients'] + tf.cast(counts.clients, tf.int64)
   new_state = State(
     models.ModelWeights(new.weights, state.global_model_weights.non_trainable),
-    collections.OrderedDict(models=models_down),
+    collections.OrderedDict(clients=clients),
     collections.OrderedDict(
       state.client_work,
       round=state.client_work['round'] + 1,
       lineage=_next_lineage(algorithm, state.client_work['lineage'], counts),
     ),
-    collections.OrderedDict(process=aggregator_state, models=models_up),
+    aggregator_state,
     collections.OrderedDict(
       state.finalizer, mean_states=new.mean_states, optimizer=new.optimizer
     ),
   )
   model_bytes = sum(w.nbytes for w in algorithm.model.initial_weights.trainable)
+
+  def traffic(models_per_client: int) -> dict[str, tf.Tensor]:
+    num_models = clients * models_per_client
+    return {'models': num_models, 'bytes': num_models * model_bytes}
+
   metrics = collections.OrderedDict(
-    distributor=collections.OrderedDict(
-      models=models_down, bytes=models_down * model_bytes
-    ),
+    distributor=collections.OrderedDict(traffic(algorithm.models_down)),
     client_work=collections.OrderedDict(
       train=report.metrics,
       participants=counts.participants,
@@ -661,12 +657,11 @@ def _finish_round(
       ),
     ),
     aggregator=collections.OrderedDict(
-      models=models_up,
-      bytes=models_up * model_bytes,
-      **{name: value for name, value in measurements.items() if len(value)},
+      traffic(algorithm.models_up),
+      update=measurements,
     ),
     finalizer=collections.OrderedDict(
-      update_norm=tf.where(participants > 0, _norm(means['update']), 0.0),
+      update_norm=tf.where(participants > 0, _norm(update), 0.0),
       server_correction_norm=_norm(new.mean_states[0]),
     ),
   )
@@ -683,31 +678,25 @@ def _check_progress(
   round_num = tf.strings.as_string(state.client_work['round'] + 1)
   rate = tf.strings.as_string(sent.learning_rate, shortest=True)
   size = algorithm.personalization.batches_per_step
-  for number, reason in (
-    (
-      counts.stepped,
+  reason = tf.where(
+    counts.stepped > 0,
+    tf.strings.join(
       [
-        ': no client has a finite update after local steps with the learning'
+        'no client has a finite update after local steps with the learning'
         ' rate ',
         rate,
         '. Take a smaller one, or look for data that are not finite.',
-      ],
+      ]
     ),
-    (
-      counts.with_data,
-      [
-        f': no client took a local step. A step takes {size} batches, or one'
-        f' batch of at least {size} examples whose size input_spec leaves open:'
-        ' make smaller batches, or repeat the data.'
-      ],
-    ),
-  ):
-    counts = checks.ensure(
-      (counts.participants > 0) | (number == 0),
-      [tf.strings.join(['Round ', round_num, *reason])],
-      counts,
-    )
-  return counts
+    f'no client took a local step. A step takes {size} batches, or one batch of'
+    f' at least {size} examples whose size input_spec leaves open: make smaller'
+    ' batches, or repeat the data.',
+  )
+  return checks.ensure(
+    (counts.participants > 0) | (counts.with_data == 0),
+    [tf.strings.join(['Round ', round_num, ': ', reason])],
+    counts,
+  )
 
 
 def _next_lineage(

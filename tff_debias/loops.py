@@ -23,11 +23,10 @@ def reduce_batches(
 
   All batches are in memory at once, as tensors: an iterator takes a millisecond
   for each client, and two thirds of the time of a small step. Batches of
-  different sizes are padded to the largest and cut again. Ragged and sparse
-  batches come from an iterator.
+  different sizes are padded to the largest and cut again.
 
   Args:
-    dataset: The batches, finitely many.
+    dataset: The batches, finitely many, of tensors whose rank is known.
     initial: The initial state, a structure of tensors.
     step: A function `(state, *batches) -> state` of `batches_per_step` batches.
       Gradients may be taken inside of it, but not through the loop.
@@ -44,13 +43,13 @@ def reduce_batches(
   Raises:
     ValueError: With `jit_compile`, if a shape is not static.
   """
-  specs = tf.nest.flatten(dataset.element_spec)
-  if jit_compile:
-    _check_static(specs)
-  can_stack = all(
-    isinstance(spec, tf.TensorSpec) and spec.shape.rank is not None
-    for spec in specs
-  )
+  for spec in tf.nest.flatten(dataset.element_spec):
+    if jit_compile and not spec.shape.is_fully_defined():
+      raise ValueError(
+        'jit_compile needs batches of static shapes, such as'
+        ' tf.TensorSpec([20, 784]) in input_spec and batch(20,'
+        f' drop_remainder=True) for the data, got {spec}.'
+      )
 
   # TensorFlow does not optimize the body of a While operation, but it does
   # optimize functions that the body calls and that are not inlined: 1.8 times
@@ -67,15 +66,13 @@ def reduce_batches(
   def loop(dataset: tf.data.Dataset, state: Any) -> Any:
     dataset = checks.ensure(
       tf.not_equal(dataset.cardinality(), tf.data.INFINITE_CARDINALITY),
-      ['The data set has no end: call `take` after `repeat`.'],
+      [
+        'The data set has no end: call `take` after `repeat`, or give `repeat`'
+        ' a number.'
+      ],
       dataset,
     )
-    if can_stack:
-      state = _fold_stack(
-        dataset, state, step_on, batches_per_step, jit_compile
-      )
-    else:
-      state = _fold_iterator(dataset, state, step_on, batches_per_step)
+    state = _fold(dataset, state, step_on, batches_per_step, jit_compile)
     _keep_functional(tf.compat.v1.get_default_graph())
     return state
 
@@ -94,24 +91,14 @@ def has_data(dataset: tf.data.Dataset) -> tf.Tensor:
   )
 
 
-def _check_static(specs: list[Any]) -> None:
-  for spec in specs:
-    if not isinstance(spec, tf.TensorSpec) or not spec.shape.is_fully_defined():
-      raise ValueError(
-        'jit_compile needs batches of static shapes, such as'
-        ' tf.TensorSpec([20, 784]) in input_spec and batch(20,'
-        f' drop_remainder=True) for the data, got {spec}.'
-      )
-
-
-def _fold_stack(
+def _fold(
   dataset: tf.data.Dataset,
   state: Any,
   step_on: Callable[[Any, list[Any]], Any],
   batches_per_step: int,
   jit_compile: bool,
 ) -> Any:
-  """Folds dense batches: takes all of them at once, as a stack."""
+  """Takes all batches at once, as a stack, and folds them."""
   count, stack, batch_at = _stack(dataset)
   num_steps = count // batches_per_step
   specs = tf.nest.flatten(dataset.element_spec)
@@ -183,34 +170,6 @@ def _stack(
       )
 
   return tf.shape(tf.nest.flatten(stack)[0])[0] - 1, stack, cut
-
-
-def _fold_iterator(
-  dataset: tf.data.Dataset,
-  state: Any,
-  step_on: Callable[[Any, list[Any]], Any],
-  batches_per_step: int,
-) -> Any:
-  """Folds batches that cannot be stacked, such as ragged ones."""
-  # A client's data set is small and new in every round.
-  options = tf.data.Options()
-  options.autotune.enabled = False
-  options.experimental_optimization.apply_default_optimizations = False
-  options.experimental_optimization.inject_prefetch = False
-  iterator = iter(dataset.with_options(options))
-
-  def next_batches() -> list[tf.experimental.Optional]:
-    return [iterator.get_next_as_optional() for _ in range(batches_per_step)]
-
-  return tf.while_loop(
-    lambda state, batches: batches[-1].has_value(),
-    lambda state, batches: (
-      step_on(state, [batch.get_value() for batch in batches]),
-      next_batches(),
-    ),
-    (state, next_batches()),
-    parallel_iterations=1,
-  )[0]
 
 
 def _keep_functional(graph: tf.Graph) -> None:

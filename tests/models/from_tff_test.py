@@ -50,31 +50,40 @@ def keras_model():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('personalization', [NONE, MAML])
-def test_a_model_fn_of_a_keras_model_is_the_model_itself(personalization):
-  spec = small_models.LINEAR_SPEC
-  mse, metric = tf.keras.losses.MeanSquaredError, tf.keras.metrics
-  for metrics in (
-    [metric.MeanAbsoluteError('error'), metric.Mean('num_examples')],
-    [lambda: metric.MeanAbsoluteError('error')],
-  ):
-    update, values = client_update(
-      lambda metrics=metrics: tff.learning.models.from_keras_model(
-        keras_model(), mse(), spec, metrics=metrics
-      ),
-      personalization,
-    )
-    expected, expected_values = client_update(
-      tff_debias.from_keras(
-        keras_model(), mse(), spec, {'error': metric.MeanAbsoluteError}
-      ),
-      personalization,
-    )
-    small_models.assert_same(update, expected)
-    assert values['error'] == expected_values['error'] > 0
-    # TFF counts batches too. The loss and the examples are ours.
-    steps = 2 // personalization.batches_per_step
-    assert values['num_batches'] == steps and len(values) == 2
+@pytest.mark.parametrize(
+  ('personalization', 'metrics'),
+  [
+    (
+      NONE,
+      [
+        tf.keras.metrics.MeanAbsoluteError('error'),
+        tf.keras.metrics.Mean('num_examples'),
+      ],
+    ),
+    (MAML, [lambda: tf.keras.metrics.MeanAbsoluteError('error')]),
+  ],
+)
+def test_a_model_fn_of_a_keras_model_is_the_model_itself(
+  personalization, metrics
+):
+  spec, mse = small_models.LINEAR_SPEC, tf.keras.losses.MeanSquaredError()
+  update, values = client_update(
+    lambda: tff.learning.models.from_keras_model(
+      keras_model(), mse, spec, metrics=metrics
+    ),
+    personalization,
+  )
+  expected, expected_values = client_update(
+    tff_debias.from_keras(
+      keras_model(), mse, spec, {'error': tf.keras.metrics.MeanAbsoluteError}
+    ),
+    personalization,
+  )
+  small_models.assert_same(update, expected)
+  assert values['error'] == expected_values['error'] > 0
+  # TFF counts batches too. The loss and the examples are ours.
+  steps = 2 // personalization.batches_per_step
+  assert values['num_batches'] == steps and len(values) == 2
 
 
 def test_two_losses_with_weights():
@@ -101,9 +110,7 @@ def test_two_losses_with_weights():
   np.testing.assert_allclose(update, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-  'pack', [list, tuple, lambda w: {'b': w[1], 'a': w[0]}]
-)
+@pytest.mark.parametrize('pack', [list, lambda w: {'b': w[1], 'a': w[0]}])
 def test_a_functional_model_with_weights_of_any_structure(pack):
   start = [np.ones([3, 1], np.float32), np.float32(2)]
 
@@ -127,7 +134,7 @@ def test_a_functional_model_with_weights_of_any_structure(pack):
   np.testing.assert_allclose(update[0], w - start[0], rtol=1e-5)
   np.testing.assert_allclose(update[1], s - start[1], rtol=1e-5)
   inside = tff.learning.models.model_from_functional(functional)
-  small_models.assert_same(client_update(inside), client_update(functional))
+  small_models.assert_same(client_update(inside)[0], update)
 
 
 def test_a_baseline_task_of_tff():
@@ -241,7 +248,6 @@ def test_a_functional_model_is_converted():
   [
     (lambda: networks.sequential(networks.dense(2)), 'Sequential sequential'),
     (lambda: lambda: networks.sequential(networks.dense(2)), 'Sequential'),
-    (lambda: networks.Declared, 'type Declared'),
     (lambda: None, 'NoneType'),
   ],
 )

@@ -136,23 +136,11 @@ def test_inputs_by_name_and_in_a_tuple():
     )
 
 
-def resized(x):
-  return tf.image.resize(x, (3, 3))
-
-
-def normalized(x):
-  return tf.nn.local_response_normalization(x)
-
-
 @pytest.mark.usefixtures('runtime')
-@pytest.mark.parametrize(
-  'function, operation',
-  [(resized, 'ResizeBilinearGrad'), (normalized, 'LRNGrad')],
-)
-def test_an_operation_without_a_second_derivative(function, operation):
+def test_an_operation_without_a_second_derivative():
   keras_model = sequential(
     layers.Conv2D(2, 3),
-    layers.Lambda(function),
+    layers.Lambda(lambda x: tf.image.resize(x, (3, 3))),
     layers.GlobalAveragePooling2D(),
     dense(2),
     shape=(6, 6, 2),
@@ -162,9 +150,9 @@ def test_an_operation_without_a_second_derivative(function, operation):
   exact, first_order = (
     personalizations.Maml(1, 0.1, first_order) for first_order in (False, True)
   )
-  with pytest.raises(ValueError, match=f'{operation}.*first_order=True'):
+  message = 'ResizeBilinearGrad.*first_order=True'
+  with pytest.raises(ValueError, match=message):
     tff_debias.build_per_fed_avg(model, exact)
-  tff_debias.build_personalized_evaluation(model, exact)
   tff_debias.build_per_fed_avg(model, first_order)
 
 
@@ -179,11 +167,6 @@ def test_an_operation_without_a_derivative_is_named():
   model = models.from_keras(keras_model, MSE, (IMAGE, Y))
   with pytest.raises(ValueError, match='no gradient of .*ResizeArea'):
     tff_debias.build_fed_avg(model)
-
-
-def test_the_representation_of_a_model_is_short():
-  model = make(networks.small(), tf.keras.metrics.MeanSquaredError)
-  assert len(repr(model)) < 300 and 'array' not in repr(model)
 
 
 # The feature.

@@ -38,8 +38,6 @@ def as_model(value: Any) -> model_lib.Model:
   if isinstance(value, tff.simulation.baselines.BaselineTask):
     value = value.model_fn
   is_made = isinstance(value, (tf.keras.Model, model_lib.Model))
-  if isinstance(value, type):
-    is_made = not issubclass(value, tff.learning.models.VariableModel)
   if callable(value) and not is_made:
     with internals.eager_mode():
       value = value()

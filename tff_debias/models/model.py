@@ -83,22 +83,17 @@ class Model:
           f'Weights must be float32 arrays, got {weight.dtype} of shape'
           f' {list(weight.shape)}.'
         )
+    traced = tracing.trace(
+      lambda: self.metrics.finalize(self.metrics.initialize())
+    )
     reserved = {'loss', 'num_examples', 'is_included'}.intersection(
-      self.metrics_spec
+      traced.structured_outputs
     )
     if reserved:
       raise ValueError(
         f'A metric must not be named {", ".join(sorted(reserved))}: that is'
         ' reported for every model. Leave it out, or give it another name.'
       )
-
-  @functools.cached_property
-  def metrics_spec(self) -> Any:
-    """The `tf.TensorSpec`s of the finalized metrics, by name."""
-    traced = tracing.trace(
-      lambda: self.metrics.finalize(self.metrics.initialize())
-    )
-    return tracing.specs_of(traced.structured_outputs)
 
   @functools.cached_property
   def output_spec(self) -> Outputs:

@@ -106,7 +106,6 @@ class Personalization(abc.ABC):
       A structure of tensors that `evaluate` takes.
     """
 
-  @abc.abstractmethod
   def evaluate(
     self, model: models.Model, personalized: Any, batch: Any
   ) -> Result:
@@ -114,12 +113,13 @@ class Personalization(abc.ABC):
 
     Args:
       model: The model.
-      personalized: What `personalize` returned.
+      personalized: What `personalize` returned: by default the weights T_i(w).
       batch: A batch.
 
     Returns:
       The result.
     """
+    return supervised_result(model, personalized, batch, training=False)
 
 
 def supervised_result(

@@ -88,10 +88,6 @@ class Maml(base.Personalization):
     )
     return models.ModelWeights(adapted, weights.non_trainable)
 
-  def evaluate(self, model, personalized, batch):
-    """See base class."""
-    return base.supervised_result(model, personalized, batch, training=False)
-
 
 def _full_batch_gradient(
   model: models.Model,

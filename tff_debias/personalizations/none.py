@@ -22,7 +22,3 @@ class NoPersonalization(base.Personalization):
     """See base class."""
     del model, dataset, max_grad_norm
     return weights
-
-  def evaluate(self, model, personalized, batch):
-    """See base class."""
-    return base.supervised_result(model, personalized, batch, training=False)

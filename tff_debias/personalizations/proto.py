@@ -107,17 +107,14 @@ class Proto(base.Personalization):
     if self.num_classes is not None:
       return self.num_classes
     predictions = model.output_spec.predictions
-    if not isinstance(predictions, tf.TensorSpec) or not predictions.shape[-1]:
+    width = getattr(predictions, 'shape', [None])[-1]
+    if width is None or width < 2:
       raise ValueError(
-        'The number of classes cannot be read off the predictions'
-        f' {predictions}: give Proto its num_classes.'
+        'Prototypes need two classes at least, and their number cannot be read'
+        f' off the predictions {predictions} (is there one logit for both'
+        ' classes?): give Proto its num_classes, such as num_classes=2.'
       )
-    if predictions.shape[-1] == 1:
-      raise ValueError(
-        'Prototypes need two classes at least, but the model gives one logit'
-        ' (is there one for both classes?): give Proto its num_classes=2.'
-      )
-    return predictions.shape[-1]
+    return width
 
   def _empty_sums(self, model: models.Model) -> tuple[tf.Tensor, tf.Tensor]:
     classes = self._classes(model)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
-import contextlib
 import functools
 import itertools
 from typing import Any
@@ -107,17 +106,15 @@ def flatten(value: Any, type_spec: tff.Type) -> Tensors:
 def _parts(value: Any, type_spec: tff.StructType) -> list[Any]:
   """The elements of a structure."""
   names = [name for name, _ in tff.structure.iter_elements(type_spec)]
-  if isinstance(value, (Mapping, list, tuple, tff.structure.Struct)):
-    is_complete = len(value) == len(names)
-  else:
-    is_complete = all(name and hasattr(value, name) for name in names)
-  if is_complete and isinstance(value, (list, tuple, tff.structure.Struct)):
-    return list(value)
-  with contextlib.suppress(KeyError):
-    if is_complete and isinstance(value, Mapping):
-      return [value[name] for name in names]
-    if is_complete:
-      return [getattr(value, name) for name in names]
+  match value:
+    case list() | tuple() | tff.structure.Struct():
+      parts = list(value)
+    case Mapping():
+      parts = [value[n] for n in names] if value.keys() == set(names) else []
+    case _:
+      parts = [getattr(value, n) for n in names if n and hasattr(value, n)]
+  if len(parts) == len(names):
+    return parts
   raise TypeError(f'Expected a value of type {type_spec}, got {value!r:.200}.')
 
 

@@ -20,9 +20,7 @@ round are neighbours among all attempts at it.
 """
 
 from collections.abc import Sequence
-import contextlib
 import os
-from typing import Any
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -166,11 +164,11 @@ class ClientStorage:
     state_name = tf.strings.join([round_name, token_name], '-')
     entry = self._path(lineage, 'rounds', round_name, token_name, entry_name)
     # The entry first: also after a crash, no state is without an entry.
-    with _after(tf.io.write_file(entry, '')):
+    with tf.control_dependencies([tf.io.write_file(entry, '')]):
       written = tf.io.write_file(
         self._path(lineage, 'states', name, state_name), _pack(state)
       )
-    with _after(written):
+    with tf.control_dependencies([written]):
       return _fingerprint(token)
 
   def finish_round(
@@ -285,10 +283,3 @@ def _unpack(content: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
   flat = tf.io.parse_tensor(content, tf.float32)
   parts = tf.split(flat, [t.shape.num_elements() for t in like])
   return [tf.reshape(p, t.shape) for p, t in zip(parts, like, strict=True)]
-
-
-def _after(
-  operation: tf.Operation | None,
-) -> contextlib.AbstractContextManager[Any]:
-  """A control dependency; eagerly, an operation is done at once, and `None`."""
-  return tf.control_dependencies([] if operation is None else [operation])
