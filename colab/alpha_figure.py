@@ -60,7 +60,7 @@ def accuracies(
 def _train(personalization: str, local_steps: int, alpha: float) -> list[float]:
   """The accuracy in every test of a run; without a correction if α is 0."""
   experiment = experiment_lib.Experiment(
-    settings_lib.Settings(
+    settings_lib.resolve(
       correction='dyn' if alpha else 'none',
       alpha=alpha or None,
       personalization=personalization,
@@ -69,7 +69,7 @@ def _train(personalization: str, local_steps: int, alpha: float) -> list[float]:
       local_steps=local_steps,
       learning_rate=LEARNING_RATE,
       seed=SEED,
-    ).resolve()
+    )
   )
   evaluate = experiment.build_evaluation()
   tests = []

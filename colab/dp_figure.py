@@ -14,6 +14,7 @@ from sklearn import datasets
 import tensorflow as tf
 
 from tasks.reports import figures
+from tasks.runs import methods
 import tff_debias
 from tff_debias import partitions
 
@@ -64,7 +65,8 @@ def draw(results: dict[str, list[tuple[float, float]]], path: str) -> None:
   num_seeds = len(results['PFLDyn']) // len({e for e, _ in results['PFLDyn']})
   figure = matplotlib.figure.Figure((7, 4.2), layout='constrained')
   axes = figure.add_subplot()
-  for name, line in figures.lines_of(()).items():
+  for method, line in figures.lines_of(()).items():
+    name = methods.title(method)
     by_epsilon = collections.defaultdict(list)
     for epsilon, accuracy in results.get(name, ()):
       by_epsilon[epsilon].append(accuracy)

@@ -16,7 +16,7 @@ import platform
 import signal
 import statistics
 import tempfile
-import time
+import timeit
 from typing import Any
 from typing import TypeAlias
 
@@ -68,10 +68,8 @@ def _measure_all(args: cli.Args) -> None:
   from tff_debias import runtime
 
   # TFF ends its worker by an interrupt, which the worker of a program in the
-  # background would ignore, as that program does. A program that is terminated
-  # would leave its worker behind.
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.default_int_handler)
+  # background would ignore, as that program does.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   os.makedirs(args.output_dir, exist_ok=True)
   path = os.path.join(args.output_dir, 'benchmark.md')
   report = [_machine()]
@@ -98,20 +96,15 @@ def measure(
   A machine that becomes slower or faster does so for all of them then. The
   first repetition is not counted. `in_a_row` rounds give one mean.
   """
-  from tasks.runs import progress
+  import tqdm
 
   seconds: dict[str, list[float]] = {name: [] for name in rounds}
-  with progress.progress(len(rounds) * (repetitions + 1), 'run') as bar:
-    for repetition in range(repetitions + 1):
-      for name, run in rounds.items():
-        bar.set_postfix_str(name)
-        gc.collect()
-        start = time.perf_counter()
-        for _ in range(in_a_row):
-          run()
-        if repetition:
-          seconds[name].append((time.perf_counter() - start) / in_a_row)
-        bar.update()
+  for repetition in tqdm.trange(repetitions + 1):
+    for name, run in rounds.items():
+      gc.collect()
+      taken = timeit.timeit(run, number=in_a_row) / in_a_row
+      if repetition:
+        seconds[name].append(taken)
   return seconds
 
 
@@ -306,4 +299,4 @@ def _machine() -> str:
 
 
 if __name__ == '__main__':
-  cli.run(prepare, 'The same command begins anew.')
+  cli.run(prepare)

@@ -11,6 +11,7 @@ import logging
 import operator
 import os
 import re
+import signal
 import sys
 import textwrap
 import types
@@ -26,7 +27,7 @@ Args: TypeAlias = types.SimpleNamespace
 Job = Callable[[], None]
 
 _KINDS: Mapping[str, type] = {'N': int, 'X': float, '': bool}
-_BOOLS = {'true': True, 'false': False}
+_BOOLS = {'true': True, 'True': True, 'false': False, 'False': False}
 _BOUNDS: Mapping[str, Callable[[Any, Any], bool]] = {
   'above': operator.gt,
   'at least': operator.ge,
@@ -58,20 +59,19 @@ class Flag:
 
   def read(self, text: str) -> Any:
     """The value that a text gives; a wrong one is a `UserError`."""
-    if ',' in self.value:
-      return [self._convert(part, text) for part in text.split(',') if part]
-    return self._convert(text, text)
-
-  def _convert(self, part: str, text: str) -> Any:
     kind = _KINDS.get(re.split('[,…]', self.value)[0], str)
+    convert = _BOOLS.__getitem__ if kind is bool else kind
+    is_list = ',' in self.value
+    parts = [p for p in text.split(',') if p] if is_list else [text]
     try:
-      value = _BOOLS[part.lower()] if kind is bool else kind(part)
+      values = [convert(part) for part in parts]
     except (ValueError, KeyError) as e:
       raise errors.UserError(
         f'--{self.name}={text} must be of {kind.__name__}. See --help.'
       ) from e
-    self.check(value)
-    return value
+    for value in values:
+      self.check(value)
+    return values if is_list else values[0]
 
   def check(self, value: Any) -> None:
     """Raises a `UserError` if a value is not as the meaning says."""
@@ -187,28 +187,31 @@ def _find(name: str, flags: Mapping[str, Flag]) -> Flag:
   return flags[name[2:]]
 
 
-def run(
-  prepare: Callable[[Sequence[str]], Job],
-  next_time: str = 'The same command goes on from the last checkpoint.',
-) -> NoReturn:
+def run(prepare: Callable[[Sequence[str]], Job]) -> NoReturn:
   """Prepares the job of the command line, imports TFF, and does the job.
 
   Importing TFF takes seconds, so `prepare` checks all that it can without. An
-  error made for people is one line, with exit code 2, or 1 if a round failed;
-  any other error shows its traceback. Ctrl-C ends the process with 130, and
-  `next_time` is the last sentence then.
+  error made for people is one line, with exit code 2, or 1 if the work failed;
+  any other error shows its traceback. Ctrl-C and SIGTERM end the process, and
+  those that it has started, with 130.
   """
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  # A file is not filled with bars: tqdm takes its defaults from here.
+  if not sys.stderr.isatty():
+    os.environ.setdefault('TQDM_MININTERVAL', '30')
   kinds: tuple[type[Exception], ...] = (errors.UserError,)
   try:
     job = prepare(sys.argv[1:])
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     for name in ('absl', 'jax._src.xla_bridge'):
-      logging.getLogger(name).addFilter(_is_for_the_user)
+      logging.getLogger(name).setLevel(logging.ERROR)
     importlib.import_module('tensorflow_federated')
+    from tff_debias import export
     from tff_debias import runtime
     from tff_debias import storage
 
     kinds += (runtime.ComputationError, storage.ClientStorageError)
+    kinds += (export.ExportError,)
     # TFF imports JAX. A Ctrl-C that falls into JAX's callback of the garbage
     # collector would be lost (2 of 150 in rounds of 20 ms).
     gc.callbacks.clear()
@@ -219,12 +222,10 @@ def run(
   except BrokenPipeError:  # Its reader, such as `head`, has read enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except KeyboardInterrupt:
-    print(f'\nStopped. {next_time}', file=sys.stderr)
+    print(
+      '\nStopped. The same command goes on, from the last checkpoint if there'
+      ' is one.',
+      file=sys.stderr,
+    )
     sys.exit(130)
   sys.exit(0)
-
-
-def _is_for_the_user(record: logging.LogRecord) -> bool:
-  """Whether a message is an error, or a warning of this project."""
-  is_own = re.search(r'/(tasks|tff_debias)/', record.pathname) is not None
-  return is_own or record.levelno >= logging.ERROR

@@ -7,7 +7,6 @@ folder of its own; the same command again goes on, and trains nothing twice.
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 import os
 import statistics
 from typing import Any
@@ -27,8 +26,8 @@ method:
   --override=NAME…  A setting for some runs only,
     METHOD/PERSONALIZATION:NAME=VALUE, such as pfl_dyn/maml:alpha=0.03; can be
     given several times.
-  --tuned=NAME  The file tuned.json of tasks.tune. Its partition and its choice
-    for each method are taken where no flag gives the setting.
+  --tuned=NAME  The file tuned.json of tasks.tune. Its task, its partition and
+    its choice for each method are taken where no flag gives the setting.
 
 tests:
   --targets=X,X,…  Target accuracies, between 0 and 1. By default those that the
@@ -57,13 +56,13 @@ def prepare(argv: Sequence[str]) -> cli.Job:
     name, values = comparison_lib.read_values(f'--override={text}', assignment)
     overrides.setdefault(run, {})[name] = values[0]
 
-  def changes(settings: settings_lib.Settings) -> list[dict[str, Any]]:
+  def change(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Overrides go before what was tuned."""
-    own = overrides.get(settings.key, {})
-    changed = vars(dataclasses.replace(settings, **own).tuned(args.tuned))
-    return [{k: v for k, v in changed.items() if v != getattr(settings, k)}]
+    own = overrides.get(settings_lib.resolve(**given).key, {})
+    changed = settings_lib.with_tuned(args.tuned, {**given, **own})
+    return [{k: changed[k] for k in settings_lib.FLAGS if k in changed}]
 
-  comparison = comparison_lib.Comparison('compare', args, changes)
+  comparison = comparison_lib.Comparison('compare', args, change)
   runs = comparison.runs.values()
   if unused := overrides.keys() - {settings.key for settings in runs}:
     raise errors.UserError(

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import dataclasses
 import itertools
 import os
 import pathlib
@@ -67,42 +66,43 @@ def parse(usage: str, argv: Sequence[str]) -> cli.Args:
   own = (*methods.PARTS, 'method', 'seed')
   shared = [f for name, f in settings_lib.FLAGS.items() if name not in own]
   shared += cli.read_flags(_FLAGS)
-  return cli.parse(usage, argv, shared, _help_defaults)
+
+  def defaults(args: cli.Args) -> dict[str, Any]:
+    """Those that are the same for all methods."""
+    settings = settings_lib.resolve(task=args.task, data_dir=args.data_dir)
+    of_task = {'task': settings.task, **settings.defaults()}
+    return {k: v for k, v in of_task.items() if k not in OVERRIDABLE}
+
+  return cli.parse(usage, argv, shared, defaults)
 
 
-def _help_defaults(args: cli.Args) -> dict[str, Any]:
-  """The values of `--help`: those that are the same for all methods."""
-  settings = settings_lib.Settings(args.task or 'digits', args.data_dir)
-  defaults = {**vars(settings), **settings.defaults()}
-  return {k: v for k, v in defaults.items() if k not in OVERRIDABLE}
-
-
-def settings_of(args: cli.Args) -> list[settings_lib.Settings]:
-  """The settings of every run: each seed, method and personalization."""
-  given = {**settings_lib.given(args), 'correction': None}
+def _runs(args: cli.Args) -> list[dict[str, Any]]:
+  """What is given for every run: each seed, method and personalization."""
+  shared = settings_lib.given(args)
+  del shared['correction']
   chosen: list[dict[str, Any]] = [{'method': name} for name in args.methods]
   chosen += [{'correction': text} for text in args.correction]
-  found: dict[settings_lib.Settings, None] = {}
+  runs = []
   for seed, own, personalization in itertools.product(
     args.seeds, chosen, args.personalizations
   ):
+    values = {**shared, **own, 'seed': seed}
     row = methods.METHODS.get(own.get('method', ''))
-    values = {**given, **own, 'seed': seed}
     if row is None or row.personalizes:
       values['personalization'] = personalization
     elif personalization != 'none':
       values['tested_personalization'] = personalization
-    found[settings_lib.with_effect(values)] = None
-  if not found:
+    runs.append(settings_lib.with_effect(values))
+  if not runs:
     raise errors.UserError(
       '--methods, --personalizations and --seeds must not be empty.'
     )
-  for name, value in given.items():
-    if not any(settings.has_effect(name) for settings in found):
+  for name, value in shared.items():
+    if not any(name in run for run in runs):
       raise errors.UserError(
         f'--{name}={value} has no effect on any of the methods. Leave it out.'
       )
-  return list(found)
+  return runs
 
 
 def read_values(flag: str, assignment: str) -> tuple[str, list[Any]]:
@@ -126,7 +126,7 @@ def read_values(flag: str, assignment: str) -> tuple[str, list[Any]]:
 class Comparison:
   """Runs, each in a folder of its own, and the folder of them all.
 
-  `variants` gives the changes of settings for which there is a run each.
+  `variants` gives what is given for each run, of what is given for all.
 
   Attributes:
     settings: The settings of the first run, for what all runs share.
@@ -139,16 +139,20 @@ class Comparison:
     self,
     program: str,
     args: cli.Args,
-    variants: Callable[[settings_lib.Settings], Iterable[Mapping[str, Any]]],
+    variants: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]],
   ) -> None:
     """Resolves the settings; `--show_settings` prints them and ends here."""
     self._args = args
     shared: dict[str, Any] = {}
     named: dict[str, settings_lib.Settings] = {}
-    for given in settings_of(args):
-      for changes in variants(given):
-        settings = dataclasses.replace(given, **changes).resolve()
-        own = {k: v for k, v in changes.items() if k in OVERRIDABLE}
+    for given in _runs(args):
+      for varied in variants(given):
+        settings = settings_lib.resolve(**varied)
+        own = {
+          name: value
+          for name, value in varied.items()
+          if name in OVERRIDABLE and value != given.get(name)
+        }
         shared |= {k: v for k, v in settings.changes().items() if k not in own}
         values = [f'{k}={value}' for k, value in own.items()]
         parts = [*settings.method_names, *values, f'seed{settings.seed}']
@@ -171,15 +175,13 @@ class Comparison:
 
   def train(self) -> list[Any]:
     """Trains what is not finished; gives the `savings.Curve` of each run."""
-    from tasks.reports import figures
     from tasks.reports import savings
-    from tasks.runs import components
     from tasks.runs import experiment as experiment_lib
 
     # An error about the data or a class of your own comes before the training.
     experiment_lib.Experiment(self.settings)
     for folder, settings in self.runs.items():
-      components.build('correction', settings)
+      methods.build('correction', settings)
       if os.path.exists(folder.settings):
         folder.claim(settings)
     self._train_all()
@@ -188,10 +190,7 @@ class Comparison:
     tested = {*range(step, self.rounds, step), self.rounds}
     curves = []
     for folder, settings in self.runs.items():
-      rows = folder.read_metrics()
-      if not folder.is_current(folder.picture):
-        figures.save_convergence(rows, settings, folder.picture)
-      rows = [row for row in rows if row['round'] in tested]
+      rows = [row for row in folder.read_metrics() if row['round'] in tested]
       curves.append(savings.curve(settings, rows, self._args.smoothing))
     return curves
 
@@ -201,7 +200,7 @@ class Comparison:
     There the others go on after one has failed; then a `UserError` says which.
     """
     at_a_time = self._args.runs_at_a_time or max(1, (os.cpu_count() or 1) // 2)
-    waiting = [folder for folder in self.runs if not self.is_finished(folder)]
+    waiting = [f for f in self.runs if not f.is_finished(self.rounds)]
     running: dict[subprocess.Popen, folder_lib.RunFolder] = {}
     failed: list[str] = []
     try:
@@ -222,29 +221,27 @@ class Comparison:
     finally:
       for process in running:
         process.terminate()
+      for process in running:
         process.wait()
     if failed:
       raise errors.UserError('\n'.join(failed))
 
-  def is_finished(self, folder: folder_lib.RunFolder) -> bool:
-    """Whether all rounds are there, and the meta-model, which comes last."""
-    rows = folder.read_metrics()
-    last = rows[-1]['round'] if rows else 0
-    if last == self.rounds:
-      return folder.is_current(folder.meta_model)
-    return last > self.rounds
-
   def _train_here(self, folder: folder_lib.RunFolder) -> None:
     import tensorflow as tf
 
+    from tasks.reports import figures
+    from tasks.reports import savings
     from tasks.runs import experiment as experiment_lib
     from tasks.runs import training
 
     # Keras numbers the layers of a process, and keeps its graphs.
     tf.keras.backend.clear_session()
-    experiment = experiment_lib.Experiment(self.runs[folder])
+    settings = self.runs[folder]
+    experiment = experiment_lib.Experiment(settings)
     workers = self._args.workers or ()
-    training.run(experiment, folder, self.rounds, workers=workers)
+    rows = training.run(experiment, folder, self.rounds, workers=workers)
+    curve = savings.curve(settings, rows)
+    figures.save_convergence([curve], settings, folder.picture)
 
   def start(self, folder: folder_lib.RunFolder) -> subprocess.Popen:
     """Trains a run in another process, whose messages are in FOLDER.log."""

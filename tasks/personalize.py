@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from tasks import catalog
 from tasks import cli
-from tasks import examples as examples_lib
 from tasks.runs import errors
 from tasks.runs import folder as folder_lib
+from tasks.runs import settings as settings_lib
 
 _USAGE = """
 Writes the personalized model of a device.
@@ -48,61 +49,62 @@ def prepare(argv: Sequence[str]) -> cli.Job:
     )
   folder = folder_lib.RunFolder(args.run)
   settings = folder.read()
-  given = examples_lib.read(args.examples) if args.examples else None
+  given = catalog.read_device(args.examples) if args.examples else None
+  return lambda: _personalize(args, settings, folder, given)
 
-  def personalize() -> None:
-    from tasks.runs import experiment as experiment_lib
-    from tasks.runs import training
-    import tff_debias
-    from tff_debias import export
-    from tff_debias import runtime
 
-    experiment = experiment_lib.Experiment(settings)
-    if given is not None:
-      name = os.path.splitext(os.path.basename(args.examples))[0]
-      data = {'train': (given['x'], given['y'])}
-    else:
-      name, ids = args.client, experiment.train_data.client_ids
-      if name not in ids:
-        raise errors.UserError(
-          f'There is no --client={name} in the run, whose clients are {ids[0]}'
-          f' to {ids[-1]}.{errors.did_you_mean(name, ids)}'
-        )
-      batches = experiment.client_data(name).items()
-      data = {split: _arrays(dataset) for split, dataset in batches}
-    keras_model = experiment.build_keras_model()
-    with runtime.local_context():
-      weights, round_num = training.load(experiment, folder)
-      weights.assign_weights_to(keras_model)
-      try:
-        exported = tff_debias.export_personalized_model(
-          keras_model,
-          experiment.model,
-          experiment.personalization_in_tests,
-          data['train'],
-          args.output_dir or os.path.join(folder.path, 'personalized', name),
-          max_grad_norm=experiment.max_grad_norm_in_tests,
-        )
-      except export.ExportError as e:
-        raise errors.UserError(str(e)) from e
-    y = data['train'][1]
-    classes = ', '.join(map(str, np.unique(y)))
-    print(f'{experiment.settings.title}, after round {round_num}')
-    print(f'{name}: {len(y)} examples of the classes {classes}')
-    if 'test' in data:
-      x, y = data['test']
-      before, after = (
-        np.mean(model.predict(x, verbose=0).argmax(axis=1) == y)
-        for model in (keras_model, exported.keras_model)
+def _personalize(
+  args: cli.Args,
+  settings: settings_lib.Settings,
+  folder: folder_lib.RunFolder,
+  given: dict[str, np.ndarray] | None,
+) -> None:
+  from tasks.runs import experiment as experiment_lib
+  from tasks.runs import training
+  import tff_debias
+  from tff_debias import runtime
+
+  experiment = experiment_lib.Experiment(settings)
+  if given is not None:
+    name = os.path.splitext(os.path.basename(args.examples))[0]
+    data = {'train': (given['x'], given['y'])}
+  else:
+    name, ids = args.client, experiment.train_data.client_ids
+    if name not in ids:
+      raise errors.UserError(
+        f'There is no --client={name} in the run, whose clients are {ids[0]}'
+        f' to {ids[-1]}.{errors.did_you_mean(name, ids)}'
       )
-      print(
-        f'accuracy on its {len(y)} test examples: {before:.4f} by the'
-        f' meta-model, {after:.4f} personalized'
-      )
-    for file, difference in exported.difference.items():
-      print(f'{file}: probabilities right to within {difference:.1e}')
-
-  return personalize
+    batches = experiment.client_data(name).items()
+    data = {split: _arrays(dataset) for split, dataset in batches}
+  keras_model = experiment.build_keras_model()
+  with runtime.local_context():
+    weights, round_num = training.load(experiment, folder)
+    weights.assign_weights_to(keras_model)
+    exported = tff_debias.export_personalized_model(
+      keras_model,
+      experiment.model,
+      experiment.personalization_in_tests,
+      data['train'],
+      args.output_dir or os.path.join(folder.path, 'personalized', name),
+      max_grad_norm=experiment.max_grad_norm_in_tests,
+    )
+  y = data['train'][1]
+  classes = ', '.join(map(str, np.unique(y)))
+  print(f'{settings.title}, after round {round_num}')
+  print(f'{name}: {len(y)} examples of the classes {classes}')
+  if 'test' in data:
+    x, y = data['test']
+    before, after = (
+      np.mean(model.predict(x, verbose=0).argmax(axis=1) == y)
+      for model in (keras_model, exported.keras_model)
+    )
+    print(
+      f'accuracy on its {len(y)} test examples: {before:.4f} by the'
+      f' meta-model, {after:.4f} personalized'
+    )
+  for file, difference in exported.difference.items():
+    print(f'{file}: probabilities right to within {difference:.1e}')
 
 
 def _arrays(batches: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -113,4 +115,4 @@ def _arrays(batches: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 if __name__ == '__main__':
-  cli.run(prepare, 'The same command begins anew.')
+  cli.run(prepare)

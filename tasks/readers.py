@@ -1,4 +1,4 @@
-"""Loads the data of tasks: arrays of images, and the users of TFF's data."""
+"""Reads data: arrays of images, the users of TFF's data, and a device's own."""
 
 from collections.abc import Callable
 import contextlib
@@ -42,7 +42,14 @@ def load_images(
     ' tensorflow-datasets downloads the data, if it has them.'
   )
   try:
-    train, test = _download(name) if data_dir is None else _read(source)
+    if data_dir is None:
+      train, test = _download(name)
+    else:
+      with np.load(source) as file:
+        train, test = (
+          (file[f'x_{split}'], file[f'y_{split}'])
+          for split in ('train', 'test')
+        )
   # The kind depends on where a file is damaged and how the network fails.
   except Exception as e:
     raise errors.UserError(
@@ -64,12 +71,6 @@ def load_images(
     raise errors.UserError(f'{source} is wrong: {wrong}. {advice}')
 
   return checked('train', *train), checked('test', *test)
-
-
-def _read(path: str) -> tuple[Examples, Examples]:
-  with np.load(path) as file:
-    train = file['x_train'], file['y_train']
-    return train, (file['x_test'], file['y_test'])
 
 
 def _download(name: str) -> list[Examples]:

@@ -4,11 +4,9 @@ Run the same command again to resume. Only do that in a folder of your own, or
 of somebody whose programs you would run.
 """
 
-from collections.abc import Mapping
 from collections.abc import Sequence
 import os
 import shlex
-import statistics
 import sys
 
 from tasks import catalog
@@ -22,8 +20,8 @@ _USAGE = """
 Trains one method on one task. The same command again resumes the run.
 
 method:
-  --tuned=NAME  The file tuned.json of tasks.tune. Its partition and its choice
-    for the method are taken where no flag gives the setting.
+  --tuned=NAME  The file tuned.json of tasks.tune. Its task, its partition and
+    its choice for the method are taken where no flag gives the setting.
 
 training:
   --rounds=N  The number of rounds, at least 1. A finished run goes on if the
@@ -52,8 +50,6 @@ Examples:
   python -m tasks.train --run=runs/NAME --rounds=200
 """
 
-_LAST_TESTS = 5
-
 
 def prepare(argv: Sequence[str]) -> cli.Job:
   """Checks the flags; gives what trains, draws the picture and compares."""
@@ -66,7 +62,9 @@ def prepare(argv: Sequence[str]) -> cli.Job:
       ' --tuned.'
     )
   if args.run is None:
-    settings = settings_lib.Settings(**given).tuned(args.tuned).resolve()
+    settings = settings_lib.resolve(
+      **settings_lib.with_tuned(args.tuned, given)
+    )
     path = args.output_dir or folder_lib.path_of(settings)
   else:
     path, settings = args.run, folder_lib.RunFolder(args.run).read()
@@ -100,6 +98,7 @@ def _train(
 ) -> None:
   from tasks.reports import figures
   from tasks.reports import run_report
+  from tasks.reports import savings
   from tasks.runs import experiment as experiment_lib
   from tasks.runs import training
 
@@ -118,76 +117,29 @@ def _train(
       from_round,
       args.workers or (),
     )
-    figures.save_convergence(rows, settings, folder.picture)
+    curve = savings.curve(settings, rows)
+    figures.save_convergence([curve], settings, folder.picture)
     print(f'{settings.title}\n{run_report.summary(settings, rows)}', flush=True)
     return rows
 
-  rows = train(settings, folder, args.from_round)
+  runs = [(settings, train(settings, folder, args.from_round))]
   if args.baseline:
-    other = settings.uncorrected().resolve()
+    other = settings.uncorrected()
     baseline = folder_lib.RunFolder(os.path.join(folder.path, 'baseline'))
-    others = train(other, baseline, None)
+    runs.append((other, train(other, baseline, None)))
     alone = training.train_locally(
       settings, catalog.LOCAL_STEPS, os.path.join(folder.path, 'alone.json')
     )
-    figures.save_convergence(
-      rows, settings, folder.picture, {other.method: others}, alone
+    curves = [savings.curve(*run) for run in runs]
+    figures.save_convergence(curves, settings, folder.picture, alone)
+    # The initial model is none of training.
+    curves = [savings.curve(own, rows[1:]) for own, rows in runs]
+    print(run_report.verdict(settings, curves, alone))
+    print(
+      'Next, device by device: python -m tasks.evaluate'
+      f' --run={shlex.quote(folder.path)}'
     )
-    print(verdict(settings, folder, rows, others, alone))
   print(f'Results in {folder.path}: convergence.png, meta_model.keras, …')
-
-
-def verdict(
-  settings: settings_lib.Settings,
-  folder: folder_lib.RunFolder,
-  rows: Sequence[Mapping[str, float]],
-  others: Sequence[Mapping[str, float]],
-  alone: float,
-) -> str:
-  """A run against the uncorrected one and training alone: lines for people."""
-  from tasks.reports import savings
-
-  other = settings.uncorrected()
-  names, means, whens = [], [], []
-  targets = catalog.targets(
-    settings.task, settings.partition, settings.personalization_in_tests
-  )[:1]
-  for own, metrics in ((settings, rows), (other, others)):
-    curve = savings.curve(own, metrics)
-    name = methods.title(own.method_names[0])
-    names.append(name)
-    means.append(statistics.mean(curve.tests[-_LAST_TESTS:]))
-    for target in targets:
-      need = savings.need(curve, target, 3)
-      when = f'from round {need.rounds}' if need.is_reached else 'never'
-      whens.append(f'{name} {when}')
-  first = (
-    f'Mean of the last {_LAST_TESTS} tests: {names[0]} {means[0]:.3f},'
-    f' {names[1]} {means[1]:.3f} ({means[0] - means[1]:+.3f}); each device'
-    f' alone {alone:.3f}.'
-  )
-  for target in targets:
-    first += f' At {target:g} for three tests: {", ".join(whens)}.'
-  rounds = len(rows) - 1
-  flags = {
-    'seeds': '0,1,2,3,4',
-    'task': settings.task,
-    'partition': settings.partition,
-    'personalizations': settings.personalization_in_tests,
-    # What is a default of the corrected method may be none of the other.
-    **other.changes(),
-    **settings.changes(),
-    'data_dir': settings.data_dir,
-    'rounds': None if rounds == settings.defaults()['rounds'] else rounds,
-    'methods': ','.join(filter(None, (other.method, settings.method))),
-    'correction': None if settings.method else settings.correction,
-  }
-  given = [f'--{k}={value}' for k, value in flags.items() if value is not None]
-  return (
-    f'{first}\nOne seed decides nothing. For five: python -m tasks.compare'
-    f' {shlex.join(given)}\nNext, device by device: python -m tasks.evaluate'
-    f' --run={shlex.quote(folder.path)}'
-  )
 
 
 if __name__ == '__main__':

@@ -53,14 +53,17 @@ def prepare(argv: Sequence[str]) -> cli.Job:
   if not grid:
     raise errors.UserError('Give the values to choose from: --grid=NAME=V1,V2.')
 
-  def points(settings: settings_lib.Settings) -> list[dict[str, Any]]:
-    own = {k: v for k, v in grid.items() if settings.has_effect(k)}
-    products = itertools.product(*own.values())
-    return [dict(zip(own, values, strict=True)) for values in products]
+  def points(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    used = vars(settings_lib.resolve(**given))
+    own = {k: v for k, v in grid.items() if used[k] is not None}
+    return [
+      {**given, **dict(zip(own, values, strict=True))}
+      for values in itertools.product(*own.values())
+    ]
 
   comparison = comparison_lib.Comparison('tune', args, points)
   for name in grid:
-    if not any(s.has_effect(name) for s in comparison.runs.values()):
+    if all(vars(s)[name] is None for s in comparison.runs.values()):
       raise errors.UserError(f'--grid: {name} has no effect on any method.')
   return lambda: _tune(comparison, grid)
 

@@ -72,7 +72,7 @@ def _settings(method, personalization):
     options['alpha'] = 0.3
   if method == 'fed_prox':
     options['mu'] = 0.2
-  return settings_lib.Settings(
+  return settings_lib.resolve(
     task='digits',
     method=method,
     partition='acid',

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+
 from tasks.runs import errors
 
 if TYPE_CHECKING:
@@ -150,6 +152,11 @@ def defaults(
     'maml_first_order': False,
     'evaluation_clients': 0,
     'rounds_per_evaluation': 10,
+    'evaluated_model': 'selected',
+    'held_out_share': 0.0,
+    'validation_share': 0.0,
+    'jit_compile': False,
+    'seed': 0,
     **others,
   }
 
@@ -164,6 +171,24 @@ def targets(
 def device_files(data_dir: str | None) -> list[str]:
   """The files of the task `npz`, one for each device."""
   return sorted(glob.glob(os.path.join(data_dir or '', '*.npz')))
+
+
+def read_device(path: str) -> dict[str, np.ndarray]:
+  """The arrays of a file .npz, of which `x` and `y` must be there.
+
+  Raises:
+    UserError: If it is not such a file.
+  """
+  try:
+    with np.load(path) as file:
+      return {'x': file['x'], 'y': file['y'], **file}
+  # The kind depends on what the file is.
+  except Exception as e:
+    raise errors.UserError(
+      f'{path} must be a file .npz with the arrays x and y, as'
+      f' numpy.savez(path, x=x, y=y) writes it: {type(e).__name__}:'
+      f' {e}.'
+    ) from e
 
 
 def check_data(name: str, data_dir: str | None) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from tasks import catalog
-from tasks import examples
 from tasks.catalog import networks
 from tasks.catalog import task
 from tasks.runs import errors
@@ -22,7 +21,7 @@ def load(data_dir: str | None, *unused: str) -> task.Task:
   train, test = {}, {}
   for path in catalog.device_files(data_dir):
     name = os.path.splitext(os.path.basename(path))[0]
-    arrays = examples.read(path)
+    arrays = catalog.read_device(path)
     x, y = arrays['x'], arrays['y']
     if 'x_test' in arrays:
       train[name], test[name] = (x, y), (arrays['x_test'], arrays['y_test'])

@@ -41,14 +41,7 @@ def save(evaluation: per_client.Evaluation, folder: str) -> str:
   """
   target = os.path.join(folder, f'round_{evaluation.round_num:06d}')
   os.makedirs(target, exist_ok=True)
-  names, columns = evaluation.clients.keys(), evaluation.clients.values()
-  tables.write_csv(
-    [
-      dict(zip(names, values, strict=True))
-      for values in zip(*(c.tolist() for c in columns), strict=True)
-    ],
-    os.path.join(target, 'clients.csv'),
-  )
+  tables.write_csv(evaluation.clients, os.path.join(target, 'clients.csv'))
   _draw_histogram(evaluation, os.path.join(target, 'histogram.png'))
   for name, of, label in (
     ('few_shot', 'examples', 'local training examples'),
@@ -67,7 +60,7 @@ def save(evaluation: per_client.Evaluation, folder: str) -> str:
 def _summary(evaluation: per_client.Evaluation) -> str:
   """Markdown, which is also for the terminal."""
   rows, sentences = [], []
-  for group in _groups(evaluation):
+  for group in per_client.GROUPS:
     accuracy, meta, gain, alone = (
       _column(evaluation, name, group)
       for name in ('accuracy', 'meta_accuracy', 'gain', 'alone')
@@ -87,13 +80,10 @@ def _summary(evaluation: per_client.Evaluation) -> str:
       'meta-model': meta[counts].mean(),
       'gain': gain[counts].mean(),
     }
-    rows.append(
-      {
-        'group': group,
-        'devices': f'{counts.sum()} of {len(counts)}',
-        **{k: 'n/a' if np.isnan(v) else f'{v:.4f}' for k, v in numbers.items()},
-      }
-    )
+    row = {'group': group, 'devices': f'{counts.sum()} of {len(counts)}'}
+    for name, value in numbers.items():
+      row[name] = 'n/a' if np.isnan(value) else f'{value:.4f}'
+    rows.append(row)
     # How many are worse off, and how the worst are.
     parts = []
     for name, others in (('alone', alone), ('the meta-model', meta)):
@@ -110,39 +100,37 @@ def _summary(evaluation: per_client.Evaluation) -> str:
   return f'# {evaluation.title}\n\n{table}\n\n{"".join(sentences)}\n{_NOTES}'
 
 
-def _groups(evaluation: per_client.Evaluation) -> list[str]:
-  return [g for g in per_client.GROUPS if g in evaluation.clients['group']]
-
-
 def _column(
   evaluation: per_client.Evaluation, name: str, group: str
 ) -> np.ndarray:
-  return evaluation.clients[name][evaluation.clients['group'] == group]
+  rows = [row for row in evaluation.clients if row['group'] == group]
+  return np.array([row[name] for row in rows])
 
 
 def _draw_histogram(evaluation: per_client.Evaluation, path: str) -> None:
-  groups = _groups(evaluation)
+  present = {row['group'] for row in evaluation.clients}
+  groups = [group for group in per_client.GROUPS if group in present]
   # A value on an edge, but for rounding, is above it.
-  shown = [
+  *shown, meta = (
     np.minimum(values[np.isfinite(values)] + 1e-6, 1)
     for values in (
       *(_column(evaluation, 'accuracy', group) for group in groups),
-      evaluation.clients['meta_accuracy'],
+      np.array([row['meta_accuracy'] for row in evaluation.clients]),
     )
-  ]
+  )
   figure, (axis,) = _panels(evaluation, 1)
   axis.hist(
-    shown[:-1],
+    shown,
     _BINS,
     stacked=True,
-    label=[f'{g} ({len(v)})' for g, v in zip(groups, shown, strict=False)],
+    label=[f'{g} ({len(v)})' for g, v in zip(groups, shown, strict=True)],
     color=[_LINES[group]['color'] for group in groups],
     edgecolor='white',
     linewidth=0.5,
   )
-  if len(shown[-1]):
+  if len(meta):
     axis.hist(
-      shown[-1],
+      meta,
       _BINS,
       histtype='step',
       color='black',

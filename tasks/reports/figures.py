@@ -13,12 +13,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tasks.reports import savings  # noqa: E402
-from tasks.runs import folder as folder_lib  # noqa: E402
 from tasks.runs import methods  # noqa: E402
 from tasks.runs import settings as settings_lib  # noqa: E402
-
-#: The metrics of every round.
-Rows = Sequence[Mapping[str, float]]
 
 #: Lines that can also be told apart without colours; a marker is a test.
 LINES: list[dict[str, Any]] = [
@@ -50,14 +46,11 @@ plt.rcParams.update(
 
 
 def lines_of(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-  """The lines of methods, by name or title: the same in every figure."""
-  rows = methods.METHODS.items()
-  known = {key: LINES[row.line] for name, row in rows for key in (name, row[0])}
-  own = [name for name in dict.fromkeys(names) if name not in known]
-  places = range(len(rows), len(rows) + len(own))
-  return known | {
-    name: LINES[i % len(LINES)] for name, i in zip(own, places, strict=True)
-  }
+  """The lines of methods, by name: the same in every figure."""
+  places = {name: row.line for name, row in methods.METHODS.items()}
+  for name in names:
+    places.setdefault(name, len(places))
+  return {name: LINES[i % len(LINES)] for name, i in places.items()}
 
 
 def save(figure: plt.Figure, path: str) -> None:
@@ -99,44 +92,40 @@ def add_band(
 
 
 def save_convergence(
-  rows: Rows,
+  curves: Sequence[savings.Curve],
   settings: settings_lib.Settings,
   path: str,
-  baselines: Mapping[str, Rows] | None = None,
   alone: float | None = None,
 ) -> None:
   """Draws the personalized accuracy of a run against its rounds.
 
   Args:
-    rows: The metrics of every round.
-    settings: Those of the run, resolved.
+    curves: That of the run, and those of others that are drawn too.
+    settings: Those of the run.
     path: The PNG, beside which is a PDF.
-    baselines: The metrics of other runs by method, whose accuracy is drawn too.
     alone: The accuracy of devices that train alone, drawn as a level.
   """
   figure, axis = plt.subplots(figsize=(7, 4.5))
-  method, _ = settings.method_names
-  runs = {method: rows, **(baselines or {})}
-  lines = lines_of(runs)
-  for name, metrics in runs.items():
-    tests, label = folder_lib.evaluations(metrics), methods.title(name)
-    axis.plot(tests['round'], tests['accuracy'], label=label, **lines[name])
-  tests = folder_lib.evaluations(rows)
-  x, low, high = (tests[k] for k in ('round', 'low', 'high'))
-  label = f'{methods.title(method)}, 10 % to 90 % of devices'
-  add_band(axis, x, low, high, lines[method], label)
+  lines = lines_of(curve.method for curve in curves)
+  for curve in curves:
+    label, line = methods.title(curve.method), lines[curve.method]
+    axis.plot(curve.rounds, curve.tests, label=label, **line)
+  own = curves[0]
+  label = f'{methods.title(own.method)}, 10 % to 90 % of devices'
+  add_band(axis, own.rounds, own.low, own.high, lines[own.method], label)
   _add_alone(axis, alone)
   axis.set(ylabel='personalized test accuracy')
-  axis.set_xlabel(_rounds_label(tests['models'][-1], tests['round'][-1]))
-  axis.set_xlim(0, max(rows[-1]['round'], 1))
+  axis.set_xlabel(_rounds_label(own))
+  axis.set_xlim(0, max(own.rounds[-1], 1))
   axis.locator_params('x', integer=True)
   figure.suptitle(f'{settings.title}, seed {settings.seed}')
   add_legend(figure)
   save(figure, path)
 
 
-def _rounds_label(models: float, rounds: float) -> str:
+def _rounds_label(curve: savings.Curve) -> str:
   """Says the models as well, so that they need no axis of their own."""
+  rounds, models = curve.rounds[-1], curve.models[-1]
   if not models:
     return 'rounds'
   return f'rounds ({models / rounds:g} models each, down and up)'
@@ -196,9 +185,7 @@ def save_comparison(
       axis.set_title(methods.title(personalization))
     row[0].set_ylabel('personalized test accuracy')
   axes[-1, -1].set_xlabel('models transmitted (down and up)')
-  label = 'rounds'
-  if len(costs) == 1:
-    label = _rounds_label(curves[-1].models[-1], curves[-1].rounds[-1])
+  label = 'rounds' if len(costs) > 1 else _rounds_label(curves[-1])
   axes[-1, 0].set_xlabel(label)
   seeds = len({curve.seed for curve in curves})
   figure.suptitle(f'{title}, {seeds} seeds' if seeds > 1 else title)

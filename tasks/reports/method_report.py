@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import math
 import statistics
 from typing import Any
 
@@ -72,9 +71,7 @@ def to_rows(
           row |= {'rounds': own.rounds, 'models': own.models}
         if other:
           needed = savings.need(other, target, num_tests)
-          ratio, bound = savings.saving(own, needed)
-          ratio = math.nan if bound == '?' else ratio
-          row |= {'saving': ratio, 'saving_bound': bound}
+          row['saving'], row['saving_bound'] = savings.saving(own, needed)
       settings = {f'settings/{k}': v for k, v in curve.settings.items()}
       rows.append(row | settings)
   return rows
@@ -148,15 +145,15 @@ def _cost(runs: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 def _saving(runs: Sequence[Mapping[str, Any]]) -> str:
   """The mean saving, with its range or as a bound."""
   pairs = [(run['saving'], run['saving_bound']) for run in runs]
-  saved = [savings.Saving(*pair) for pair in pairs if pair[1] is not None]
+  saved = [pair for pair in pairs if pair[1] is not None]
   if not saved:
     return ''
-  mean = savings.mean_saving(saved)
-  if mean.bound == '?':
+  mean, bound = savings.mean_saving(saved)
+  if bound == '?':
     return 'open'
-  if mean.bound:
-    return f'{mean.bound} {mean.ratio:.2f} ×'
-  return _with_range(mean.ratio, [s.ratio for s in saved], '.2f', ' ×')
+  if bound:
+    return f'{bound} {mean:.2f} ×'
+  return _with_range(mean, [ratio for ratio, _ in saved], '.2f', ' ×')
 
 
 def curve_rows(curves: Sequence[savings.Curve]) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
+import math
+import statistics
 from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
-from tasks.runs import folder as folder_lib
 from tasks.runs import methods
 from tasks.runs import settings as settings_lib
 
@@ -24,11 +25,11 @@ MAX_LOSS = 0.05
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
-  """The personalized tests of a run, without that of the initial model.
+  """The personalized tests of a run.
 
   The arrays have an element for each test: its round, the models transmitted
-  until then (down and up), and the mean accuracy over devices. `settings` are
-  the values of all settings of the run.
+  until then (down and up), the mean accuracy over devices, and their 10 % and
+  90 % quantiles. `settings` are the values of all settings of the run.
   """
 
   method: str
@@ -39,6 +40,8 @@ class Curve:
   tests: np.ndarray
   smoothing: int = 1
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  low: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
+  high: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
 
   @functools.cached_property
   def accuracy(self) -> np.ndarray:
@@ -60,17 +63,25 @@ def curve(
   rows: Sequence[Mapping[str, float]],
   smoothing: int = 1,
 ) -> Curve:
-  """The curve of a run, from its metrics of every round."""
-  tests = folder_lib.evaluations([row for row in rows if row['round']])
+  """The curve of a run, from its metrics of the rounds."""
+  accuracy = 'evaluation/by_client/accuracy'
+  tests = [row for row in rows if f'{accuracy}/mean' in row]
+
+  def column(name: str) -> np.ndarray:
+    return np.array([row.get(name, 0.0) for row in tests])
+
   return Curve(
     *settings.method_names,
     settings.seed,
-    tests['round'],
-    tests['models'],
-    tests['accuracy'],
+    column('round'),
+    column('distributor/models') + column('aggregator/models'),
+    column(f'{accuracy}/mean'),
     smoothing,
     # The folder of the data is a place on this machine.
-    {k: v for k, v in vars(settings).items() if k != 'data_dir'},
+    {k: v for k, v in vars(settings).items() if k != 'data_dir'}
+    | {'method': settings.method},
+    column(f'{accuracy}/q10'),
+    column(f'{accuracy}/q90'),
   )
 
 
@@ -105,30 +116,25 @@ def need(curve: Curve, target: float, num_tests: int) -> Need:
   return Need(False, int(curve.rounds[-1]), float(curve.models[-1]))
 
 
-class Saving(NamedTuple):
-  """The models of the uncorrected method over those of a method.
+def saving(own: Need, uncorrected: Need) -> tuple[float, str]:
+  """The models of the uncorrected method over those of a method, and a bound.
 
-  The bound is `''` where the ratio is exact, `>` or `<` where the true one is
-  above or below it, and `?` where neither method reaches the target.
+  The runs are of the same seed. The bound is `''` where the ratio is exact, `>`
+  or `<` where the true one is above or below it, and `?` with the ratio NaN
+  where neither method reaches the target.
   """
-
-  ratio: float
-  bound: str
-
-
-def saving(own: Need, uncorrected: Need) -> Saving:
-  """The saving in a pair of runs of the same seed."""
   bounds = {(True, True): '', (True, False): '>', (False, True): '<'}
   bound = bounds.get((own.is_reached, uncorrected.is_reached), '?')
-  return Saving(uncorrected.models / own.models, bound)
+  ratio = math.nan if bound == '?' else uncorrected.models / own.models
+  return ratio, bound
 
 
-def mean_saving(savings: Sequence[Saving]) -> Saving:
+def mean_saving(savings: Sequence[tuple[float, str]]) -> tuple[float, str]:
   """The geometric mean over seeds, with its bound.
 
   Bounds to both sides, or a pair in which neither reaches the target, leave
-  the mean open.
+  the mean open, `?`.
   """
-  bounds = {s.bound for s in savings} - {''}
-  ratio = float(np.exp(np.mean([np.log(s.ratio) for s in savings])))
-  return Saving(ratio, '?' if len(bounds) > 1 else ''.join(bounds))
+  bounds = {bound for _, bound in savings} - {''}
+  mean = statistics.geometric_mean(ratio for ratio, _ in savings)
+  return mean, '?' if len(bounds) > 1 else ''.join(bounds)

@@ -15,13 +15,13 @@ from typing import TypeAlias
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
+import tqdm
 
 from tasks import catalog
 from tasks.catalog import networks
-from tasks.runs import components
 from tasks.runs import errors
+from tasks.runs import methods
 from tasks.runs import pipeline
-from tasks.runs import progress
 from tasks.runs import settings as settings_lib
 import tff_debias
 from tff_debias import partitions
@@ -66,11 +66,9 @@ def run_in_parts(
   `clients` gives the data of each when its turn comes.
   """
   results: list[Mapping[str, Any]] = []
-  rest = iter(clients)
-  with progress.progress(total, 'device', desc=name) as bar:
-    while part := list(itertools.islice(rest, _CLIENTS_PER_CALL)):
-      results += evaluation(weights, part)
-      bar.update(len(part))
+  rest = iter(tqdm.tqdm(clients, name, total, unit='device'))
+  while part := list(itertools.islice(rest, _CLIENTS_PER_CALL)):
+    results += evaluation(weights, part)
   return results
 
 
@@ -96,17 +94,14 @@ class Experiment:
   """
 
   def __init__(self, settings: settings_lib.Settings):
-    """Loads the data and splits them; settings that are `None` get defaults."""
-    # Any: a setting that has an effect is not `None` now.
-    self.settings: Any = settings.resolve()
-    s = self.settings
+    """Loads the data and splits them."""
+    self.settings = s = settings
     self.task = catalog.load(s.task, s.data_dir)
-    self.correction = components.build('correction', s)
-    self.personalization = components.build('personalization', s)
-    tested = 'tested_personalization' if s.tested_personalization else None
-    self.personalization_in_tests = components.build(
-      tested or 'personalization', s
-    )
+    self.correction = methods.build('correction', s)
+    self.personalization = methods.build('personalization', s)
+    self.personalization_in_tests = self.personalization
+    if s.tested_personalization:
+      self.personalization_in_tests = methods.build('tested_personalization', s)
     self.train_data, self.test_data = self._split()
     if s.validation_share:
       self.train_data, self.test_data = _validation(
@@ -156,7 +151,7 @@ class Experiment:
     is_alid = s.partition == 'alid'
     num_outputs = s.classes_per_client if is_alid else self.task.num_classes
     if s.network is not None:
-      return components.call_own('network', s.network, num_outputs)
+      return methods.call_own('network', s.network, num_outputs)
     return self.task.build_model(num_outputs)
 
   @functools.cached_property

@@ -5,8 +5,6 @@ Trust a folder as you trust a program: a checkpoint is a TensorFlow graph, and
 """
 
 from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
 import contextlib
 import csv
 import dataclasses
@@ -16,14 +14,10 @@ import os
 import re
 from typing import Any
 
-import numpy as np
-
 from tasks.runs import errors
 from tasks.runs import settings as settings_lib
 
 _MAX_NAME_LENGTH = 200
-_MODELS = ('distributor/models', 'aggregator/models')
-_ACCURACY = 'evaluation/by_client/accuracy'
 
 
 def name_of(*parts: str, **values: Any) -> str:
@@ -96,9 +90,9 @@ class RunFolder:
 
     Other settings, another version's run and other files are an error.
     """
-    given = dataclasses.asdict(settings)
+    given = vars(settings)
     if os.path.exists(self.settings):
-      found = dataclasses.asdict(self.read())
+      found = vars(self.read())
       different = [
         f'--{name}={found[name]} there, {value} here'
         for name, value in given.items()
@@ -125,8 +119,8 @@ class RunFolder:
     """The settings of the run."""
     try:
       with open(self.settings) as file:
-        return settings_lib.Settings(**json.load(file))
-    except (OSError, ValueError, TypeError) as e:
+        return settings_lib.resolve(**json.load(file))
+    except (OSError, ValueError, LookupError, TypeError) as e:
       raise errors.UserError(
         f'{self.path} holds no run of this version: {e}.'
       ) from e
@@ -140,26 +134,10 @@ class RunFolder:
       ]
     return []
 
-  def is_current(self, path: str) -> bool:
-    """Whether a file is there and not older than the metrics."""
-    try:
-      return os.path.getmtime(path) >= os.path.getmtime(self.metrics)
-    except FileNotFoundError:
-      return False
-
-
-def evaluations(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
-  """The results of the personalized tests, an element for each `[tests]`.
-
-  They are the `round`, the `models` transmitted until then (down and up), the
-  `accuracy` (the mean over clients), and the 10 % and 90 % quantiles over
-  clients, `low` and `high`.
-  """
-  tests = [row for row in rows if f'{_ACCURACY}/mean' in row]
-  models = [sum(row.get(name, 0.0) for name in _MODELS) for row in tests]
-  columns = {'round': 'round', 'accuracy': f'{_ACCURACY}/mean'}
-  columns |= {'low': f'{_ACCURACY}/q10', 'high': f'{_ACCURACY}/q90'}
-  return {'models': np.array(models)} | {
-    name: np.array([row[column] for row in tests])
-    for name, column in columns.items()
-  }
+  def is_finished(self, rounds: int) -> bool:
+    """Whether all rounds are there, and the meta-model, which comes last."""
+    rows = self.read_metrics()
+    last = rows[-1]['round'] if rows else 0
+    if last != rounds or not os.path.exists(self.meta_model):
+      return last > rounds
+    return os.path.getmtime(self.meta_model) >= os.path.getmtime(self.metrics)

@@ -29,11 +29,11 @@ class Evaluation:
     title: What was evaluated.
     round_num: The round of the meta-model.
     trained_steps: The number of MAML steps in its tests; 0 without MAML.
-    clients: For each device its id `client`, its `group` (of `GROUPS`), its
-      numbers of `train_examples` and `test_examples`, `meta_accuracy` and
+    clients: A row for each device: its id `client`, its `group` (of `GROUPS`),
+      its numbers of `train_examples` and `test_examples`, `meta_accuracy` and
       `meta_loss` (of the meta-model as it is), `accuracy` and `loss`
       (personalized), `gain` (of accuracy), and `alone` (the accuracy after
-      local training from the initial model), each `[clients]`.
+      local training from the initial model).
     few_shot: A row for each `group` and number of local `examples` (a number,
       or `all`): the number of `clients` that have as many, and `mean`, `q10`
       and `q90` of their accuracy; and `alone`, the mean accuracy of the same
@@ -44,7 +44,7 @@ class Evaluation:
   title: str
   round_num: int
   trained_steps: int
-  clients: dict[str, np.ndarray]
+  clients: list[Row]
   few_shot: list[Row]
   steps: list[Row]
 
@@ -103,29 +103,30 @@ def evaluate(
       untouched = experiment.build_client_evaluation(nothing)
       meta = devices.run(weights, 'meta-model', untouched)
 
+  no_values = np.full(len(devices.ids), np.nan)
   if local_steps:
     local_training = experiment.build_local_training(local_steps)
 
-  def alone(size: int | None) -> np.ndarray:
+  def alone(size: int | None = None) -> np.ndarray:
     if not local_steps:
-      return np.full(len(devices.ids), np.nan)
+      return no_values
     initial = experiment.model.initial_weights
     return devices.run(initial, 'alone', local_training, size)['accuracy']
 
-  all_alone = alone(None)
+  all_alone = alone()
   shots: list[Row] = []
   if few_shot is None:
     numbers = [n * 10**k for k in range(9) for n in (1, 2, 5)]
     few_shot = [n for n in numbers if n < devices.train_examples.max()]
   if few_shot and personalization != nothing:
-    shots = devices.curve('examples', 0, meta['accuracy'], all_alone * np.nan)
+    shots = devices.curve('examples', 0, meta['accuracy'], no_values)
     for size in few_shot:
       found = devices.run(weights, f'{size} examples', test, size)['accuracy']
       shots += devices.curve('examples', size, found, alone(size))
     found = personalized['accuracy']
     shots += devices.curve('examples', 'all', found, all_alone)
-  clients = {
-    'client': np.array(devices.ids),
+  columns = {
+    'client': devices.ids,
     'group': devices.groups,
     'train_examples': devices.train_examples,
     'test_examples': devices.test_examples,
@@ -136,6 +137,10 @@ def evaluate(
     'gain': personalized['accuracy'] - meta['accuracy'],
     'alone': all_alone,
   }
+  clients = [
+    dict(zip(columns, values, strict=True))
+    for values in zip(*columns.values(), strict=True)
+  ]
   title = (
     f'{experiment.settings.title}; the model'
     f' {experiment.settings.evaluated_model!r} after round {round_num}'

@@ -6,11 +6,11 @@ Nothing here imports TensorFlow: `--help` and wrong flags are answered at once.
 from collections.abc import Mapping
 import dataclasses
 import json
+import types
 from typing import Any
 
 from tasks import catalog
 from tasks import cli
-from tasks.runs import components
 from tasks.runs import errors
 from tasks.runs import methods
 
@@ -95,206 +95,24 @@ def _goes_with(flag: cli.Flag) -> cli.Flag:
 
 #: The flag of each setting, by name.
 FLAGS = {flag.name: _goes_with(flag) for flag in cli.read_flags(_FLAGS)}
-# Not given: typed as it is where all settings are resolved.
-_OPEN: Any = None
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(types.SimpleNamespace):
   """The values of all settings that the numbers of an experiment depend on.
 
-  Their flags say what they are. Any may be `None`: it is not given, or has no
-  effect with the others. `resolve` puts the task's defaults. A value that is
-  wrong or has no effect is a `UserError`.
+  Their names are those of `FLAGS`, whose texts say what they are, but for the
+  `method`, which its parts make. One without effect is `None`. See `resolve`.
   """
 
-  task: str = 'digits'
-  data_dir: str = _OPEN
-  network: str = _OPEN
-  partition: str = _OPEN
-  num_clients: int = _OPEN
-  classes_per_client: int = _OPEN
-  concentration: float = _OPEN
-  held_out_share: float = 0.0
-  validation_share: float = 0.0
-  method: str = _OPEN
-  correction: str = _OPEN
-  personalization: str = _OPEN
-  tested_personalization: str = _OPEN
-  alpha: float = _OPEN
-  mu: float = _OPEN
-  maml_steps: int = _OPEN
-  maml_learning_rate: float = _OPEN
-  maml_first_order: bool = _OPEN
-  clients_per_round: int = _OPEN
-  local_steps: int = _OPEN
-  batch_size: int = _OPEN
-  learning_rate: float = _OPEN
-  learning_rate_decay: float = _OPEN
-  weight_decay: float = _OPEN
-  max_grad_norm: float = _OPEN
-  seed: int = 0
-  jit_compile: bool = False
-  evaluated_model: str = 'selected'
-  evaluation_clients: int = _OPEN
-  rounds_per_evaluation: int = _OPEN
-
-  def __post_init__(self):
-    for name, value in vars(self).items():
-      if value is not None:
-        FLAGS[name].check(value)
-    if self.network is not None:
-      components.parse('network', self.network)
-    for name, text in self._complete_method().items():
-      object.__setattr__(self, name, text)  # The class is frozen from here on.
-    for name in methods.ONLY_WITH:
-      if getattr(self, name) is not None and not self.has_effect(name):
-        other, values = methods.ONLY_WITH[name]
-        raise errors.UserError(
-          f'--{name}={getattr(self, name)} has no effect with'
-          f' --{other}={getattr(self, other)}, only with'
-          f' --{other}={" or ".join(values)}. Leave it out.'
-        )
-
-  def _complete_method(self) -> dict[str, str | None]:
-    """The method and its parts, made of those of them that are given."""
-    method = self.method
-    row = methods.METHODS[method or 'pfl_dyn']
-    parts = {
-      name: components.normalized(name, getattr(self, name))
-      for name in methods.PARTS
-    }
-    parts['correction'] = parts['correction'] or row.correction
-    if parts['personalization'] is None:
-      default = catalog.defaults(self.task)['personalization']
-      parts['personalization'] = default if row.personalizes else 'none'
-    found = methods.find(parts['correction'], parts['personalization'])
-    if method not in (None, found):
-      raise errors.UserError(
-        f'--method={method} does not go with --correction={parts["correction"]}'
-        f' --personalization={parts["personalization"]}, which is'
-        f' {found or "none of the methods"}. For tests alone there is'
-        ' --tested_personalization.'
-      )
-    if self.tested_personalization and parts['personalization'] != 'none':
-      raise errors.UserError(
-        f'--tested_personalization={self.tested_personalization} is for methods'
-        ' that train without personalization, but here'
-        f' --personalization={parts["personalization"]}.'
-      )
-    return {'method': found, **parts}
-
-  def has_effect(self, name: str) -> bool:
-    """Whether a setting has an effect, as far as that is known already."""
-    other, values = methods.ONLY_WITH.get(name, ('', ()))
-    if other == 'personalization':
-      return self.personalization_in_tests in values
-    return not other or getattr(self, other) in (None, *values)
-
-  def defaults(self) -> dict[str, Any]:
-    """The task's defaults; those of MAML's steps are for the tests, too."""
-    training, tests = (
-      catalog.defaults(self.task, self.correction, name, self.data_dir)
-      for name in (self.personalization, self.personalization_in_tests)
-    )
-    maml = {k: v for k, v in tests.items() if k.startswith('maml_')}
-    return training | maml
-
-  def resolve(self) -> 'Settings':
-    """Puts the task's defaults for what is `None` and has an effect."""
-    defaults = self.defaults()
-    partition = self.partition or defaults['partition']
-    known = dataclasses.replace(self, partition=partition)
-    missing = {
-      name: value
-      for name, value in defaults.items()
-      if getattr(known, name, '') is None and known.has_effect(name)
-    }
-    resolved = dataclasses.replace(known, **missing)
-    resolved._check_sizes(defaults)  # noqa: SLF001
-    return resolved
-
-  def _check_sizes(self, defaults: Mapping[str, Any]) -> None:
-    """Raises a `UserError` if clients or classes are more than there are."""
-    is_natural = defaults['partition'] == 'natural'
-    if (self.partition == 'natural') != is_natural:
-      right = 'natural' if is_natural else 'acid, alid or dirichlet'
-      raise errors.UserError(
-        f'--partition={self.partition} does not go with --task={self.task}:'
-        f' take --partition={right}.'
-      )
-    users = defaults['num_clients'] if is_natural else None
-    classes = catalog.TASKS[self.task].classes
-    for name, most, what in (
-      ('num_clients', users, f'the number of users in {self.task}'),
-      ('classes_per_client', classes, f'the number of classes in {self.task}'),
-      (
-        'clients_per_round',
-        self.num_clients - self.num_held_out,
-        '--num_clients less those of --held_out_share',
-      ),
-    ):
-      value = getattr(self, name)
-      if None not in (value, most) and value > most:
-        raise errors.UserError(
-          f'--{name}={value} must be at most {most}, {what}.'
-        )
-
-  def changes(self) -> dict[str, Any]:
-    """What differs from the defaults in resolved settings, for a run's name.
-
-    The seed is left out, and what decides the defaults.
-    """
-    main = ('task', 'data_dir', 'partition', 'method', *methods.PARTS)
-    defaults = vars(Settings(**{k: getattr(self, k) for k in main}).resolve())
-    return {
-      name: value
-      for name, value in vars(self).items()
-      if name not in (*main, 'seed') and value != defaults[name]
-    }
-
-  def uncorrected(self) -> 'Settings':
-    """The same settings for the method without a correction."""
-    return with_effect({**vars(self), 'method': None, 'correction': 'none'})
-
-  def tuned(self, path: str | None) -> 'Settings':
-    """Puts what a file of `tasks.tune` has chosen for what is `None`."""
-    if path is None:
-      return self
-    try:
-      with open(path) as file:
-        content = json.load(file)
-      chosen: dict[str, dict[str, Any]] = content.pop('chosen')
-      values = {**content, **chosen.get(self.key, {})}
-      changes = {k: v for k, v in values.items() if getattr(self, k) is None}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-      raise errors.UserError(
-        f'--tuned={path} must be a file tuned.json of tasks.tune: {e}.'
-      ) from e
-    for name, value in content.items():
-      if getattr(self, name) not in (None, value):
-        raise errors.UserError(
-          f'--tuned={path} is for --{name}={value}, not {getattr(self, name)}.'
-        )
-    if self.key not in chosen:
-      raise errors.UserError(
-        f'--tuned={path} has no {self.key}, only {", ".join(chosen)}.'
-      )
-    return dataclasses.replace(self, **changes)
-
-  def to_flags(self) -> list[str]:
-    """The flags that give these settings; a method implies its correction."""
-    implied = 'method' if self.method is None else 'correction'
-    return [
-      f'--{name}={value}'
-      for name, value in vars(self).items()
-      if value is not None and name != implied
-    ]
+  @property
+  def method(self) -> str | None:
+    """The name of the method; `None` with a class of your own."""
+    return methods.find(self.correction, self.personalization)
 
   @property
   def personalization_in_tests(self) -> str:
     """The personalization of the tests, by default that of training."""
-    return self.tested_personalization or self.personalization or 'none'
+    return self.tested_personalization or self.personalization
 
   @property
   def method_names(self) -> tuple[str, str]:
@@ -310,21 +128,21 @@ class Settings:
 
   @property
   def num_held_out(self) -> int:
-    """The number of clients of resolved settings that never train."""
+    """The number of clients that never train."""
     if not self.held_out_share:
       return 0
     return max(1, round(self.held_out_share * self.num_clients))
 
   @property
   def title(self) -> str:
-    """The method and the data of resolved settings, for people."""
+    """The method and the data, for people."""
     method, personalization = map(methods.title, self.method_names)
     tested = 'tested with ' if self.tested_personalization else ''
     return f'{method}, {tested}{personalization} on {self.data_title}'
 
   @property
   def data_title(self) -> str:
-    """The task of resolved settings and how it is split, for people."""
+    """The task and how it is split, for people."""
     split = {
       'dirichlet': f'Dirichlet({self.concentration})',
       'natural': 'its own users',
@@ -340,24 +158,164 @@ class Settings:
       parts.append('tested on validation examples')
     return f'{methods.title(self.task)}: {", ".join(parts)}'
 
+  def defaults(self) -> dict[str, Any]:
+    """The task's defaults; those of MAML's steps are for the tests, too."""
+    training, tests = (
+      catalog.defaults(self.task, self.correction, name, self.data_dir)
+      for name in (self.personalization, self.personalization_in_tests)
+    )
+    maml = {k: v for k, v in tests.items() if k.startswith('maml_')}
+    return training | maml
 
-def with_effect(values: Mapping[str, Any]) -> Settings:
-  """The settings of values, without those that have no effect with others."""
-  of_all = values.keys() - methods.ONLY_WITH.keys()
-  known = Settings(**{name: values[name] for name in of_all})
-  return Settings(**{k: v for k, v in values.items() if known.has_effect(k)})
+  def changes(self) -> dict[str, Any]:
+    """What differs from the defaults, for a run's name.
+
+    The seed is left out, and what decides the defaults.
+    """
+    main = ('task', 'data_dir', 'partition', *methods.PARTS)
+    defaults = vars(resolve(**{name: getattr(self, name) for name in main}))
+    return {
+      name: value
+      for name, value in vars(self).items()
+      if name not in (*main, 'seed') and value != defaults[name]
+    }
+
+  def uncorrected(self) -> 'Settings':
+    """The same settings for the method without a correction."""
+    return resolve(**with_effect({**vars(self), 'correction': 'none'}))
+
+  def to_flags(self) -> list[str]:
+    """The flags that give these settings."""
+    given = {k: v for k, v in vars(self).items() if v is not None}
+    return [f'--{name}={value}' for name, value in given.items()]
+
+
+def resolve(**given: Any) -> Settings:
+  """The settings that are given, and the task's defaults for the others.
+
+  Raises:
+    UserError: If a value is wrong, has no effect, or does not go with others.
+  """
+  given = {name: value for name, value in given.items() if value is not None}
+  for name, value in given.items():
+    FLAGS[name].check(value)
+    if name in (*methods.PARTS, 'network'):
+      given[name] = methods.normalized(name, value)
+  method = given.pop('method', None)
+  names = [name for name in FLAGS if name != 'method']
+  s = Settings(**{**dict.fromkeys(names), 'task': 'digits', **given})
+  _set_parts(s, method)
+  defaults = s.defaults()
+  s.partition = s.partition or defaults['partition']
+  for name in names:
+    other, values = methods.ONLY_WITH.get(name, ('task', (s.task,)))
+    found = getattr(s, other)
+    if other == 'personalization':
+      found = s.personalization_in_tests
+    if found in values and getattr(s, name) is None:
+      setattr(s, name, defaults.get(name))
+    elif found not in values and name in given:
+      raise errors.UserError(
+        f'--{name}={given[name]} has no effect with --{other}={found}, only'
+        f' with --{other}={" or ".join(values)}. Leave it out.'
+      )
+  _check_sizes(s, defaults)
+  return s
+
+
+def _set_parts(s: Settings, method: str | None) -> None:
+  """Sets the parts of the method that are not given; all must go together."""
+  row = methods.METHODS[method or 'pfl_dyn']
+  s.correction = s.correction or row.correction
+  if s.personalization is None:
+    default = catalog.defaults(s.task)['personalization']
+    s.personalization = default if row.personalizes else 'none'
+  if method not in (None, s.method):
+    raise errors.UserError(
+      f'--method={method} does not go with --correction={s.correction}'
+      f' --personalization={s.personalization}, which is'
+      f' {s.method or "none of the methods"}. For tests alone there is'
+      ' --tested_personalization.'
+    )
+  if s.tested_personalization and s.personalization != 'none':
+    raise errors.UserError(
+      f'--tested_personalization={s.tested_personalization} is for methods'
+      ' that train without personalization, but here'
+      f' --personalization={s.personalization}.'
+    )
+
+
+def _check_sizes(s: Settings, defaults: Mapping[str, Any]) -> None:
+  """Raises a `UserError` if clients or classes are more than there are."""
+  is_natural = defaults['partition'] == 'natural'
+  if (s.partition == 'natural') != is_natural:
+    right = 'natural' if is_natural else 'acid, alid or dirichlet'
+    raise errors.UserError(
+      f'--partition={s.partition} does not go with --task={s.task}: take'
+      f' --partition={right}.'
+    )
+  users = defaults['num_clients'] if is_natural else None
+  classes = catalog.TASKS[s.task].classes
+  training = s.num_clients - s.num_held_out
+  for name, most, what in (
+    ('num_clients', users, f'the number of users in {s.task}'),
+    ('classes_per_client', classes, f'the number of classes in {s.task}'),
+    (
+      'clients_per_round',
+      training,
+      '--num_clients less those of --held_out_share',
+    ),
+  ):
+    value = getattr(s, name)
+    if None not in (value, most) and value > most:
+      raise errors.UserError(
+        f'--{name}={value} must be at most {most}, {what}.'
+      )
+
+
+def with_effect(given: Mapping[str, Any]) -> dict[str, Any]:
+  """The given values without those that have no effect with the others."""
+  main = {k: v for k, v in given.items() if k not in methods.ONLY_WITH}
+  s = resolve(**main)
+  return main | {
+    name: value
+    for name, value in given.items()
+    if name in methods.ONLY_WITH and getattr(s, name) is not None
+  }
+
+
+def with_tuned(path: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+  """The given values, and what a file of `tasks.tune` has for the others."""
+  if path is None:
+    return dict(given)
+  try:
+    with open(path) as file:
+      content = json.load(file)
+    tuned_for = {name: content[name] for name in ('task', 'partition')}
+    chosen: dict[str, dict[str, Any]] = content['chosen']
+  except (OSError, ValueError, LookupError, TypeError) as e:
+    raise errors.UserError(
+      f'--tuned={path} must be a file tuned.json of tasks.tune: {e}.'
+    ) from e
+  for name, value in tuned_for.items():
+    if given.get(name, value) != value:
+      raise errors.UserError(
+        f'--tuned={path} is for --{name}={value}, not {given[name]}.'
+      )
+  key = resolve(**{**tuned_for, **given}).key
+  if key not in chosen:
+    raise errors.UserError(
+      f'--tuned={path} has no {key}, only {", ".join(chosen)}.'
+    )
+  return {**tuned_for, **chosen[key], **given}
 
 
 def given(args: cli.Args) -> dict[str, Any]:
   """The values of the flags that give settings, by name."""
-  return {
-    name: value
-    for name, value in vars(args).items()
-    if name in FLAGS and value is not None
-  }
+  return {k: v for k, v in vars(args).items() if k in FLAGS and v is not None}
 
 
 def help_defaults(args: cli.Args) -> dict[str, Any]:
   """The values that `--help` shows for settings that no flag gives."""
-  settings = Settings(**given(args))
-  return settings.defaults() | vars(settings.resolve())
+  settings = resolve(**given(args))
+  return settings.defaults() | vars(settings) | {'method': settings.method}

@@ -1,7 +1,7 @@
 """Trains an experiment in its folder with TFF's loop, and reads its models."""
 
 import asyncio
-import collections
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import json
@@ -17,7 +17,6 @@ import tqdm
 from tasks.runs import errors
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
-from tasks.runs import progress as progress_lib
 from tasks.runs import settings as settings_lib
 import tff_debias
 from tff_debias import checks
@@ -79,21 +78,19 @@ def run(
   context = (
     runtime.remote_context(workers) if workers else runtime.local_context()
   )
+  s = experiment.settings
   with folder.lock(), context:
-    folder.claim(experiment.settings)
+    folder.claim(s)
     storage = tff_debias.ClientStorage(folder.storage)
     process = experiment.build_process(storage)
     evaluation = experiment.build_evaluation()
 
-    def evaluation_data(round_num: int) -> Any:
-      is_due = round_num % experiment.settings.rounds_per_evaluation == 0
-      is_due = is_due or round_num == rounds
-      return experiment.evaluation_data if is_due else None
-
-    def evaluate(state: Any, data: Any) -> Any:
-      if data is None:
-        return collections.OrderedDict()
-      return evaluation(experiment.evaluated_weights(process, state), data)
+    def evaluate(state: Any, round_num: int) -> Mapping[str, Any]:
+      # The last round is always tested, which TFF's loop does not do.
+      if round_num % s.rounds_per_evaluation and round_num != rounds:
+        return {}
+      weights = experiment.evaluated_weights(process, state)
+      return evaluation(weights, experiment.evaluation_data)
 
     files = _Checkpoints(folder)
     checkpoints = tff_debias.StorageStateManager(files, storage)
@@ -111,13 +108,13 @@ def run(
         shutil.rmtree(f'{folder.checkpoints}/{_PREFIX}{version}')
     # TFF's loop asks for the event loop of the thread.
     asyncio.set_event_loop(asyncio.new_event_loop())
-    with progress_lib.progress(rounds, 'round', initial=done) as bar:
+    with tqdm.tqdm(total=rounds, unit='round', initial=done) as bar:
       state = tff.simulation.run_training_process(
         process,
         experiment.training_data,
         rounds,
         evaluate,
-        evaluation_data,
+        lambda round_num: round_num,
         program_state_manager=checkpoints,
         rounds_per_saving_program_state=rounds_per_checkpoint,
         metrics_managers=[
@@ -125,7 +122,7 @@ def run(
           tff.program.CSVFileReleaseManager(
             folder.metrics, tff.program.CSVSaveMode.WRITE, 'round'
           ),
-          _TensorBoard(folder, experiment.settings),
+          _TensorBoard(folder, s),
           _Progress(bar),
         ],
       )
@@ -172,18 +169,13 @@ def train_locally(
   training examples, from the initial model. The accuracy is kept in the file
   `path`, from which the next call with the same settings reads it.
   """
-  experiment = experiment_lib.Experiment(settings)
-  s = experiment.settings
-  # What has an effect here.
-  names = 'task data_dir network partition num_clients classes_per_client'
-  names += ' concentration held_out_share validation_share evaluation_clients'
-  names += ' seed learning_rate'
-  asked = {name: getattr(s, name) for name in names.split()}
-  asked |= {'steps': num_steps, 'bound': experiment.max_grad_norm_in_tests}
+  # A correction has no effect here.
+  asked = {**vars(settings.uncorrected()), 'steps': num_steps}
   with contextlib.suppress(FileNotFoundError), open(path) as file:
     stored = json.load(file)
     if stored['settings'] == asked:
       return stored['accuracy']
+  experiment = experiment_lib.Experiment(settings)
   with runtime.local_context():
     answers = experiment_lib.run_in_parts(
       experiment.build_local_training(num_steps),

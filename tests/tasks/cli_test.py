@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -55,6 +56,32 @@ def test_only_errors_for_people_are_one_line(main, code, said):
   assert result.returncode == code, result.stderr
   assert lines[-1].startswith(said)
   assert (len(lines) == 1) == (main != 'bug')
+
+
+_SLEEP = """
+import time
+from tasks import cli
+
+def prepare(argv):
+  print('ready', flush=True)
+  time.sleep(60)
+
+cli.run(prepare)
+"""
+
+
+def test_a_program_that_is_terminated_ends_as_by_an_interrupt():
+  command = [sys.executable, '-c', _SLEEP]
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+  with subprocess.Popen(command, **pipes) as process:
+    assert process.stdout.readline() == 'ready\n'
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+  assert process.returncode == 130
+  assert said == (
+    '\nStopped. The same command goes on, from the last checkpoint if there is'
+    ' one.\n'
+  )
 
 
 _ALL = """

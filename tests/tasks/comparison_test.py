@@ -41,7 +41,7 @@ def compare(tmp_path, monkeypatch):
     flags = ['--methods=fed_avg', '--personalizations=none', *flags]
     flags += [f'--output_dir={tmp_path}', '--runs_at_a_time=2', '--rounds=3']
     args = comparison_lib.parse('', flags)
-    return comparison_lib.Comparison('compare', args, lambda settings: [{}])
+    return comparison_lib.Comparison('compare', args, lambda given: [given])
 
   monkeypatch.setattr(comparison_lib.Comparison, 'start', start)
   return make
@@ -55,7 +55,7 @@ def times(folder):
 def test_two_at_a_time_train_what_is_not_finished(compare):
   comparison = compare('--seeds=0,3,4,5,6')
   comparison._train_all()
-  assert all(map(comparison.is_finished, comparison.runs))
+  assert all(folder.is_finished(3) for folder in comparison.runs)
   spans = list(map(times, comparison.runs))
   together = [sum(s <= t < e for s, e in spans) for t, _ in spans]
   assert max(together) == 2
@@ -65,10 +65,7 @@ def test_two_at_a_time_train_what_is_not_finished(compare):
   comparison._train_all()
   again = list(map(times, comparison.runs))
   assert again[1:] == spans[1:] and again[0] > spans[0]
-  comparison.rounds = 4
-  assert not comparison.is_finished(folder)
-  comparison.rounds = 2
-  assert comparison.is_finished(folder)
+  assert not folder.is_finished(4) and folder.is_finished(2)
 
 
 def test_a_run_that_fails_says_why_and_the_others_go_on(compare, tmp_path):
@@ -78,7 +75,7 @@ def test_a_run_that_fails_says_why_and_the_others_go_on(compare, tmp_path):
   assert str(error.value) == (
     f'A run failed, see {tmp_path}/fed_avg_none_seed1.log: Error: no data'
   )
-  finished = list(map(comparison.is_finished, comparison.runs))
+  finished = [folder.is_finished(3) for folder in comparison.runs]
   assert finished == [False, True, True]
 
 

@@ -2,6 +2,8 @@
 
 import importlib
 
+import tensorflow as tf
+
 from tasks.runs import experiment as experiment_lib
 from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
@@ -77,7 +79,25 @@ def experiment(**options):
   if 'method' in options:
     plain = options['method'] in ('fed_avg', 'fed_prox', 'scaffold')
     options['personalization'] = 'none' if plain else 'proto'
-  return experiment_lib.Experiment(settings_lib.Settings(**options))
+  return experiment_lib.Experiment(settings_lib.resolve(**options))
+
+
+def descend(network, x, y, learning_rate, bound=10.0):
+  """A step of gradient descent on all examples; the gradient is clipped."""
+  with tf.GradientTape() as tape:
+    losses = tf.keras.losses.sparse_categorical_crossentropy(
+      y, network(x), from_logits=True
+    )
+    value = tf.reduce_mean(losses)
+  gradients = tape.gradient(value, network.trainable_variables)
+  gradients, _ = tf.clip_by_global_norm(gradients, bound)
+  for variable, g in zip(network.trainable_variables, gradients, strict=True):
+    variable.assign_sub(learning_rate * g)
+
+
+def accuracy(network, x, y):
+  """The accuracy of a network of Keras."""
+  return (network(x).numpy().argmax(axis=1) == y).mean()
 
 
 def train(path, personalization):

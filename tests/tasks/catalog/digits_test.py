@@ -48,11 +48,10 @@ def test_network_and_augmentation():
 @pytest.mark.parametrize('method', methods.METHODS)
 def test_defaults_complete_the_settings(method):
   personalizes = methods.METHODS[method].personalizes
-  settings = settings_lib.Settings(
+  settings = settings_lib.resolve(
     method=method, personalization='maml' if personalizes else 'none'
   )
-  resolved = settings.resolve()
-  unset = {k for k, v in vars(resolved).items() if v is None}
+  unset = {k for k, v in vars(settings).items() if v is None}
   without_effect = {'concentration'}
   if not personalizes:
     without_effect |= {'maml_first_order', 'maml_learning_rate', 'maml_steps'}

@@ -25,12 +25,11 @@ def test_a_device_is_a_writer(tmp_path, name, num_classes):
         assert one['y'].shape == () and one['y'].dtype == np.int32
         np.testing.assert_array_equal(one['x'][..., 0], raw['pixels'])
         assert one['y'] == raw['label']
-  settings = settings_lib.Settings(task=name, personalization='maml')
-  resolved = settings.resolve()
-  assert resolved.partition == 'natural'
+  settings = settings_lib.resolve(task=name, personalization='maml')
+  assert settings.partition == 'natural'
   # As TFF's documentation says of its data.
-  assert resolved.num_clients == {62: 3400, 10: 3383}[num_classes]
-  unset = {k for k, v in vars(resolved).items() if v is None}
+  assert settings.num_clients == {62: 3400, 10: 3383}[num_classes]
+  unset = {k for k, v in vars(settings).items() if v is None}
   assert unset == {
     *('data_dir', 'network', 'classes_per_client', 'concentration', 'mu'),
     'tested_personalization',
@@ -50,7 +49,7 @@ def test_trains_and_tests_through_the_runtime(tmp_path, runtime):
     tmp_path / 'emnist_all.sqlite', tff_files.writers(5, num_classes=10)
   )
   experiment = experiment_lib.Experiment(
-    settings_lib.Settings(
+    settings_lib.resolve(
       task='emnist_digits',
       data_dir=str(tmp_path),
       num_clients=4,

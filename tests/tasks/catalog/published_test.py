@@ -54,7 +54,7 @@ def test_devices_have_the_very_examples_of_the_stored_results(
 ):
   """Also their order and their augmentation, in a round of the defaults."""
   experiment = experiment_lib.Experiment(
-    settings_lib.Settings(
+    settings_lib.resolve(
       task='fashion_mnist',
       method='pfl_dyn',
       partition=partition,
@@ -105,7 +105,7 @@ def test_cifar_is_the_published_experiment(
   np.savez(tmp_path / f'{name}.npz', x_train=x, y_train=y, x_test=x, y_test=y)
   # All but the number of devices, for which there are too few examples here.
   experiment = experiment_lib.Experiment(
-    settings_lib.Settings(
+    settings_lib.resolve(
       task=name, data_dir=str(tmp_path), num_clients=num_classes
     )
   )
@@ -130,7 +130,7 @@ def test_mini_imagenet_is_the_published_experiment(tmp_path):
     tmp_path / 'mini_imagenet.npz', x_train=x, y_train=y, x_test=x, y_test=y
   )
   experiment = experiment_lib.Experiment(
-    settings_lib.Settings(
+    settings_lib.resolve(
       task='mini_imagenet',
       partition='alid',
       data_dir=str(tmp_path),
@@ -174,27 +174,25 @@ def test_its_images_are_cropped_and_mirrored_and_then_change_their_color():
 def test_defaults_depend_on_the_method(
   method, personalization, maml_steps, maml_learning_rate, alpha
 ):
-  settings = settings_lib.Settings(
+  settings = settings_lib.resolve(
     task='cifar10', method=method, personalization=personalization
   )
-  resolved = settings.resolve()
-  assert resolved.maml_steps == maml_steps
-  assert resolved.maml_learning_rate == maml_learning_rate
-  assert resolved.alpha == alpha
-  assert (resolved.num_clients, resolved.clients_per_round) == (100, 10)
-  assert (resolved.local_steps, resolved.batch_size) == (50, 50)
-  assert (resolved.learning_rate, resolved.weight_decay) == (0.1, 1e-3)
-  assert resolved.learning_rate_decay == 0.997
+  assert settings.maml_steps == maml_steps
+  assert settings.maml_learning_rate == maml_learning_rate
+  assert settings.alpha == alpha
+  assert (settings.num_clients, settings.clients_per_round) == (100, 10)
+  assert (settings.local_steps, settings.batch_size) == (50, 50)
+  assert (settings.learning_rate, settings.weight_decay) == (0.1, 1e-3)
+  assert settings.learning_rate_decay == 0.997
   bound = np.inf if personalization == 'none' else 10
-  assert resolved.max_grad_norm == bound
+  assert settings.max_grad_norm == bound
 
 
 def test_what_is_given_is_no_default():
-  settings = settings_lib.Settings(
+  settings = settings_lib.resolve(
     task='cifar10',
     method='pfl_scaf',
     personalization='maml',
     maml_steps=3,
   )
-  resolved = settings.resolve()
-  assert (resolved.maml_steps, resolved.maml_learning_rate) == (3, 0.1)
+  assert (settings.maml_steps, settings.maml_learning_rate) == (3, 0.1)

@@ -51,12 +51,11 @@ def test_every_character_is_told_from_the_80_before(folder):
 
 
 def test_defaults_complete_the_settings():
-  settings = settings_lib.Settings(task='shakespeare', personalization='maml')
-  resolved = settings.resolve()
-  assert resolved.partition == 'natural'
+  settings = settings_lib.resolve(task='shakespeare', personalization='maml')
+  assert settings.partition == 'natural'
   # As TFF's documentation says of its data.
-  assert resolved.num_clients == 715
-  unset = {k for k, v in vars(resolved).items() if v is None}
+  assert settings.num_clients == 715
+  unset = {k for k, v in vars(settings).items() if v is None}
   assert unset == {
     *('data_dir', 'network', 'classes_per_client', 'concentration', 'mu'),
     'tested_personalization',
@@ -80,14 +79,12 @@ def test_trains_and_tests_through_the_runtime(
 
   monkeypatch.setattr(networks, 'character_lstm', small)
   experiment = experiment_lib.Experiment(
-    settings_lib.Settings(
+    settings_lib.resolve(
       task='shakespeare',
-      personalization='maml',
       data_dir=folder,
       num_clients=2,
       clients_per_round=2,
       local_steps=1,
-      maml_steps=1,
     )
   )
   process = experiment.build_process(

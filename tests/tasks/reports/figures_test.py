@@ -37,15 +37,16 @@ def metrics(round_num, accuracy):
 def test_the_convergence_shows_the_run_its_baselines_and_levels(
   tmp_path, drawn
 ):
-  rows = [metrics(r, 0.2 + 0.1 * r) for r in range(5)]
-  others = [metrics(r, 0.3 + 0.1 * r) for r in range(4)]
-  figures.save_convergence(
-    rows,
-    settings_lib.Settings(seed=3).resolve(),
-    str(tmp_path / 'a.png'),
-    {'per_fed_avg': others},
-    0.25,
-  )
+  settings = settings_lib.resolve(seed=3)
+  curves = [
+    savings.curve(own, [metrics(r, first + 0.1 * r) for r in range(rounds)])
+    for own, first, rounds in (
+      (settings, 0.2, 5),
+      (settings.uncorrected(), 0.3, 4),
+    )
+  ]
+  path = str(tmp_path / 'a.png')
+  figures.save_convergence(curves, settings, path, 0.25)
   (axis,) = drawn[0].axes
   own, other, level = axis.lines
   np.testing.assert_allclose(own.get_ydata(), [0.2, 0.3, 0.4, 0.5, 0.6])

@@ -26,7 +26,7 @@ def make_rows(accuracies):
 
 def test_says_the_last_and_the_best_test_and_the_cost():
   said = run_report.summary(
-    settings_lib.Settings(), make_rows([0.3, 0.5, 0.92, 0.9])
+    settings_lib.resolve(), make_rows([0.3, 0.5, 0.92, 0.9])
   )
   assert said == (
     'personalized accuracy 0.9000 after round 6 (the worst tenth of devices is'
@@ -47,7 +47,7 @@ def test_says_the_last_and_the_best_test_and_the_cost():
 def test_warns_where_the_accuracy_fell_by_more_than_five_points(
   accuracies, expected
 ):
-  said = run_report.summary(settings_lib.Settings(), make_rows(accuracies))
+  said = run_report.summary(settings_lib.resolve(), make_rows(accuracies))
   if expected is None:
     assert 'Warning' not in said
   else:

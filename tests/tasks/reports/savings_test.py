@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from tasks.reports import savings
+from tasks.runs import folder as folder_lib
+from tasks.runs import settings as settings_lib
 
 
 def curve(
@@ -51,14 +53,19 @@ def test_a_target_is_reached_where_the_accuracy_stays(
     ((True, 40), (True, 80), (2, '')),
     ((True, 40), (False, 100), (2.5, '>')),
     ((False, 100), (True, 80), (0.8, '<')),
-    ((False, 100), (False, 100), (1, '?')),
   ],
 )
 def test_a_run_that_fails_makes_the_saving_a_bound(own, other, expected):
   own, other = (
     savings.Need(is_reached, 1, models) for is_reached, models in (own, other)
   )
-  assert savings.saving(own, other) == savings.Saving(*expected)
+  assert savings.saving(own, other) == expected
+
+
+def test_two_runs_that_fail_say_nothing_of_the_saving():
+  failed = savings.Need(False, 1, 100)
+  ratio, bound = savings.saving(failed, failed)
+  assert np.isnan(ratio) and bound == '?'
 
 
 @pytest.mark.parametrize(
@@ -67,12 +74,10 @@ def test_a_run_that_fails_makes_the_saving_a_bound(own, other, expected):
   + [((a, b), '?') for a, b in (('>', '<'), ('', '?'), ('>', '?'))],
 )
 def test_the_mean_of_bounds_is_a_bound_to_the_same_side(bounds, expected):
-  found = savings.mean_saving(
-    [savings.Saving(r, b) for r, b in zip((1.0, 4.0), bounds, strict=True)]
-  )
-  assert found.bound == expected
+  ratio, bound = savings.mean_saving([(1.0, bounds[0]), (4.0, bounds[1])])
+  assert bound == expected
   # So that to save a half and to spend the double is to save nothing.
-  assert found.ratio == pytest.approx(2)
+  assert ratio == pytest.approx(2)
 
 
 def test_smoothing_is_the_mean_of_the_last_tests():
@@ -106,3 +111,23 @@ def test_methods_are_compared_with_the_one_that_trains_as_it_is_tested(
   method, personalization, expected
 ):
   assert savings.is_uncorrected(method, personalization) == expected
+
+
+def test_a_curve_has_the_rounds_with_a_test(tmp_path):
+  accuracy = 'evaluation/by_client/accuracy'
+  names = ['round', 'distributor/models', 'aggregator/models']
+  names += [f'{accuracy}/{name}' for name in ('mean', 'q10', 'q90')]
+  lines = [names, [0, '', '', 0.1, 0, 0.2], [1, 3, 4, '', '', '']]
+  lines += [[2, 6, 8, 0.5, 0.25, 0.75]]
+  (tmp_path / 'metrics.csv').write_text(
+    '\n'.join(','.join(map(str, line)) for line in lines) + '\n'
+  )
+  rows = folder_lib.RunFolder(str(tmp_path)).read_metrics()
+  found = savings.curve(settings_lib.resolve(seed=3), rows)
+  assert (found.method, found.personalization) == ('pfl_dyn', 'maml')
+  assert (found.seed, found.settings['method']) == (3, 'pfl_dyn')
+  assert [
+    list(values)
+    for values in (found.rounds, found.models, found.tests, found.low)
+  ] == [[0, 2], [0, 14], [0.1, 0.5], [0, 0.25]]
+  assert list(found.high) == [0.2, 0.75]

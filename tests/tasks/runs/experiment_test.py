@@ -61,15 +61,14 @@ def natural_task(monkeypatch):
 
 @pytest.mark.parametrize('name', catalog.TASKS)
 def test_a_task_has_defaults_without_data(name):
-  settings = settings_lib.Settings(task=name)
-  resolved = settings.resolve()
-  assert resolved.clients_per_round <= resolved.num_clients
-  assert resolved.changes() == {}
+  settings = settings_lib.resolve(task=name)
+  assert settings.clients_per_round <= settings.num_clients
+  assert settings.changes() == {}
   assert settings.defaults()['rounds'] >= 100
 
 
 def test_users_are_the_devices(natural_task):
-  experiment = experiment_lib.Experiment(settings_lib.Settings())
+  experiment = experiment_lib.Experiment(settings_lib.resolve())
   assert experiment.settings.partition == 'natural'
   assert 'its own users, 2 of 6 devices' in experiment.settings.title
   assert experiment.train_data.client_ids == list('abcefg')
@@ -87,7 +86,7 @@ def test_users_are_the_devices(natural_task):
 def test_some_users_are_drawn(natural_task):
   drawn = set()
   for seed in range(20):
-    settings = settings_lib.Settings(seed=seed, num_clients=3)
+    settings = settings_lib.resolve(seed=seed, num_clients=3)
     first, again = (experiment_lib.Experiment(settings) for _ in range(2))
     ids = first.train_data.client_ids
     assert ids == sorted(set(ids)) and len(ids) == 3
@@ -108,7 +107,7 @@ def test_data_are_raw_and_devices_of_many_sizes_fit_the_model(monkeypatch):
   )
   replace_digits(monkeypatch, made)
   experiment = experiment_lib.Experiment(
-    settings_lib.Settings(num_clients=8, clients_per_round=2, batch_size=4)
+    settings_lib.resolve(num_clients=8, clients_per_round=2, batch_size=4)
   )
   spec = experiment.model.input_spec
   assert spec['x'] == tf.TensorSpec([None, 8, 8], tf.uint8)
@@ -180,7 +179,7 @@ def test_the_validation_examples_are_a_share_of_the_training_examples():
 def test_a_small_user_keeps_its_examples_for_training(natural_task):
   def experiment(share):
     return experiment_lib.Experiment(
-      settings_lib.Settings(validation_share=share)
+      settings_lib.resolve(validation_share=share)
     )
 
   (client_id, *_) = experiment(0.2).test_data.client_ids
@@ -204,8 +203,7 @@ def test_runs_with_other_settings_have_other_names():
     {'correction': 'tff_debias:Dyn(alpha=0.03)'},
   ]
   names = [
-    folder_lib.path_of(settings_lib.Settings(**options).resolve())
-    for options in given
+    folder_lib.path_of(settings_lib.resolve(**options)) for options in given
   ]
   assert len(set(names)) == len(names)
   assert names[0] == 'runs/digits_alid_pfl_dyn_maml_seed0'
@@ -213,7 +211,7 @@ def test_runs_with_other_settings_have_other_names():
   for name in names:
     assert set(name) <= set(string.ascii_letters + string.digits + '/_=.,+-')
   # The task's default is not named.
-  same = settings_lib.Settings(num_clients=100).resolve()
+  same = settings_lib.resolve(num_clients=100)
   assert folder_lib.path_of(same) == names[0]
 
 

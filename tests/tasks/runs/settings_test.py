@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 
@@ -10,32 +9,28 @@ from tasks.runs import settings as settings_lib
 
 
 def test_defaults_are_pfl_dyn_on_digits_and_the_tasks_personalization():
-  settings = settings_lib.Settings()
+  settings = settings_lib.resolve()
   assert (settings.task, settings.correction) == ('digits', 'dyn')
   assert settings.personalization == 'maml'
-  assert settings_lib.Settings(task='cifar10').personalization == 'proto'
-  assert settings_lib.Settings(method='scaffold').personalization == 'none'
+  assert settings_lib.resolve(task='cifar10').personalization == 'proto'
+  assert settings_lib.resolve(method='scaffold').personalization == 'none'
 
 
 def test_resolve_fills_in_what_has_an_effect_and_is_not_given():
-  resolved = settings_lib.Settings(
-    personalization='proto', local_steps=7
-  ).resolve()
+  resolved = settings_lib.resolve(personalization='proto', local_steps=7)
   assert resolved.local_steps == 7
   assert (resolved.alpha, resolved.maml_steps) == (0.1, None)
   assert (resolved.classes_per_client, resolved.concentration) == (5, None)
-  resolved = settings_lib.Settings(
-    method='per_fed_avg', partition='dirichlet'
-  ).resolve()
+  resolved = settings_lib.resolve(method='per_fed_avg', partition='dirichlet')
   assert (resolved.alpha, resolved.maml_steps) == (None, 1)
   assert (resolved.classes_per_client, resolved.concentration) == (None, 0.3)
 
 
 @pytest.mark.parametrize('method', methods.METHODS)
 def test_a_correction_and_a_personalization_make_a_method(method):
-  named = settings_lib.Settings(method=method)
+  named = settings_lib.resolve(method=method)
   row = methods.METHODS[method]
-  made = settings_lib.Settings(
+  made = settings_lib.resolve(
     correction=row.correction,
     personalization='maml' if row.personalizes else 'none',
   )
@@ -44,12 +39,11 @@ def test_a_correction_and_a_personalization_make_a_method(method):
 
 
 def test_the_tests_personalization_decides_what_has_an_effect():
-  settings = settings_lib.Settings(
-    method='fed_avg', tested_personalization='maml', maml_steps=3
-  )
+  given = {'method': 'fed_avg', 'maml_steps': 3}
+  settings = settings_lib.resolve(**given, tested_personalization='maml')
   assert settings.method_names == ('fed_avg', 'maml')
   with pytest.raises(errors.UserError, match='--maml_steps=3 has no effect'):
-    dataclasses.replace(settings, tested_personalization='proto')
+    settings_lib.resolve(**given, tested_personalization='proto')
 
 
 @pytest.mark.parametrize(
@@ -63,15 +57,15 @@ def test_the_tests_personalization_decides_what_has_an_effect():
 def test_the_uncorrected_settings_differ_in_the_correction_only(
   options, method
 ):
-  settings = settings_lib.Settings(**options, seed=3)
-  expected = settings_lib.Settings(
+  settings = settings_lib.resolve(**options, seed=3)
+  expected = settings_lib.resolve(
     method=method, personalization=settings.personalization, seed=3
   )
   assert settings.uncorrected() == expected
 
 
 def test_ones_own_correction_is_written_in_one_way():
-  settings = settings_lib.Settings(
+  settings = settings_lib.resolve(
     correction='a.b:Mine( gamma = .5,name="x" )', personalization='c:Other()'
   )
   assert settings.correction == "a.b:Mine(gamma=0.5, name='x')"
@@ -87,7 +81,7 @@ def test_ones_own_correction_is_written_in_one_way():
 )
 def test_another_form_than_module_and_class_is_an_error(text):
   with pytest.raises(errors.UserError) as error:
-    settings_lib.Settings(correction=text)
+    settings_lib.resolve(correction=text)
   said = str(error.value)
   assert f'--correction={text} must be one of none, dyn' in said
   assert 'MODULE:NAME(ARGUMENT=VALUE, ...)' in said
@@ -95,18 +89,12 @@ def test_another_form_than_module_and_class_is_an_error(text):
 
 
 def test_flags_give_the_settings_again():
-  settings = settings_lib.Settings(
+  settings = settings_lib.resolve(
     correction='a:B(gamma=1)', max_grad_norm=math.inf, local_steps=3
   )
   given = dict(flag[2:].split('=', 1) for flag in settings.to_flags())
   values = {k: settings_lib.FLAGS[k].read(text) for k, text in given.items()}
-  assert settings_lib.Settings(**values) == settings
-
-
-def test_a_setting_of_some_parts_is_that_of_a_field():
-  names = {field.name for field in dataclasses.fields(settings_lib.Settings)}
-  assert set(methods.ONLY_WITH) <= names
-  assert methods.ONLY_WITH['mu'] == ('correction', ('prox',))
+  assert settings_lib.resolve(**values) == settings
 
 
 @pytest.fixture
@@ -122,12 +110,13 @@ def tuned(tmp_path):
 
 
 def test_what_was_tuned_goes_behind_what_is_given(tuned):
-  plain = settings_lib.Settings(personalization='maml')
-  assert plain.tuned(None) == plain
-  settings = plain.tuned(tuned)
-  assert (settings.alpha, settings.max_grad_norm) == (0.3, math.inf)
-  assert settings.partition == 'alid'
-  assert dataclasses.replace(plain, alpha=0.5).tuned(tuned).alpha == 0.5
+  given = {'personalization': 'maml', 'alpha': 0.5}
+  assert settings_lib.with_tuned(None, given) == given
+  found = settings_lib.with_tuned(tuned, given)
+  assert (found['alpha'], found['max_grad_norm']) == (0.5, math.inf)
+  assert (found['task'], found['partition']) == ('digits', 'alid')
+  del given['alpha']
+  assert settings_lib.with_tuned(tuned, given)['alpha'] == 0.3
 
 
 @pytest.mark.parametrize(
@@ -140,9 +129,8 @@ def test_what_was_tuned_goes_behind_what_is_given(tuned):
   ],
 )
 def test_what_was_tuned_for_something_else_is_refused(tuned, options, message):
-  settings = settings_lib.Settings(personalization='proto', **options)
   with pytest.raises(errors.UserError, match=message):
-    settings.tuned(tuned)
+    settings_lib.with_tuned(tuned, {'personalization': 'proto', **options})
 
 
 @pytest.mark.parametrize('content', [None, '[]', '{"task": 1}', '{"a'])
@@ -151,4 +139,4 @@ def test_another_file_is_not_what_was_tuned(tmp_path, content):
   if content is not None:
     path.write_text(content)
   with pytest.raises(errors.UserError, match='must be a file tuned.json of'):
-    settings_lib.Settings().tuned(str(path))
+    settings_lib.with_tuned(str(path), {})

@@ -39,19 +39,16 @@ def weights(folder):
 
 
 @pytest.mark.slow
-def test_rounds_that_run_again_replace_their_metrics(copy, run):
-  """A run is finished, goes on, and goes back, to the same numbers."""
+def test_a_finished_run_goes_on(copy, run):
+  """A run that is finished goes on; the next test has one that goes back."""
   before = run.read_metrics()
   assert train(copy, 4) == before == copy.read_metrics()
   tf.nest.map_structure(
     np.testing.assert_array_equal, weights(copy), weights(run)
   )
-  once = without_times(train(copy, 6))
-  assert [row['round'] for row in once] == list(range(7))
-  model = weights(copy)
-  assert without_times(train(copy, 6, from_round=4)) == once
-  assert without_times(copy.read_metrics()) == once
-  tf.nest.map_structure(np.testing.assert_array_equal, weights(copy), model)
+  rows = train(copy, 6)
+  assert [row['round'] for row in rows] == list(range(7))
+  assert copy.read_metrics() == rows and rows[:5] == before
 
 
 @pytest.mark.slow

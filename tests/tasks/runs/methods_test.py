@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from tasks.runs import components
 from tasks.runs import errors
+from tasks.runs import methods
 from tasks.runs import settings as settings_lib
 import tff_debias
 
@@ -43,8 +43,8 @@ def module(tmp_path, monkeypatch):
 
 
 def build(text):
-  settings = settings_lib.Settings(correction=text)
-  return components.build('correction', settings)
+  settings = settings_lib.resolve(correction=text)
+  return methods.build('correction', settings)
 
 
 def test_makes_ones_own(module):
@@ -74,15 +74,15 @@ def test_says_why_it_cannot_make_it(module, text, message):
 
 
 def test_built_in_ones_take_their_settings():
-  settings = settings_lib.Settings(
+  settings = settings_lib.resolve(
     alpha=0.3,
     personalization='maml',
     maml_steps=2,
     maml_learning_rate=0.5,
     maml_first_order=True,
   )
-  assert components.build('correction', settings) == tff_debias.Dyn(0.3)
-  prox = settings_lib.Settings(method='fed_prox', mu=0.2)
-  assert components.build('correction', prox) == tff_debias.Prox(0.2)
-  personalization = components.build('personalization', settings)
+  assert methods.build('correction', settings) == tff_debias.Dyn(0.3)
+  prox = settings_lib.resolve(method='fed_prox', mu=0.2)
+  assert methods.build('correction', prox) == tff_debias.Prox(0.2)
+  personalization = methods.build('personalization', settings)
   assert personalization == tff_debias.Maml(2, 0.5, True)
