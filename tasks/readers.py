@@ -1,4 +1,4 @@
-"""Reads data: arrays of images, the users of TFF's data, and a device's own."""
+"""Loads the data of tasks: arrays of images, and the users of TFF's data."""
 
 from collections.abc import Callable
 import contextlib

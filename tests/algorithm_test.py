@@ -1,3 +1,5 @@
+"""Algorithm 1, function by function: one file, as the module is one."""
+
 import numpy as np
 import pytest
 import reference

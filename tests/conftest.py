@@ -5,6 +5,8 @@ import sys
 
 # Read when TensorFlow is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+# Two processes share the cores, and the tensors of tests are small.
+os.environ.setdefault('TF_NUM_INTRAOP_THREADS', '1')
 
 import pytest
 

@@ -1,3 +1,5 @@
+"""A client's files on whatever can be exported: one file, as the module is."""
+
 import functools
 import math
 import subprocess

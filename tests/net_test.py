@@ -4,11 +4,9 @@
 says that a number changes.
 """
 
-import contextlib
-import csv
+import collections
 import dataclasses
 import functools
-import os
 import pathlib
 import sys
 import tempfile
@@ -31,14 +29,14 @@ _RUNS = (
   ),
 )
 _COLUMNS = {
-  'loss': 'client_work/train/loss',
-  'training_accuracy': 'client_work/train/accuracy',
-  'update_norm': 'finalizer/update_norm',
-  'correction_norm': 'finalizer/server_correction_norm',
+  'loss': ('client_work', 'train', 'loss'),
+  'training_accuracy': ('client_work', 'train', 'accuracy'),
+  'update_norm': ('finalizer', 'update_norm'),
+  'correction_norm': ('finalizer', 'server_correction_norm'),
 }
 _TEST_COLUMNS = {
-  'accuracy': 'by_client/accuracy/mean',
-  'test_loss': 'by_client/loss/mean',
+  'accuracy': ('accuracy', 'mean'),
+  'test_loss': ('loss', 'mean'),
 }
 
 
@@ -116,41 +114,43 @@ def build_test():
 
 def _train(method, personalizations, build_test, folder):
   """The weights of the meta-model, and the metrics of every round."""
-  import tensorflow as tf
-
-  from tasks.runs import folder as folder_lib
-  from tasks.runs import training
-
-  def test(weights, data):
-    return {p: build_test(p)(weights, data) for p in personalizations}
+  import tff_debias
 
   experiment = _experiment(method, personalizations[0])
-  experiment.build_evaluation = lambda: test
-  run = folder_lib.RunFolder(os.path.join(folder, 'run'))
-  training.run(experiment, run, _ROUNDS)
-  weights = tf.keras.models.load_model(run.meta_model).get_weights()
-  weights = np.concatenate([w.ravel() for w in weights])
-  with open(run.metrics) as file:
-    rows = list(csv.DictReader(file))
-  numbers = {}
+  process = experiment.build_process(tff_debias.ClientStorage(folder))
+  state, numbers = process.initialize(), collections.defaultdict(list)
+
+  def note(columns, metrics, prefix):
+    for name, column in columns.items():
+      value = functools.reduce(lambda part, key: part[key], column, metrics)
+      numbers[f'{prefix}/{name}'].append(float(value))
+
+  def test():
+    weights = process.get_model_weights(state)
+    for p in personalizations:
+      result = build_test(p)(weights, experiment.evaluation_data)
+      note(_TEST_COLUMNS, result['by_client'], f'{method}/{p}')
+    return weights.trainable
+
+  test()
+  for t in range(1, _ROUNDS + 1):
+    state, metrics = process.next(state, experiment.training_data(t))
+    for p in personalizations:
+      note(_COLUMNS, metrics, f'{method}/{p}')
+    if t % 2 == 0 or t == _ROUNDS:
+      weights = test()
   for p in personalizations:
-    numbers[f'{method}/{p}/weights'] = weights
-    tests = {n: f'evaluation/{p}/{c}' for n, c in _TEST_COLUMNS.items()}
-    for name, column in (_COLUMNS | tests).items():
-      values = [float(row[column]) for row in rows if row[column]]
-      numbers[f'{method}/{p}/{name}'] = np.array(values, np.float32)
-  return numbers
+    numbers[f'{method}/{p}/weights'] = np.concatenate(
+      [w.ravel() for w in weights]
+    )
+  return {name: np.array(n, np.float32) for name, n in numbers.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('method', 'personalizations'), _RUNS)
 def test_a_run_has_the_stored_numbers(
-  method, personalizations, build_test, tmp_path, runtime, monkeypatch
+  method, personalizations, build_test, tmp_path, runtime
 ):
-  from tasks.runs import training
-
-  # The context of the tests keeps the compiled test.
-  monkeypatch.setattr(training.runtime, 'local_context', contextlib.nullcontext)
   numbers = _train(method, personalizations, build_test, tmp_path)
   with np.load(_STORED) as stored:
     for key, values in numbers.items():
@@ -160,7 +160,10 @@ def test_a_run_has_the_stored_numbers(
 
 
 def _store():
+  from tff_debias import runtime
+
   numbers = {}
+  runtime.start_local_context()
   for method, personalizations in _RUNS:
     with tempfile.TemporaryDirectory() as folder:
       numbers |= _train(method, personalizations, _build_test, folder)

@@ -1,6 +1,7 @@
-"""The process in TFF's own loops, programs and forms, each as one writes it.
+"""TFF's own loops, programs and forms around one process: so it is one file.
 
-All train on the same participants, and end as `process.next` in a loop does.
+Each is as one writes it. All train on the same participants, and end as
+`process.next` in a loop does.
 """
 
 import asyncio

@@ -81,6 +81,16 @@ def run(
   s = experiment.settings
   with folder.lock(), context:
     folder.claim(s)
+    files = _Checkpoints(folder)
+    done = max(files.versions(), default=0)
+    if from_round is not None:
+      files.check('--from_round', from_round)
+      done = from_round
+    if done > rounds:
+      raise errors.UserError(
+        f'--rounds={rounds} must be at least {done}, the number of rounds that'
+        f' are done in {folder.path}.'
+      )
     storage = tff_debias.ClientStorage(folder.storage)
     process = experiment.build_process(storage)
     evaluation = experiment.build_evaluation()
@@ -92,17 +102,7 @@ def run(
       weights = experiment.evaluated_weights(process, state)
       return evaluation(weights, experiment.evaluation_data)
 
-    files = _Checkpoints(folder)
     checkpoints = tff_debias.StorageStateManager(files, storage)
-    done = max(files.versions(), default=0)
-    if from_round is not None:
-      files.check('--from_round', from_round)
-      done = from_round
-    if done > rounds:
-      raise errors.UserError(
-        f'--rounds={rounds} must be at least {done}, the number of rounds that'
-        f' are done in {folder.path}.'
-      )
     for version in files.versions():
       if version > done:  # The run goes back.
         shutil.rmtree(f'{folder.checkpoints}/{_PREFIX}{version}')
@@ -148,14 +148,14 @@ def load(
   `evaluated_model` in the settings says which model. The round is by default
   that of the newest checkpoint.
   """
-  with tempfile.TemporaryDirectory() as storage:
-    # The process is only for the structure of its state.
-    process = experiment.build_process(tff_debias.ClientStorage(storage))
-    structure = process.initialize()
   files = _Checkpoints(folder)
   if round_num is None:
     round_num = max(files.versions(), default=0)
   files.check('--round', round_num)
+  with tempfile.TemporaryDirectory() as storage:
+    # The process is only for the structure of its state.
+    process = experiment.build_process(tff_debias.ClientStorage(storage))
+    structure = process.initialize()
   state = asyncio.run(files.load(round_num, structure))
   return experiment.evaluated_weights(process, state), round_num
 

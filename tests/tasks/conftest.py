@@ -4,17 +4,19 @@ import pytest
 
 
 @pytest.fixture(scope='session')
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, runtime):
   """The runs `proto` and `maml`, to which tests only add files.
 
   Each is trained when a test first asks for it.
   """
+  from tasks.runs import folder as folder_lib
   from tests.tasks import small_runs
 
   class Runs(dict):
     def __missing__(self, name):
       path = str(tmp_path_factory.mktemp('runs') / name)
-      self[name] = small_runs.train(path, name)
+      self[name] = folder_lib.RunFolder(path)
+      small_runs.train(self[name], name)
       return self[name]
 
   return Runs()

@@ -1,11 +1,12 @@
 """Runs of a few seconds, which several files of tests read, and programs."""
 
+import contextlib
 import importlib
+from unittest import mock
 
 import tensorflow as tf
 
 from tasks.runs import experiment as experiment_lib
-from tasks.runs import folder as folder_lib
 from tasks.runs import settings as settings_lib
 from tasks.runs import training
 
@@ -100,8 +101,19 @@ def accuracy(network, x, y):
   return (network(x).numpy().argmax(axis=1) == y).mean()
 
 
-def train(path, personalization):
-  """The folder of a finished run, with all of its checkpoints."""
-  folder = folder_lib.RunFolder(path)
-  training.run(experiment(**OPTIONS[personalization]), folder, ROUNDS, 2)
-  return folder
+_evaluations = {}
+
+
+def train(folder, personalization, rounds=ROUNDS, from_round=None):
+  """Trains with a checkpoint every two rounds; gives the metrics.
+
+  It does so in the context of the tests, which keeps the compiled evaluation.
+  """
+  made = experiment(**OPTIONS[personalization])
+  if personalization not in _evaluations:
+    _evaluations[personalization] = made.build_evaluation()
+  made.build_evaluation = lambda: _evaluations[personalization]
+  with mock.patch.object(
+    training.runtime, 'local_context', contextlib.nullcontext
+  ):
+    return training.run(made, folder, rounds, 2, from_round)

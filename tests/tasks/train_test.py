@@ -1,7 +1,6 @@
 import csv
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -51,34 +50,24 @@ def wait_for_round(folder, round_num, process):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_interrupted_ends_as_one_never_stopped(
-  tmp_path, capfd
-):
+def test_a_run_that_is_killed_ends_as_one_never_stopped(tmp_path, capfd):
   whole, pieces = tmp_path / 'whole', tmp_path / 'pieces'
-  flags = ['--rounds=24', '--method=pfl_scaf']
+  flags = ['--rounds=14', '--method=pfl_scaf']
   train(whole, *flags)
   out, err = capfd.readouterr()
   assert 'personalized accuracy' in out
-  assert 'accuracy' in err and '24/24' in err
+  assert 'accuracy' in err and '14/14' in err
 
   command = [sys.executable, '-m', 'tasks.train', f'--output_dir={pieces}']
-  for stop, at in ((signal.SIGKILL, 4), (signal.SIGINT, 8)):
-    process = subprocess.Popen(
-      [*command, *_FLAGS, '--nobaseline', *flags],
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    wait_for_round(pieces, at, process)
-    process.send_signal(stop)
-    _, said = process.communicate(timeout=60)
-    assert int(rows(pieces)[-1]['round']) < 24
-    if stop == signal.SIGINT:
-      assert process.returncode == 130, said
-      assert 'The same command goes on' in said
-      assert 'Traceback' not in said
+  killed = subprocess.Popen(
+    [*command, *_FLAGS, '--nobaseline', *flags], stderr=subprocess.PIPE
+  )
+  wait_for_round(pieces, 4, killed)
+  killed.kill()
+  killed.communicate(timeout=60)
+  assert int(rows(pieces)[-1]['round']) < 14
   # The folder knows its settings.
-  more = [f'--run={pieces}', '--rounds=24', '--nobaseline']
+  more = [f'--run={pieces}', '--rounds=14', '--nobaseline']
   small_runs.prepare('train', *more)()
   assert rows(pieces) == rows(whole)
   models = [

@@ -81,6 +81,7 @@ def test_trains_and_tests_through_the_runtime(
   experiment = experiment_lib.Experiment(
     settings_lib.resolve(
       task='shakespeare',
+      method='fed_avg',
       data_dir=folder,
       num_clients=2,
       clients_per_round=2,

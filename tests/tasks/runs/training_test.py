@@ -16,7 +16,7 @@ def experiment():
 
 
 def train(folder, rounds, from_round=None):
-  return training.run(experiment(), folder, rounds, 2, from_round)
+  return small_runs.train(folder, 'proto', rounds, from_round)
 
 
 @pytest.fixture
