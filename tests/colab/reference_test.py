@@ -6,6 +6,8 @@ from colab import notebooks
 from colab import reference
 import tff_debias
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):

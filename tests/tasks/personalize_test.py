@@ -43,6 +43,7 @@ def test_a_device_of_the_run(copy_run, runtime, capsys):
   assert f'{accuracy:.4f} personalized' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_examples_of_another_device(runs, tmp_path, capsys):
   file = tmp_path / 'mine.npz'
   bunch = datasets.load_digits()
