@@ -17,8 +17,9 @@ _ANONYMOUS = b'cd2c89b7-88b7-44c8-ad83-06c2a9158347'
 _import_ids = itertools.count()
 
 #: TensorFlow's Grappler optimizes the step of a client, a function of its own.
-#: To optimize the graph around it takes a second, and gains nothing.
-NO_GRAPPLER = tf.compat.v1.ConfigProto(allow_soft_placement=True)
+#: To optimize the graph around it takes a second, and gains nothing. TFF's own
+#: call of it would also inline functions and forget marks such as `_noinline`.
+NO_GRAPPLER = tf.compat.v1.ConfigProto()
 NO_GRAPPLER.graph_options.rewrite_options.disable_meta_optimizer = True
 
 
@@ -48,7 +49,9 @@ class Function:
     )
     self._name = self._function.name.decode()
     self._num_outputs = len(outputs)
-    config = internals.eager_context().config
+    config = tf.compat.v1.ConfigProto.FromString(
+      internals.eager_context().function_call_options.config_proto_serialized
+    )
     config.MergeFrom(NO_GRAPPLER)
     self._attributes = (
       'executor_type',
